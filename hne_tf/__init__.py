@@ -1,0 +1,1 @@
+"""Hierarchical neural ensembles: one tree of networks, an answer for every budget."""

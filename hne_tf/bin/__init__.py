@@ -1,0 +1,1 @@
+"""Command-line binaries: flags, one frozen config, one library call."""

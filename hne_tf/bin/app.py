@@ -1,0 +1,62 @@
+"""What every binary shares: flags in, one line per error, an exit code out."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from hne_tf.errors import InputError
+
+
+def run(
+    name: str,
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags, calls `main`, and reports bad input in one line.
+
+    Flags live in a fresh `FlagValues`, so that a process (a test) can run
+    several binaries. `main` imports the library itself: flags are checked
+    before TensorFlow is loaded.
+
+    Args:
+      name: command name for messages, e.g. `"hne-train"`.
+      define_flags: adds the binary's flags; the arguments come along for
+        config files, whose overrides become flags.
+      main: called with the parsed flags and the remaining arguments.
+      argv: arguments without the program name; `sys.argv[1:]` by default.
+
+    Returns:
+      The exit code: 0, 1 for bad input found by the library, 2 for bad flags.
+    """
+    # TensorFlow greets CPU machines with CUDA complaints when it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    define_flags(values, arguments)
+    try:
+        positional = values([name, *arguments])[1:]
+    except flags.Error as error:
+        return _fail(name, error, 2)
+    if values.help:
+        print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
+        return 0
+    try:
+        main(values, positional)
+    except InputError as error:
+        return _fail(name, error, 1)
+    return 0
+
+
+def reject_positional(arguments: Sequence[str]) -> None:
+    """Raises `InputError` if a binary that takes only flags got other arguments."""
+    if arguments:
+        raise InputError(f"only flags are taken here, got {' '.join(arguments)!r}")
+
+
+def _fail(name: str, error: Exception, code: int) -> int:
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

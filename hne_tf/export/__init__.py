@@ -1,0 +1,1 @@
+"""From a trained workdir to a published, verified SavedModel."""

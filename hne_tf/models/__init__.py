@@ -1,0 +1,1 @@
+"""Architectures, written once, and the layer factories that build them."""

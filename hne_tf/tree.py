@@ -1,0 +1,130 @@
+"""Trees of blocks: which networks share what, in pure Python.
+
+A tree is a tuple of branching factors, one per block. Its leaves are networks,
+numbered depth-first from 0; a network is the path of nodes from block 0 to its
+leaf, and networks whose paths share a node share its weights and computation.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+from hne_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What going from `size - 1` to `size` leaves computes.
+
+    Attributes:
+      size: number of leaves evaluated after this step, from 1.
+      branch_block: first block whose node is not yet computed. The step
+        continues from the activation of block `branch_block - 1`, or from the
+        images where it is 0.
+      nodes: node index to compute at each block from `branch_block` on.
+      cached_blocks: blocks computed here whose activation a later step
+        continues from.
+    """
+
+    size: int
+    branch_block: int
+    nodes: tuple[int, ...]
+    cached_blocks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A tree of blocks, e.g. `Tree((1, 2, 2, 2, 2))` with 16 leaves.
+
+    Attributes:
+      branching: factor of each block. Block 0 has `branching[0]` roots; every
+        node of block `b - 1` has `branching[b]` children in block `b`.
+
+    Raises:
+      InputError: if a factor is not a positive integer or there is none.
+    """
+
+    branching: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        branching = tuple(self.branching)
+        whole = all(isinstance(k, int) and not isinstance(k, bool) for k in branching)
+        if not branching or not whole or min(branching) < 1:
+            raise InputError(
+                f"branching must be a non-empty tuple of positive integers, got {self.branching!r}"
+            )
+        object.__setattr__(self, "branching", branching)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks on every path, `B + 1` in the paper."""
+        return len(self.branching)
+
+    @property
+    def leaves(self) -> int:
+        """Number of networks, `N`."""
+        return math.prod(self.branching)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Ensemble sizes of objectives and export: powers of two below N, then N."""
+        powers = (2**b for b in range(self.leaves.bit_length()))
+        return (*(p for p in powers if p < self.leaves), self.leaves)
+
+    def nodes(self, block: int) -> int:
+        """Number of nodes in `block`."""
+        return math.prod(self.branching[: block + 1])
+
+    def leaves_per_node(self, block: int) -> int:
+        """Number of leaves below each node of `block`."""
+        return math.prod(self.branching[block + 1 :])
+
+    def parent(self, block: int, node: int) -> int:
+        """Index in block `block - 1` of the node that `node` of `block` hangs from."""
+        return node // self.branching[block]
+
+    def path(self, leaf: int) -> tuple[int, ...]:
+        """Node index at every block on the way to `leaf` (from 0)."""
+        return tuple(leaf // self.leaves_per_node(block) for block in range(self.blocks))
+
+    def active_nodes(self, size: int, block: int) -> int:
+        """Number of nodes of `block` that the first `size` leaves need.
+
+        Depth-first order makes them the first ones: nodes `0 .. active_nodes - 1`.
+        """
+        self.check_size(size)
+        return -(-size // self.leaves_per_node(block))
+
+    def check_size(self, size: int) -> None:
+        """Raises `InputError` unless `size` is a number of leaves of this tree."""
+        if not isinstance(size, int) or not 1 <= size <= self.leaves:
+            raise InputError(
+                f"ensemble size must be an integer from 1 to {self.leaves}, got {size!r}"
+            )
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The depth-first steps; step `n` computes exactly the nodes new to size `n`."""
+        paths = [self.path(leaf) for leaf in range(self.leaves)]
+        branch_blocks = [0] + [
+            next(b for b, (old, new) in enumerate(zip(a, c, strict=True)) if old != new)
+            for a, c in itertools.pairwise(paths)
+        ]
+        return tuple(
+            Step(
+                size=leaf + 1,
+                branch_block=first,
+                nodes=paths[leaf][first:],
+                cached_blocks=tuple(
+                    block
+                    for block in range(first, self.blocks - 1)
+                    if self.branching[block + 1] > 1
+                ),
+            )
+            for leaf, first in enumerate(branch_blocks)
+        )
+
+    def block_evaluations(self, size: int) -> int:
+        """Blocks computed for the first `size` leaves: their cost in equal blocks."""
+        return sum(self.active_nodes(size, block) for block in range(self.blocks))

@@ -1,0 +1,1 @@
+"""What runs beside TF Serving: a local stand-in, a client and budget policy."""
