@@ -1,0 +1,25 @@
+"""CIFAR-10 on a CPU, N = 8 with basic units.
+
+hne-train --config=configs/cifar10_cpu.py --workdir=runs/cifar10_cpu \\
+    --config.data.data_dir=<TFDS folder>
+"""
+
+import ml_collections
+
+from hne_tf.config import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of the experiment."""
+    config = default()
+    config.data.name = "cifar10"
+    config.data.pad_pixels = 4
+    config.data.flip = True
+    config.model.branching = (1, 2, 2, 2)
+    config.model.unit = "basic"
+    config.model.widths = (16, 32, 32, 32)
+    config.model.units = (1, 1, 1, 1)
+    config.model.strides = (1, 2, 2, 2)
+    config.objective.ramp_epochs = 5.0
+    config.training.epochs = 30.0
+    return config

@@ -1,0 +1,21 @@
+"""Real handwritten digits, N = 16: the quickstart.
+
+hne-train --config=configs/digits.py --workdir=runs/digits
+"""
+
+import ml_collections
+
+from hne_tf.config import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of the experiment."""
+    config = default()
+    config.data.name = "digits"
+    config.data.pad_pixels = 1
+    config.model.widths = (16, 32, 32, 32, 32)
+    config.model.units = (1, 1, 1, 1, 1)
+    config.model.strides = (1, 2, 1, 1, 1)
+    config.training.epochs = 30.0
+    config.training.batch_size = 64
+    return config

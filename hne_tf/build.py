@@ -1,0 +1,99 @@
+"""What a run's settings describe: tree, network, factory, model, objective."""
+
+from typing import Any
+
+import keras
+import ml_collections
+
+from hne_tf import objectives
+from hne_tf.data import DataSet
+from hne_tf.errors import InputError
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers import LayerFactory, TrainingLayers
+from hne_tf.models.resnet import ResNet
+from hne_tf.tree import Tree
+
+
+def tree(config: ml_collections.ConfigDict) -> Tree:
+    """The tree that the model section describes."""
+    return Tree(tuple(config.model.branching))
+
+
+def architecture(config: ml_collections.ConfigDict) -> ResNet:
+    """The network that the model section describes.
+
+    Raises:
+      InputError: for an unknown architecture or settings that it does not take.
+    """
+    model = config.model
+    if model.architecture != "resnet":
+        raise InputError(f"architecture must be resnet, got {model.architecture!r}")
+    return ResNet(model.unit, model.widths, model.units, model.strides, model.stem_width)
+
+
+def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> TrainingLayers:
+    """The training factory with the config's weight decay and batch norm.
+
+    Raises:
+      InputError: if `synchronized_norm` is not auto, on or off.
+    """
+    choices = {"auto": replicas > 1, "on": True, "off": False}
+    choice = config.distribution.synchronized_norm
+    if choice not in choices:
+        raise InputError(f"synchronized_norm must be auto, on or off, got {choice!r}")
+    return TrainingLayers(
+        config.optimizer.weight_decay, config.optimizer.norm_momentum, choices[choice]
+    )
+
+
+def ensemble(
+    config: ml_collections.ConfigDict, data_set: DataSet, layers: LayerFactory
+) -> TreeEnsemble:
+    """The untrained model of a run, built by any factory."""
+    return TreeEnsemble(
+        architecture(config),
+        tree(config),
+        layers,
+        data_set.image_shape,
+        len(data_set.class_names),
+        data_set.mean,
+        data_set.std,
+    )
+
+
+def objective(
+    config: ml_collections.ConfigDict, steps_per_epoch: float, iterations: Any
+) -> keras.losses.Loss:
+    """The loss that the objective section describes.
+
+    Args:
+      config: settings of the run.
+      steps_per_epoch: what turns `ramp_epochs` into steps.
+      iterations: the optimiser's step counter, which drives the ramp.
+
+    Raises:
+      InputError: for an unknown name or a value out of range.
+    """
+    section = config.objective
+    sizes = tree(config).sizes
+    alpha = section.alpha
+    if section.ramp_epochs < 0:
+        raise InputError(f"ramp_epochs must be 0 or more, got {section.ramp_epochs}")
+    if section.ramp_epochs > 0:
+        steps = max(1, round(section.ramp_epochs * steps_per_epoch))
+        alpha = objectives.LinearRamp(alpha, steps, iterations)
+    distillation = {
+        "alpha": alpha,
+        "temperature": section.temperature,
+        "combine": section.combine,
+        "average": section.average,
+    }
+    builders = {
+        "independent": objectives.IndependentLoss,
+        "subtree": lambda: objectives.SubtreeLoss(sizes, section.average),
+        "codistillation": lambda: objectives.CoDistillationLoss(**distillation),
+        "hierarchical": lambda: objectives.HierarchicalDistillationLoss(sizes, **distillation),
+    }
+    if section.name not in builders:
+        raise InputError(f"objective must be one of {', '.join(builders)}, got {section.name!r}")
+    return builders[section.name]()

@@ -1,0 +1,78 @@
+"""The settings of a run. Imports no TensorFlow, so that flags are checked at once."""
+
+import hashlib
+import json
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every field that a run has; experiments in `configs/` set some of them."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                # digits, cifar10, cifar100 or image_folder.
+                "name": "digits",
+                # Where TFDS keeps its sets, or the image folder; TFDS's own default if empty.
+                "data_dir": "",
+                # Downloads a set that is missing.
+                "download": False,
+                # Pixels a side that pictures of an image folder are resized to.
+                "image_size": 0,
+                # Augmentation: zero padding before a random crop, and random mirroring.
+                "pad_pixels": 0,
+                "flip": False,
+                # A fixed stratified part of the training split; 0 for all of it.
+                "train_examples": 0,
+            },
+            "model": {
+                "architecture": "resnet",
+                "branching": (1, 2, 2, 2, 2),
+                "unit": "bottleneck",
+                "widths": (16, 32, 64, 64, 64),
+                "units": (3, 3, 3, 3, 3),
+                "strides": (1, 2, 2, 1, 1),
+                "stem_width": 16,
+            },
+            "objective": {
+                # independent, subtree, codistillation or hierarchical.
+                "name": "hierarchical",
+                "alpha": 0.5,
+                "temperature": 2.0,
+                # Epochs over which alpha grows from 0; 0 for a constant alpha.
+                "ramp_epochs": 0.0,
+                "combine": "added",
+                "average": "logits",
+            },
+            "optimizer": {
+                "learning_rate": 0.1,
+                "warmup_epochs": 1.0,
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "norm_momentum": 0.9,
+            },
+            "training": {
+                "epochs": 300.0,
+                "batch_size": 128,
+                "steps_per_call": 50,
+                "checkpoint_every_epochs": 1.0,
+                "keep_checkpoints": 3,
+                "validate_every_epochs": 1.0,
+                # Slower on some devices; a resumed run ends with the same bits.
+                "deterministic": False,
+            },
+            "distribution": {
+                # Splits the CPU into this many devices where there is no GPU.
+                "logical_devices": 1,
+                # auto: synchronised on more than one replica; else on or off.
+                "synchronized_norm": "auto",
+            },
+        }
+    )
+
+
+def digest(config: ml_collections.ConfigDict) -> str:
+    """SHA-256 of the settings, whatever their order."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,202 @@
+"""Keras metrics over leaf logits, one value per ensemble size.
+
+Every metric is updated with labels `[batch]` and leaf logits `[batch, leaves,
+classes]`; `result()` is a dictionary such as `{"accuracy_1": …, "accuracy_2": …}`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from hne_tf.averaging import check_average, ensemble_log_probabilities
+from hne_tf.errors import InputError
+
+
+class _MeanPerColumn(keras.metrics.Metric):
+    """Running mean over examples of a row of values, each with its own name."""
+
+    def __init__(self, name: str, columns: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self._columns = tuple(columns)
+        self._total = self.add_weight(
+            shape=(len(self._columns),), initializer="zeros", name="total"
+        )
+        self._count = self.add_weight(shape=(), initializer="zeros", name="count")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        values = ops.cast(self._values(labels, y_pred), self.dtype)
+        if sample_weight is None:
+            weights = ops.ones((ops.shape(values)[0],), self.dtype)
+        else:
+            weights = ops.cast(ops.reshape(sample_weight, (-1,)), self.dtype)
+        self._total.assign_add(ops.sum(values * weights[:, None], axis=0))
+        self._count.assign_add(ops.sum(weights))
+
+    def _values(self, labels: Any, leaf_logits: Any) -> Any:
+        """`[batch, columns]` from labels `[batch]` and `[batch, leaves, classes]`."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Any]:
+        means = ops.divide_no_nan(self._total, self._count)
+        return {f"{self.name}_{column}": means[i] for i, column in enumerate(self._columns)}
+
+
+class _PerSize(_MeanPerColumn):
+    """A mean per ensemble size of what the ensembles' log-probabilities give.
+
+    Args:
+      sizes: ensemble sizes, `tree.sizes`.
+      average: see `averaging.ensemble_log_probabilities`.
+    """
+
+    def __init__(self, sizes: Sequence[int], average: str, name: str, **kwargs: Any) -> None:
+        super().__init__(name, sizes, **kwargs)
+        self._average = check_average(average)
+
+    def _values(self, labels, leaf_logits):
+        log_probabilities = ensemble_log_probabilities(leaf_logits, self._columns, self._average)
+        return self._score(labels, log_probabilities)
+
+    def _score(self, labels: Any, log_probabilities: Any) -> Any:
+        """`[batch, sizes]` from labels `[batch]` and `[batch, sizes, classes]`."""
+        raise NotImplementedError
+
+
+class EnsembleAccuracy(_PerSize):
+    """Share of examples whose most probable class is the label. See `_PerSize`."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        average: str = "logits",
+        name: str = "accuracy",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(sizes, average, name, **kwargs)
+
+    def _score(self, labels, log_probabilities):
+        return _hits(labels, log_probabilities)
+
+
+class NegativeLogLikelihood(_PerSize):
+    """Mean of `-log p(label)`, in nats. See `_PerSize`."""
+
+    def __init__(
+        self, sizes: Sequence[int], average: str = "logits", name: str = "nll", **kwargs: Any
+    ) -> None:
+        super().__init__(sizes, average, name, **kwargs)
+
+    def _score(self, labels, log_probabilities):
+        return -ops.einsum("bsc,bc->bs", log_probabilities, _one_hot(labels, log_probabilities))
+
+
+class BrierScore(_PerSize):
+    """Mean squared distance of probabilities to the one-hot label, summed over classes (0..2).
+
+    Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], average: str = "logits", name: str = "brier", **kwargs: Any
+    ) -> None:
+        super().__init__(sizes, average, name, **kwargs)
+
+    def _score(self, labels, log_probabilities):
+        error = ops.exp(log_probabilities) - _one_hot(labels, log_probabilities)[:, None]
+        return ops.sum(ops.square(error), axis=-1)
+
+
+class ExpectedCalibrationError(keras.metrics.Metric):
+    """Gap between confidence and accuracy, over equally wide bins of confidence.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
+
+    Args:
+      sizes: ensemble sizes, `tree.sizes`.
+      bins: number of bins between 0 and 1; a confidence on an edge belongs to
+        the bin below it.
+      average: see `averaging.ensemble_log_probabilities`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        bins: int = 15,
+        average: str = "logits",
+        name: str = "ece",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        if bins < 1:
+            raise InputError(f"bins must be 1 or more, got {bins}")
+        self._sizes = tuple(sizes)
+        self._bins = bins
+        self._average = check_average(average)
+        # Confidence minus hit, summed by bin: its absolute value over the
+        # number of examples is the bin's share of the error.
+        self._gap = self.add_weight(shape=(len(self._sizes), bins), initializer="zeros", name="gap")
+        self._count = self.add_weight(shape=(), initializer="zeros", name="count")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        if sample_weight is not None:
+            raise InputError("expected calibration error takes no sample weights")
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        log_probabilities = ensemble_log_probabilities(y_pred, self._sizes, self._average)
+        confidence = ops.max(ops.exp(log_probabilities), axis=-1)
+        gap = confidence - _hits(labels, log_probabilities)
+        bins = ops.cast(ops.ceil(confidence * self._bins), "int32") - 1
+        membership = ops.one_hot(ops.clip(bins, 0, self._bins - 1), self._bins, dtype=gap.dtype)
+        self._gap.assign_add(ops.einsum("bs,bsk->sk", gap, membership))
+        self._count.assign_add(ops.cast(ops.shape(gap)[0], self.dtype))
+
+    def result(self) -> dict[str, Any]:
+        errors = ops.divide_no_nan(ops.sum(ops.abs(self._gap), axis=-1), self._count)
+        return {f"{self.name}_{size}": errors[i] for i, size in enumerate(self._sizes)}
+
+
+class LeafAccuracy(_MeanPerColumn):
+    """Accuracy of every leaf by itself, `leaf_accuracy_0 …`.
+
+    Args:
+      leaves: number of leaves.
+    """
+
+    def __init__(self, leaves: int, name: str = "leaf_accuracy", **kwargs: Any) -> None:
+        super().__init__(name, range(leaves), **kwargs)
+
+    def _values(self, labels, leaf_logits):
+        return _hits(labels, leaf_logits)
+
+
+class Disagreement(_MeanPerColumn):
+    """Share of pairs among the first leaves that predict different classes; 0 for one leaf.
+
+    Args:
+      sizes: ensemble sizes, `tree.sizes`.
+    """
+
+    def __init__(self, sizes: Sequence[int], name: str = "disagreement", **kwargs: Any) -> None:
+        super().__init__(name, sizes, **kwargs)
+
+    def _values(self, labels, leaf_logits):
+        votes = ops.one_hot(ops.argmax(leaf_logits, axis=-1), leaf_logits.shape[-1])
+        columns = []
+        for size in self._columns:
+            counts = ops.sum(votes[:, :size], axis=1)
+            agreeing = ops.sum(counts * (counts - 1), axis=-1)
+            pairs = max(1, size * (size - 1))
+            columns.append((size * (size - 1) - agreeing) / pairs)
+        return ops.stack(columns, axis=1)
+
+
+def _one_hot(labels: Any, log_probabilities: Any) -> Any:
+    return ops.one_hot(labels, log_probabilities.shape[-1], dtype=log_probabilities.dtype)
+
+
+def _hits(labels: Any, scores: Any) -> Any:
+    """1 where the best of `[batch, k, classes]` is the label, else 0: `[batch, k]`."""
+    best = ops.cast(ops.argmax(scores, axis=-1), "int32")
+    return ops.cast(ops.equal(best, labels[:, None]), "float32")

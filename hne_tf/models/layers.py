@@ -1,0 +1,208 @@
+"""Layer factories: what a convolution becomes is decided here, not in the blocks.
+
+Blocks are written once against `LayerFactory`. A convolution comes with its
+normalisation and activation as one unit, named by its place in the block, e.g.
+`"unit0.conv1"`. Dots in layer names become slashes in canonical weight names
+(`models/weights.py`), so every factory's weights load into every other's.
+"""
+
+from typing import Protocol
+
+import keras
+from keras import KerasTensor
+
+from hne_tf.errors import InputError
+
+# Shared with folding, which needs it to turn a batch norm into a bias.
+NORM_EPSILON = 1e-3
+
+
+class LayerFactory(Protocol):
+    """Layers that a block is written in; activations are `[batch, height, width, channels]`."""
+
+    def conv(
+        self,
+        x: KerasTensor,
+        name: str,
+        filters: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = "relu",
+        zero_gamma: bool = False,
+    ) -> KerasTensor:
+        """Convolution, normalisation and activation; `zero_gamma` starts it at zero output."""
+
+    def depthwise(
+        self,
+        x: KerasTensor,
+        name: str,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str | None = "relu",
+    ) -> KerasTensor:
+        """Depthwise convolution, normalisation and activation."""
+
+    def add(
+        self, inputs: list[KerasTensor], name: str, activation: str | None = None
+    ) -> KerasTensor:
+        """Sum of activations of equal shape, then the activation."""
+
+    def concat(self, inputs: list[KerasTensor], name: str) -> KerasTensor:
+        """Activations side by side on channels."""
+
+    def pool(self, x: KerasTensor, name: str) -> KerasTensor:
+        """Global average: `[batch, height, width, channels]` to `[batch, channels]`."""
+
+    def head(self, x: KerasTensor, name: str, classes: int) -> KerasTensor:
+        """Linear classifier: `[batch, channels]` to logits `[batch, classes]`."""
+
+
+class _KerasLayers:
+    """The layers without weights, the same in every Keras 3 factory."""
+
+    def add(
+        self, inputs: list[KerasTensor], name: str, activation: str | None = None
+    ) -> KerasTensor:
+        x = keras.layers.Add(name=name)(inputs)
+        return keras.layers.Activation(activation, name=f"{name}.activation")(x)
+
+    def concat(self, inputs: list[KerasTensor], name: str) -> KerasTensor:
+        return keras.layers.Concatenate(name=name)(inputs)
+
+    def pool(self, x: KerasTensor, name: str) -> KerasTensor:
+        return keras.layers.GlobalAveragePooling2D(name=name)(x)
+
+
+class TrainingLayers(_KerasLayers):
+    """Convolution without bias, batch normalisation, activation; a layer each.
+
+    Kernels start from He et al. (ICCV 2015) and carry the coupled L2 penalty
+    `weight_decay / 2 * |kernel|^2`, whose gradient is `weight_decay * kernel`;
+    batch norms and biases carry none.
+
+    Args:
+      weight_decay: coefficient of the penalty's gradient, 0 for none.
+      norm_momentum: share of the moving statistics kept at each step.
+      synchronized: whether batch statistics are taken over all replicas.
+    """
+
+    def __init__(
+        self, weight_decay: float = 0.0, norm_momentum: float = 0.9, synchronized: bool = False
+    ) -> None:
+        if weight_decay < 0:
+            raise InputError(f"weight_decay must be 0 or more, got {weight_decay}")
+        if not 0 < norm_momentum < 1:
+            raise InputError(f"norm_momentum must lie between 0 and 1, got {norm_momentum}")
+        self._weight_decay = weight_decay
+        self._norm_momentum = norm_momentum
+        self._synchronized = synchronized
+
+    def conv(
+        self,
+        x: KerasTensor,
+        name: str,
+        filters: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = "relu",
+        zero_gamma: bool = False,
+    ) -> KerasTensor:
+        x = keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self._penalty(),
+            name=name,
+        )(x)
+        return self._normalise(x, name, activation, zero_gamma)
+
+    def depthwise(
+        self,
+        x: KerasTensor,
+        name: str,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str | None = "relu",
+    ) -> KerasTensor:
+        x = keras.layers.DepthwiseConv2D(
+            kernel_size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            # Keras counts a depthwise kernel's fan-in over all channels; each
+            # output here sees only kernel_size^2 inputs.
+            depthwise_initializer=keras.initializers.RandomNormal(
+                stddev=(2.0 / kernel_size**2) ** 0.5
+            ),
+            depthwise_regularizer=self._penalty(),
+            name=name,
+        )(x)
+        return self._normalise(x, name, activation, zero_gamma=False)
+
+    def head(self, x: KerasTensor, name: str, classes: int) -> KerasTensor:
+        return keras.layers.Dense(
+            classes,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self._penalty(),
+            name=name,
+        )(x)
+
+    def _penalty(self) -> keras.regularizers.L2 | None:
+        return keras.regularizers.L2(self._weight_decay / 2) if self._weight_decay else None
+
+    def _normalise(
+        self, x: KerasTensor, name: str, activation: str | None, zero_gamma: bool
+    ) -> KerasTensor:
+        x = keras.layers.BatchNormalization(
+            momentum=self._norm_momentum,
+            epsilon=NORM_EPSILON,
+            gamma_initializer="zeros" if zero_gamma else "ones",
+            synchronized=self._synchronized,
+            name=f"{name}.norm",
+        )(x)
+        return keras.layers.Activation(activation, name=f"{name}.activation")(x)
+
+
+class DeployLayers(_KerasLayers):
+    """Convolution with a bias and activation: what batch norm folds into for inference."""
+
+    def conv(
+        self,
+        x: KerasTensor,
+        name: str,
+        filters: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = "relu",
+        zero_gamma: bool = False,
+    ) -> KerasTensor:
+        return keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding="same",
+            activation=activation,
+            name=name,
+        )(x)
+
+    def depthwise(
+        self,
+        x: KerasTensor,
+        name: str,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str | None = "relu",
+    ) -> KerasTensor:
+        return keras.layers.DepthwiseConv2D(
+            kernel_size,
+            strides=strides,
+            padding="same",
+            activation=activation,
+            name=name,
+        )(x)
+
+    def head(self, x: KerasTensor, name: str, classes: int) -> KerasTensor:
+        return keras.layers.Dense(classes, name=name)(x)

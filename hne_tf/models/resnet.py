@@ -1,0 +1,122 @@
+"""A CIFAR residual network cut into the blocks of a tree.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. The
+bottleneck unit with a depthwise 3x3 is the one of Ruiz and Verbeek (AAAI 2021).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+from hne_tf.errors import InputError
+from hne_tf.models.layers import LayerFactory
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """Settings of the network; every block has one entry in each tuple.
+
+    Attributes:
+      unit: `"bottleneck"` (1x1, depthwise 3x3, 1x1; the middle half as wide as
+        the output) or `"basic"` (two 3x3: fast on CPU).
+      widths: output channels of each block.
+      units: residual units in each block.
+      strides: stride of the first unit of each block.
+      stem_width: channels of the 3x3 convolution before the first unit.
+
+    Raises:
+      InputError: if the tuples differ in length or hold anything but positive
+        integers, or the unit is unknown.
+    """
+
+    unit: str
+    widths: tuple[int, ...]
+    units: tuple[int, ...]
+    strides: tuple[int, ...]
+    stem_width: int = 16
+
+    def __post_init__(self) -> None:
+        if self.unit not in _UNITS:
+            raise InputError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
+        if not len(self.widths) == len(self.units) == len(self.strides):
+            raise InputError(
+                "widths, units and strides must have one entry per block, got "
+                f"{self.widths}, {self.units} and {self.strides}"
+            )
+        for field in ("widths", "units", "strides"):
+            values = tuple(getattr(self, field))
+            if not values or any(not isinstance(v, int) or v < 1 for v in values):
+                raise InputError(f"{field} must be positive integers, got {values}")
+            object.__setattr__(self, field, values)
+        if self.stem_width < 1:
+            raise InputError(f"stem_width must be a positive integer, got {self.stem_width}")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, which a tree's branching must match."""
+        return len(self.widths)
+
+    def block(
+        self, layers: LayerFactory, block: int, x: keras.KerasTensor, classes: int
+    ) -> keras.KerasTensor:
+        """Applies block number `block`; the last one ends in logits `[batch, classes]`."""
+        if block == 0:
+            x = layers.conv(x, "stem", self.stem_width, kernel_size=3)
+        for index in range(self.units[block]):
+            strides = self.strides[block] if index == 0 else 1
+            x = _residual(layers, f"unit{index}", x, _UNITS[self.unit], self.widths[block], strides)
+        if block == self.blocks - 1:
+            x = layers.head(layers.pool(x, "pool"), "head", classes)
+        return x
+
+
+def bottleneck(width: str, **settings: object) -> ResNet:
+    """The bottleneck network of a preset, `"small"` or `"large"`, five blocks of three units.
+
+    Raises:
+      InputError: if the preset is unknown.
+    """
+    if width not in PRESETS:
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {width!r}")
+    return dataclasses.replace(PRESETS[width], **settings)
+
+
+def _residual(
+    layers: LayerFactory,
+    name: str,
+    x: keras.KerasTensor,
+    branch: Callable[..., keras.KerasTensor],
+    width: int,
+    strides: int,
+) -> keras.KerasTensor:
+    shortcut = x
+    if strides > 1 or x.shape[-1] != width:
+        shortcut = layers.conv(x, f"{name}.shortcut", width, strides=strides, activation=None)
+    y = branch(layers, name, x, width, strides)
+    return layers.add([shortcut, y], f"{name}.add", activation="relu")
+
+
+def _bottleneck_branch(
+    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
+) -> keras.KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", max(1, width // 2))
+    x = layers.depthwise(x, f"{name}.conv2", strides=strides)
+    return layers.conv(x, f"{name}.conv3", width, activation=None, zero_gamma=True)
+
+
+def _basic_branch(
+    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
+) -> keras.KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", width, kernel_size=3, strides=strides)
+    return layers.conv(x, f"{name}.conv2", width, kernel_size=3, activation=None, zero_gamma=True)
+
+
+_UNITS = {"bottleneck": _bottleneck_branch, "basic": _basic_branch}
+
+PRESETS = {
+    "small": ResNet("bottleneck", (16, 32, 64, 64, 64), (3,) * 5, (1, 2, 2, 1, 1)),
+    "large": ResNet(
+        "bottleneck", (32, 64, 128, 128, 128), (3,) * 5, (1, 2, 2, 1, 1), stem_width=32
+    ),
+}

@@ -1,0 +1,338 @@
+"""The training loop: distributed, resumable, several steps per host call."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from hne_tf import build, checkpoints
+from hne_tf.data import DataSet, load
+from hne_tf.errors import InputError
+from hne_tf.evaluation import inference, measure
+from hne_tf.metrics import EnsembleAccuracy
+from hne_tf.progress import Progress
+from hne_tf.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A run in steps of one global batch.
+
+    Attributes:
+      steps_per_epoch: need not be whole; batches straddle epochs.
+      total: steps of the run.
+      per_call: steps between returns to the host.
+      checkpoint_every: steps between checkpoints.
+      validate_every: steps between passes over the validation split.
+    """
+
+    steps_per_epoch: float
+    total: int
+    per_call: int
+    checkpoint_every: int
+    validate_every: int
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict, examples: int) -> "Schedule":
+        """The schedule of a run on a training split of so many `examples`.
+
+        Raises:
+          InputError: for a setting that is not positive.
+        """
+        training = config.training
+        for field in (
+            "epochs",
+            "batch_size",
+            "steps_per_call",
+            "keep_checkpoints",
+            "checkpoint_every_epochs",
+            "validate_every_epochs",
+        ):
+            if not training[field] > 0:
+                raise InputError(f"training.{field} must be above 0, got {training[field]}")
+        epoch = examples / training.batch_size
+        return cls(
+            steps_per_epoch=epoch,
+            total=max(1, round(training.epochs * epoch)),
+            per_call=training.steps_per_call,
+            checkpoint_every=max(1, round(training.checkpoint_every_epochs * epoch)),
+            validate_every=max(1, round(training.validate_every_epochs * epoch)),
+        )
+
+    def next_stop(self, step: int) -> int:
+        """The step at which the host is needed next, after `step`."""
+        strides = (self.per_call, self.checkpoint_every, self.validate_every)
+        return min(self.total, *((step // stride + 1) * stride for stride in strides))
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether what happens `every` so many steps, and at the end, happens at `step`."""
+        return step % every == 0 or step == self.total
+
+
+def strategy(config: ml_collections.ConfigDict) -> tf.distribute.MirroredStrategy:
+    """Mirrors over all GPUs, else over logical CPU devices.
+
+    Raises:
+      InputError: if the batch does not divide by the devices, or TensorFlow is
+        already running with another number of CPU devices.
+    """
+    wanted = config.distribution.logical_devices
+    if wanted < 1:
+        raise InputError(f"distribution.logical_devices must be 1 or more, got {wanted}")
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    devices = gpus or _cpu_devices(wanted)
+    if config.training.batch_size % len(devices):
+        raise InputError(
+            f"training.batch_size must divide by the {len(devices)} devices, "
+            f"got {config.training.batch_size}"
+        )
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Workdir,
+    restart: bool = False,
+    report: Callable[[str], None] = print,
+) -> int:
+    """Trains to the end of the schedule, or until SIGTERM or SIGINT.
+
+    A workdir that holds part of the same run is continued from its newest
+    sound checkpoint; with `training.deterministic` the end is the same, bit
+    for bit, as without the interruption.
+
+    Args:
+      config: settings, see `config.default()`.
+      workdir: where the run is kept.
+      restart: moves an older run in `workdir` aside instead of continuing it.
+      report: gets a line for whatever the user should know.
+
+    Returns:
+      The step reached.
+
+    Raises:
+      InputError: for settings that break a rule or a workdir of another run.
+    """
+    tree = build.tree(config)
+    build.architecture(config)
+    data_set = load(config.data)
+    schedule = Schedule.of(config, data_set.examples("train"))
+    if config.training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    run = _Run(config, data_set, schedule, strategy(config))
+    workdir.claim(config, restart)
+    step = _resume(run.checkpoint, workdir, schedule, config.training.keep_checkpoints, report)
+    progress = Progress(schedule.total, (tree.sizes[0], tree.leaves))
+    with progress.started_at(step), tf.summary.create_file_writer(str(workdir.events)).as_default():
+        step = _loop(run, workdir, step, progress)
+    if step < schedule.total:
+        report(f"stopped at step {step} of {schedule.total}; the same command goes on from there")
+    else:
+        report(f"trained {schedule.total} steps; the run is in {workdir.path}")
+    return step
+
+
+class _Run:
+    """What a run consists of, built under its strategy."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        data_set: DataSet,
+        schedule: Schedule,
+        strategy: tf.distribute.Strategy,
+    ) -> None:
+        self.config = config
+        self.data_set = data_set
+        self.schedule = schedule
+        self.strategy = strategy
+        self._sizes = build.tree(config).sizes
+        with strategy.scope():
+            layers = build.training_layers(config, strategy.num_replicas_in_sync)
+            self.model = build.ensemble(config, data_set, layers)
+            self.optimizer = _optimizer(config, schedule)
+            self.optimizer.build(self.model.trainable_variables)
+            self.loss = keras.metrics.Mean(name="loss")
+            self.accuracy = EnsembleAccuracy(self._sizes, config.objective.average)
+        self.objective = build.objective(
+            config, schedule.steps_per_epoch, self.optimizer.iterations
+        )
+        self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        self._steps = tf.function(self._run_steps)
+        self._predict = inference(self.model)
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Global batches from `start_step` on, split over the replicas."""
+        batches = self.data_set.train_batches(
+            batch_size=self.config.training.batch_size,
+            start_step=start_step,
+            total_steps=self.schedule.total,
+            seed=self.config.seed,
+        )
+        return iter(self.strategy.experimental_distribute_dataset(batches))
+
+    def take_steps(self, batches: Iterator[Any], count: int) -> dict[str, float]:
+        """Takes `count` steps; returns their mean loss and accuracies."""
+        self.loss.reset_state()
+        self.accuracy.reset_state()
+        self._steps(batches, tf.constant(count))
+        accuracies = {name: float(value) for name, value in self.accuracy.result().items()}
+        return {"loss": float(self.loss.result()), **accuracies}
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy of every size on the validation split."""
+        accuracy = EnsembleAccuracy(self._sizes, self.config.objective.average)
+        batches = self.data_set.evaluation_batches("validation", self.config.training.batch_size)
+        measured = measure(self._predict, batches, [accuracy])
+        return {f"validation_{name}": value for name, value in measured.items()}
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.optimizer.learning_rate)
+
+    def _run_steps(self, batches, count):
+        for _ in tf.range(count):
+            self.strategy.run(self._replica_step, args=next(batches))
+
+    def _replica_step(self, images, labels):
+        """One step on a replica's part; sums of replicas make the global batch's mean."""
+        with tf.GradientTape() as tape:
+            leaf_logits = self.model(images, training=True)
+            per_example = self.objective.call(labels, leaf_logits)
+            loss = tf.reduce_sum(per_example) / self.config.training.batch_size
+            if self.model.losses:
+                loss += tf.add_n(self.model.losses) / self.strategy.num_replicas_in_sync
+        variables = self.model.trainable_variables
+        # The optimiser sums gradients over replicas.
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.loss.update_state(per_example)
+        self.accuracy.update_state(labels, leaf_logits)
+
+
+def _optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
+    """SGD with Nesterov momentum, linear warm-up and cosine decay to 0.
+
+    Raises:
+      InputError: for a learning rate of 0 or below, a momentum outside [0, 1)
+        or a warm-up below 0 or as long as the run.
+    """
+    section = config.optimizer
+    warmup = round(section.warmup_epochs * schedule.steps_per_epoch)
+    if not section.learning_rate > 0:
+        raise InputError(f"optimizer.learning_rate must be above 0, got {section.learning_rate}")
+    if not 0 <= section.momentum < 1:
+        raise InputError(f"optimizer.momentum must lie in [0, 1), got {section.momentum}")
+    if not 0 <= warmup < schedule.total:
+        raise InputError(
+            "optimizer.warmup_epochs must be 0 or more and shorter than the run, "
+            f"got {section.warmup_epochs}"
+        )
+    rate = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else section.learning_rate,
+        decay_steps=schedule.total - warmup,
+        warmup_target=section.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.SGD(rate, momentum=section.momentum, nesterov=section.momentum > 0)
+
+
+def _cpu_devices(count: int) -> list[str]:
+    """Names of `count` logical CPU devices; splits the CPU if TensorFlow has not started."""
+    if count > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        # A RuntimeError says that TensorFlow has started; the check below tells.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * count
+            )
+    names = [device.name for device in tf.config.list_logical_devices("CPU")]
+    if len(names) < count:
+        raise InputError(
+            f"distribution.logical_devices must be set before TensorFlow starts, which runs "
+            f"with {len(names)}, got {count}"
+        )
+    return names[:count]
+
+
+def _resume(
+    checkpoint: tf.train.Checkpoint,
+    workdir: Workdir,
+    schedule: Schedule,
+    keep: int,
+    report: Callable[[str], None],
+) -> int:
+    """Restores the newest sound checkpoint, or begins with one of step 0.
+
+    Raises:
+      InputError: if the workdir has lost its checkpoints.
+    """
+    step = checkpoints.restore_newest(checkpoint, workdir.checkpoints, report)
+    if step is None:
+        # The first checkpoint is older than the first record, so they were lost.
+        if workdir.metrics_path.exists():
+            raise InputError(
+                f"{workdir.path} has trained before but {workdir.checkpoints} is empty; "
+                "use --restart to move the run aside and start afresh"
+            )
+        checkpoints.save(checkpoint, workdir.checkpoints, 0, keep)
+        return 0
+    workdir.drop_metrics_after(step)
+    report(f"resumed at step {step} of {schedule.total}")
+    return step
+
+
+def _loop(run: _Run, workdir: Workdir, step: int, progress: Progress) -> int:
+    """Takes steps until the schedule ends or a signal asks to stop; returns the step reached."""
+    schedule = run.schedule
+    keep = run.config.training.keep_checkpoints
+    batches = run.batches(step)
+    with _StopRequest() as stop:
+        while step < schedule.total and not stop.requested:
+            target = schedule.next_stop(step)
+            started = time.perf_counter()
+            record = run.take_steps(batches, target - step)
+            seconds = time.perf_counter() - started
+            record["images_per_s"] = (target - step) * run.config.training.batch_size / seconds
+            step = target
+            record["learning_rate"] = run.learning_rate()
+            if schedule.is_due(step, schedule.validate_every):
+                record |= run.validate()
+            if schedule.is_due(step, schedule.checkpoint_every):
+                checkpoints.save(run.checkpoint, workdir.checkpoints, step, keep)
+            workdir.append_metrics(
+                {"step": step, "epoch": step / schedule.steps_per_epoch, **record}
+            )
+            for name, value in record.items():
+                tf.summary.scalar(name, value, step=step)
+            progress.show(step, record)
+        if step not in checkpoints.steps(workdir.checkpoints):
+            checkpoints.save(run.checkpoint, workdir.checkpoints, step, keep)
+    return step
+
+
+class _StopRequest:
+    """Turns SIGTERM and SIGINT into a wish to stop after the steps under way."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: types.FrameType | None) -> None:
+        self.requested = True
