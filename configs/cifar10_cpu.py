@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.flip = True
     config.model.branching = (1, 2, 2, 2)
     config.model.unit = "basic"
-    config.model.widths = (16, 32, 32, 32)
+    config.model.widths = (16, 16, 32, 32)
     config.model.units = (1, 1, 1, 1)
-    config.model.strides = (1, 2, 2, 2)
+    config.model.strides = (1, 2, 1, 2)
     config.objective.ramp_epochs = 5.0
     config.training.epochs = 30.0
     return config

@@ -1,4 +1,9 @@
-"""The answer of the first n leaves: an average of logits or of probabilities."""
+"""The answer of the first n leaves: an average of logits or of probabilities.
+
+Inference adds up one contribution per leaf (`contribution`) and turns the sum
+into an answer (`answer`), so that it can stop and go on between leaves;
+training and metrics take all sizes at once (`ensemble_log_probabilities`).
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +13,9 @@ from keras import ops
 
 from hne_tf.errors import InputError
 
+# The smallest normal float32 keeps the log of a vanished probability finite.
+_SMALLEST_FLOAT32 = 1.18e-38
+
 AVERAGES = ("logits", "probabilities")
 
 
@@ -16,6 +24,37 @@ def check_average(average: str) -> str:
     if average not in AVERAGES:
         raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
     return average
+
+
+def contribution(leaf_logits: Any, average: str = "logits") -> Any:
+    """What each leaf adds to the running sum: its logits or its probabilities.
+
+    Args:
+      leaf_logits: `[..., classes]`.
+      average: one of `AVERAGES`.
+
+    Returns:
+      The same shape.
+    """
+    return leaf_logits if check_average(average) == "logits" else ops.softmax(leaf_logits, axis=-1)
+
+
+def answer(running_sum: Any, size: int, average: str = "logits") -> tuple[Any, Any]:
+    """The ensemble's answer from the sum of `size` contributions.
+
+    Args:
+      running_sum: `[batch, classes]`.
+      size: number of leaves in the sum.
+      average: one of `AVERAGES`.
+
+    Returns:
+      `(logits, probabilities)`, each `[batch, classes]`; when probabilities are
+      averaged, the logits are the log of their mean.
+    """
+    mean = running_sum / size
+    if check_average(average) == "logits":
+        return mean, ops.softmax(mean, axis=-1)
+    return ops.log(ops.maximum(mean, _SMALLEST_FLOAT32)), mean
 
 
 def ensemble_log_probabilities(

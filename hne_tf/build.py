@@ -6,8 +6,8 @@ import keras
 import ml_collections
 
 from hne_tf import objectives
-from hne_tf.data import DataSet
 from hne_tf.errors import InputError
+from hne_tf.image_spec import ImageSpec
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import LayerFactory, TrainingLayers
 from hne_tf.models.resnet import ResNet
@@ -47,18 +47,10 @@ def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> Tra
 
 
 def ensemble(
-    config: ml_collections.ConfigDict, data_set: DataSet, layers: LayerFactory
+    config: ml_collections.ConfigDict, layers: LayerFactory, images: ImageSpec
 ) -> TreeEnsemble:
     """The untrained model of a run, built by any factory."""
-    return TreeEnsemble(
-        architecture(config),
-        tree(config),
-        layers,
-        data_set.image_shape,
-        len(data_set.class_names),
-        data_set.mean,
-        data_set.std,
-    )
+    return TreeEnsemble(architecture(config), tree(config), layers, images)
 
 
 def objective(

@@ -157,7 +157,7 @@ class _Run:
         self._sizes = build.tree(config).sizes
         with strategy.scope():
             layers = build.training_layers(config, strategy.num_replicas_in_sync)
-            self.model = build.ensemble(config, data_set, layers)
+            self.model = build.ensemble(config, layers, data_set.spec)
             self.optimizer = _optimizer(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")

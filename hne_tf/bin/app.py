@@ -1,8 +1,9 @@
 """What every binary shares: flags in, one line per error, an exit code out."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
@@ -31,7 +32,7 @@ def run(
     Returns:
       The exit code: 0, 1 for bad input found by the library, 2 for bad flags.
     """
-    # TensorFlow greets CPU machines with CUDA complaints when it is imported.
+    # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
@@ -51,10 +52,36 @@ def run(
     return 0
 
 
+@contextlib.contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keeps what TensorFlow's native code writes while it loads off standard error.
+
+    Those lines (oneDNN, CUDA) are written before its logging can be configured.
+    Exceptions pass as usual.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def reject_positional(arguments: Sequence[str]) -> None:
     """Raises `InputError` if a binary that takes only flags got other arguments."""
     if arguments:
         raise InputError(f"only flags are taken here, got {' '.join(arguments)!r}")
+
+
+def integers(flag: str, texts: Sequence[str]) -> list[int]:
+    """The values of a list flag as integers; raises `InputError` for anything else."""
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        raise InputError(f"--{flag} takes integers, got {','.join(texts)!r}") from None
 
 
 def _fail(name: str, error: Exception, code: int) -> int:

@@ -36,8 +36,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     import ml_collections
 
-    from hne_tf.training import train
-    from hne_tf.workdir import Workdir
+    with app.quiet_import():
+        from hne_tf.training import train
+        from hne_tf.workdir import Workdir
 
     train(
         ml_collections.FrozenConfigDict(values.config),

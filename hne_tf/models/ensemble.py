@@ -1,12 +1,14 @@
 """A tree of networks as one Keras functional model of leaf logits."""
 
+import dataclasses
 from typing import Any
 
 import keras
 from keras import ops
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers import LayerFactory
+from hne_tf.image_spec import ImageSpec
+from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
 from hne_tf.models.resnet import ResNet
 from hne_tf.tree import Tree
 
@@ -23,19 +25,15 @@ class TreeEnsemble(keras.Model):
       architecture: the network that is cut into blocks, `ResNet(…)`.
       tree: which nodes there are, with one branching factor per block.
       layers: factory that builds each unit (`TrainingLayers`, `DeployLayers`).
-      image_shape: `(height, width, channels)`.
-      classes: number of classes.
-      mean: per-channel mean of the training images, in 0..255.
-      std: per-channel standard deviation of the training images, in 0..255.
+      images: shape, classes and normalisation of the images.
 
     Raises:
       InputError: if tree and architecture differ in their number of blocks.
 
     Example:
-      >>> tree = Tree((1, 2, 2))
       >>> resnet = ResNet("basic", widths=(8, 8, 8), units=(1, 1, 1), strides=(1, 2, 1))
-      >>> ensemble = TreeEnsemble(
-      ...     resnet, tree, TrainingLayers(), (8, 8, 1), 10, mean=(78.0,), std=(96.0,))
+      >>> digits = ImageSpec((8, 8, 1), tuple("0123456789"), mean=(78.0,), std=(96.0,))
+      >>> ensemble = TreeEnsemble(resnet, Tree((1, 2, 2)), TrainingLayers(), digits)
       >>> ensemble.prefix(3).output_shape
       (None, 3, 10)
     """
@@ -45,10 +43,7 @@ class TreeEnsemble(keras.Model):
         architecture: ResNet,
         tree: Tree,
         layers: LayerFactory,
-        image_shape: tuple[int, int, int],
-        classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        images: ImageSpec,
         name: str = "hne",
     ) -> None:
         if architecture.blocks != tree.blocks:
@@ -56,20 +51,45 @@ class TreeEnsemble(keras.Model):
                 f"branching needs one factor for each of the {architecture.blocks} blocks, "
                 f"got {tree.branching}"
             )
-        images = keras.Input(image_shape, dtype="uint8", name="images")
+        inputs = keras.Input(images.shape, dtype="uint8", name="images")
         normalise = keras.layers.Rescaling(
-            [1.0 / s for s in std],
-            [-m / s for m, s in zip(mean, std, strict=True)],
+            [1.0 / std for std in images.std],
+            [-mean / std for mean, std in zip(images.mean, images.std, strict=True)],
             name="normalise",
         )
-        nodes = _build_nodes(architecture, tree, layers, normalise(images).shape[1:], classes)
-        outputs = _leaf_logits(tree, nodes, normalise(images), tree.leaves)
-        super().__init__(inputs=images, outputs=outputs, name=name)
+        x = normalise(inputs)
+        nodes = _build_nodes(architecture, tree, layers, x.shape[1:], len(images.class_names))
+        super().__init__(inputs, _leaf_logits(tree, nodes, x, tree.leaves), name=name)
+        self.architecture = architecture
         self.tree = tree
-        self.classes = classes
-        self.image_shape = tuple(image_shape)
+        self.factory = layers
+        self.images = images
         self.normalise = normalise
         self.node_models = nodes
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` builds the same model from, as plain values."""
+        return {
+            "architecture": dataclasses.asdict(self.architecture),
+            "branching": self.tree.branching,
+            "factory": type(self.factory).__name__,
+            "factory_settings": dataclasses.asdict(self.factory),
+            "images": dataclasses.asdict(self.images),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "TreeEnsemble":
+        """Builds the model that `get_config` describes, untrained."""
+        del custom_objects
+        factories = {factory.__name__: factory for factory in (TrainingLayers, DeployLayers)}
+        return cls(
+            ResNet(**config["architecture"]),
+            Tree(config["branching"]),
+            factories[config["factory"]](**config["factory_settings"]),
+            ImageSpec(**config["images"]),
+            config["name"],
+        )
 
     def prefix(self, size: int) -> keras.Model:
         """The model of the first `size` leaves: only their nodes, the same weights.
@@ -81,7 +101,7 @@ class TreeEnsemble(keras.Model):
           InputError: unless `1 <= size <= leaves`.
         """
         self.tree.check_size(size)
-        images = keras.Input(self.image_shape, dtype="uint8", name="images")
+        images = keras.Input(self.images.shape, dtype="uint8", name="images")
         logits = _leaf_logits(self.tree, self.node_models, self.normalise(images), size)
         return keras.Model(images, logits, name=f"{self.name}.prefix{size}")
 

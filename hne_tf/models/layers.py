@@ -6,6 +6,7 @@ normalisation and activation as one unit, named by its place in the block, e.g.
 (`models/weights.py`), so every factory's weights load into every other's.
 """
 
+import dataclasses
 from typing import Protocol
 
 import keras
@@ -73,6 +74,7 @@ class _KerasLayers:
         return keras.layers.GlobalAveragePooling2D(name=name)(x)
 
 
+@dataclasses.dataclass(frozen=True)
 class TrainingLayers(_KerasLayers):
     """Convolution without bias, batch normalisation, activation; a layer each.
 
@@ -80,22 +82,24 @@ class TrainingLayers(_KerasLayers):
     `weight_decay / 2 * |kernel|^2`, whose gradient is `weight_decay * kernel`;
     batch norms and biases carry none.
 
-    Args:
+    Attributes:
       weight_decay: coefficient of the penalty's gradient, 0 for none.
       norm_momentum: share of the moving statistics kept at each step.
       synchronized: whether batch statistics are taken over all replicas.
+
+    Raises:
+      InputError: for a negative weight decay or a momentum outside (0, 1).
     """
 
-    def __init__(
-        self, weight_decay: float = 0.0, norm_momentum: float = 0.9, synchronized: bool = False
-    ) -> None:
-        if weight_decay < 0:
-            raise InputError(f"weight_decay must be 0 or more, got {weight_decay}")
-        if not 0 < norm_momentum < 1:
-            raise InputError(f"norm_momentum must lie between 0 and 1, got {norm_momentum}")
-        self._weight_decay = weight_decay
-        self._norm_momentum = norm_momentum
-        self._synchronized = synchronized
+    weight_decay: float = 0.0
+    norm_momentum: float = 0.9
+    synchronized: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0:
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 < self.norm_momentum < 1:
+            raise InputError(f"norm_momentum must lie between 0 and 1, got {self.norm_momentum}")
 
     def conv(
         self,
@@ -151,21 +155,22 @@ class TrainingLayers(_KerasLayers):
         )(x)
 
     def _penalty(self) -> keras.regularizers.L2 | None:
-        return keras.regularizers.L2(self._weight_decay / 2) if self._weight_decay else None
+        return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
 
     def _normalise(
         self, x: KerasTensor, name: str, activation: str | None, zero_gamma: bool
     ) -> KerasTensor:
         x = keras.layers.BatchNormalization(
-            momentum=self._norm_momentum,
+            momentum=self.norm_momentum,
             epsilon=NORM_EPSILON,
             gamma_initializer="zeros" if zero_gamma else "ones",
-            synchronized=self._synchronized,
+            synchronized=self.synchronized,
             name=f"{name}.norm",
         )(x)
         return keras.layers.Activation(activation, name=f"{name}.activation")(x)
 
 
+@dataclasses.dataclass(frozen=True)
 class DeployLayers(_KerasLayers):
     """Convolution with a bias and activation: what batch norm folds into for inference."""
 

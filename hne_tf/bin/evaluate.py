@@ -1,0 +1,53 @@
+"""Measures every ensemble size of a run in one pass: hne-evaluate --workdir=runs/digits.
+
+Prints a table; writes evaluation.json and accuracy.png and .svg into the workdir.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from hne_tf.bin import app
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Adds the flags of this binary."""
+    del argv
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_enum(
+        "split", "test", ["test", "validation", "train"], "Split to use.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
+    )
+    flags.mark_flags_as_required(["workdir"], values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+    """Evaluates with the parsed flags."""
+    app.reject_positional(positional)
+    with app.quiet_import():
+        from hne_tf import evaluation, tables, trained
+        from hne_tf.workdir import Workdir, write_json
+
+    workdir = Workdir(pathlib.Path(values.workdir))
+    run = trained.restore(workdir, values.data_dir)
+    result = evaluation.evaluate(run, values.split)
+    path = workdir.evaluation_path(values.split)
+    write_json(path, result)
+    name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"
+    pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
+    tables.plot(result, workdir.path.resolve().name, pictures)
+    print(tables.markdown(result))
+    print(f"Written: {', '.join(str(file) for file in (path, *pictures))}")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the binary; returns its exit code."""
+    return app.run("hne-evaluate", define_flags, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

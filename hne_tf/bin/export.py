@@ -1,0 +1,64 @@
+"""Publishes a run: hne-export --workdir=runs/digits --model_base_path=models/digits.
+
+A SavedModel with one signature per ensemble size and per depth-first step; verified before it appears.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from hne_tf.bin import app
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Adds the flags of this binary."""
+    del argv
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string(
+        "model_base_path",
+        None,
+        "Folder of the model's versions; its name is the model's.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "version",
+        None,
+        "Number of the version; the next free one if not given.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "sizes", [], "Ensemble sizes; powers of two and N if not given.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
+    )
+    flags.mark_flags_as_required(["workdir", "model_base_path"], values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+    """Exports with the parsed flags."""
+    app.reject_positional(positional)
+    sizes = app.integers("sizes", values.sizes)
+    batch_sizes = app.integers("batch_sizes", values.batch_sizes)
+    with app.quiet_import():
+        from hne_tf import trained
+        from hne_tf.export.exporter import export
+        from hne_tf.workdir import Workdir
+
+    run = trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
+    folder = export(run, pathlib.Path(values.model_base_path), values.version, sizes, batch_sizes)
+    print(f"published {folder}")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the binary; returns its exit code."""
+    return app.run("hne-export", define_flags, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

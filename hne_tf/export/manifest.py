@@ -1,0 +1,97 @@
+"""The manifest inside an export: what a client or an operator has to know of the model."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from hne_tf import config as configs
+from hne_tf import cost
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.trained import TrainedRun
+from hne_tf.tree import Step
+
+MANIFEST = "assets.extra/hne_manifest.json"
+FORMAT = 1
+_PACKAGES = ("hne_tf", "tensorflow", "keras")
+
+
+def build_manifest(
+    run: TrainedRun,
+    model_name: str,
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    evaluation: dict[str, Any],
+    latency: dict[str, Any],
+) -> dict[str, Any]:
+    """Describes an export.
+
+    Args:
+      run: the trained run.
+      model_name: name it is served under.
+      model: the deployed model.
+      sizes: exported ensemble sizes.
+      evaluation: see `evaluation.evaluate`.
+      latency: see `profiling.measure`.
+
+    Returns:
+      JSON values: `model`, `branching`, `sizes`, `average`, `signatures` (name
+      and size), `steps` (see `_step`), `classes`, `input` (of the ensemble
+      signatures), `cost` and `accuracy` by size, `latency` and what it was all
+      made with.
+    """
+    costs = cost.per_size(model, sizes)
+    accuracy = {str(row["size"]): row["accuracy"] for row in evaluation["sizes"]}
+    return {
+        "format": FORMAT,
+        "model": model_name,
+        "branching": list(model.tree.branching),
+        "sizes": list(sizes),
+        "average": run.config.objective.average,
+        "signatures": [
+            {"name": "serving_default", "size": model.tree.leaves},
+            *({"name": f"ensemble_{size}", "size": size} for size in sizes),
+        ],
+        "steps": [_step(step) for step in model.tree.steps],
+        "classes": list(model.images.class_names),
+        "input": {"name": "images", "dtype": "uint8", "shape": [None, *model.images.shape]},
+        "cost": {
+            str(size): {
+                "multiply_adds": costs[size].multiply_adds,
+                "parameters": costs[size].parameters,
+            }
+            for size in sizes
+        },
+        "accuracy": {
+            "split": evaluation["split"],
+            "examples": evaluation["examples"],
+            "by_size": {str(size): accuracy[str(size)] for size in sizes},
+        },
+        "latency": latency,
+        "step": run.step,
+        "config_digest": configs.digest(run.config),
+        "versions": _versions(),
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    """How to call a step: its `input` tensor, and which earlier output (or `images`) goes in."""
+    from_images = step.branch_block == 0
+    return {
+        "signature": f"step_{step.size}",
+        "size": step.size,
+        "branch_block": step.branch_block,
+        "input": "images" if from_images else "cache",
+        "starts_from": "images" if from_images else f"cache_{step.branch_block - 1}",
+        "caches": [f"cache_{block}" for block in step.cached_blocks],
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # A checkout that is on the path but not installed.
+            versions[package] = "not installed"
+    return versions

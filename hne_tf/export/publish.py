@@ -1,0 +1,47 @@
+"""Versions of a model appear complete or not at all, and never onto an existing one."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from hne_tf.errors import InputError
+
+
+def next_version(base: pathlib.Path) -> int:
+    """One more than the newest version in `base`, or 1."""
+    if not base.is_dir():
+        return 1
+    return 1 + max((int(entry.name) for entry in base.iterdir() if entry.name.isdigit()), default=0)
+
+
+@contextlib.contextmanager
+def new_version(base: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
+    """Gives a folder to build a version in; it is renamed to `<base>/<version>` on success.
+
+    Raises:
+      InputError: if the version is not a positive number or exists.
+    """
+    target = base / str(version)
+    if version < 1:
+        raise InputError(f"--version must be a positive number, got {version}")
+    _check_absent(target)
+    if base.exists() and not base.is_dir():
+        raise InputError(f"--model_base_path must be a folder, got the file {base}")
+    base.mkdir(parents=True, exist_ok=True)
+    # TF Serving passes over names that are not numbers.
+    temporary = base / f"unpublished-{version}-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        # A rename onto an empty folder would succeed.
+        _check_absent(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_absent(target: pathlib.Path) -> None:
+    if target.exists():
+        raise InputError(f"a version is never overwritten, and {target} exists")

@@ -1,0 +1,110 @@
+"""The signatures of a SavedModel: one per ensemble size, one per depth-first step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hne_tf.averaging import answer, contribution
+from hne_tf.errors import InputError
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.tree import Step
+
+Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
+
+
+def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signatures:
+    """All signatures of a published model.
+
+    `ensemble_<n>` maps `images`, uint8 `[batch, height, width, channels]`, to
+    `logits` and `probabilities`, float32 `[batch, classes]`; `serving_default`
+    is the full ensemble. `step_<n>` goes from n - 1 to n leaves, see
+    `step_signature`.
+
+    Args:
+      model: built by the deploy factory.
+      sizes: ensemble sizes to export; the full one is always among the answers.
+      average: one of `averaging.AVERAGES`.
+
+    Raises:
+      InputError: if a size is not between 1 and the number of leaves, or twice there.
+    """
+    if len(set(sizes)) != len(sizes) or not sizes:
+        raise InputError(f"sizes must be different ensemble sizes, got {tuple(sizes)}")
+    full = model.tree.leaves
+    ensembles = {
+        f"ensemble_{size}": ensemble_signature(model, size, average)
+        for size in sorted({*sizes, full})
+    }
+    steps = {f"step_{step.size}": step_signature(model, step, average) for step in model.tree.steps}
+    return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
+
+
+def ensemble_signature(
+    model: TreeEnsemble, size: int, average: str
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The answer of the first `size` leaves in one call."""
+    prefix = model.prefix(size)
+
+    @tf.function(input_signature=[_images(model)])
+    def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        leaf_logits = prefix(images, training=False)
+        running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
+        logits, probabilities = answer(running_sum, size, average)
+        return {"logits": logits, "probabilities": probabilities}
+
+    return ensemble
+
+
+def step_signature(
+    model: TreeEnsemble, step: Step, average: str
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """One more leaf: computes only the nodes that no earlier step has computed.
+
+    Step 1 takes `images`. A later step takes `running_sum` `[batch, classes]`
+    and `cache`, the activation at the node where its leaf branches off (or
+    `images` where that is the root). Outputs `running_sum`, `probabilities`
+    and a `cache_<block>` for each block from which a later step branches off.
+    """
+    inputs = [step_input(model, step)]
+    if step.size > 1:
+        inputs.append(
+            tf.TensorSpec([None, len(model.images.class_names)], tf.float32, name="running_sum")
+        )
+
+    @tf.function(input_signature=inputs)
+    def take_step(x: tf.Tensor, running_sum: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
+        if step.branch_block == 0:
+            x = model.normalise(x)
+        outputs = {}
+        for block, node in enumerate(step.nodes, start=step.branch_block):
+            x = model.node_models[block][node](x, training=False)
+            if block in step.cached_blocks:
+                outputs[f"cache_{block}"] = x
+        running_sum = running_sum + contribution(x, average)
+        probabilities = answer(running_sum, step.size, average)[1]
+        return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
+
+    return take_step
+
+
+def step_input(model: TreeEnsemble, step: Step) -> tf.TensorSpec:
+    """What a step starts from: `images`, or the `cache` of the block before its branch."""
+    if step.branch_block == 0:
+        return _images(model)
+    parent = model.node_models[step.branch_block - 1][0]
+    return tf.TensorSpec([None, *parent.output.shape[1:]], tf.float32, name="cache")
+
+
+def save(model: TreeEnsemble, endpoints: Signatures, folder: str) -> None:
+    """Writes a SavedModel of the signatures, its variables stored once."""
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    concrete: dict[str, Any] = {}
+    for name, function in endpoints.items():
+        concrete[name] = function.get_concrete_function()
+    tf.saved_model.save(module, folder, signatures=concrete)
+
+
+def _images(model: TreeEnsemble) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *model.images.shape], tf.uint8, name="images")

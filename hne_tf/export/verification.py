@@ -1,0 +1,162 @@
+"""Proof, in a fresh process, that a SavedModel answers as the live model does.
+
+    python -m hne_tf.export.verification FOLDER REFERENCE.npz
+
+loads the model through the session-based loader that TF Serving uses. It prints
+a line per finding; no line means that the model may be published.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from scipy import special
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.python.framework import op_def_registry
+
+from hne_tf.errors import InputError
+from hne_tf.export.manifest import MANIFEST
+
+TOLERANCE = 1e-4
+
+
+def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> None:
+    """Compares every signature of a SavedModel with the live model, in a fresh process.
+
+    Args:
+      folder: the SavedModel, its manifest inside.
+      images: uint8 `[batch, height, width, channels]`.
+      leaf_logits: the live model's answer, `[batch, leaves, classes]`.
+
+    Raises:
+      InputError: on any difference above `TOLERANCE` or anything in the graph
+        that stock TF Serving on a CPU refuses.
+    """
+    reference = folder / "verification.npz"
+    np.savez(reference, images=images, leaf_logits=leaf_logits)
+    try:
+        checked = subprocess.run(
+            [sys.executable, "-m", "hne_tf.export.verification", str(folder), str(reference)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        reference.unlink()
+    findings = checked.stdout.splitlines()
+    if checked.returncode and not findings:
+        findings = checked.stderr.splitlines()[-1:]
+    if findings:
+        raise InputError(f"export refused, {len(findings)} findings: {'; '.join(findings[:3])}")
+
+
+def graph_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
+    """What stock TF Serving on a CPU cannot run, though the loader here takes it."""
+    functions = [
+        (function.signature.name, function.node_def, function.attr)
+        for function in graph_def.library.function
+    ]
+    for name, nodes, attributes in [("main graph", graph_def.node, {}), *functions]:
+        if "_XlaMustCompile" in attributes and attributes["_XlaMustCompile"].b:
+            yield f"{name} must be compiled by XLA"
+        shapes = {node.name: node.attr["_output_shapes"].list.shape for node in nodes}
+        for node in nodes:
+            if "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b:
+                yield f"{node.name} in {name} must be compiled by XLA"
+            if op_def_registry.get(node.op) is None:
+                yield f"{node.name} in {name} is a {node.op}, not one of TensorFlow's own ops"
+            if node.op == "Conv2D":
+                yield from _convolution_findings(name, node, shapes)
+
+
+def _convolution_findings(name: str, node: object, shapes: dict) -> Iterator[str]:
+    """A grouped convolution's kernel has fewer input channels than its input."""
+    image, kernel = (shapes.get(source.split(":")[0]) for source in node.input[:2])
+    if not image or not kernel:
+        yield f"{node.name} in {name} is a convolution of unknown shape"
+    elif image[0].dim[-1].size != kernel[0].dim[-2].size:
+        yield f"{node.name} in {name} is a grouped convolution"
+
+
+def answer_findings(
+    session: tf.compat.v1.Session,
+    signatures: dict[str, meta_graph_pb2.SignatureDef],
+    manifest: dict[str, Any],
+    images: np.ndarray,
+    leaf_logits: np.ndarray,
+) -> Iterator[str]:
+    """Differences between the signatures' answers and plain NumPy on the live leaf logits."""
+    average = manifest["average"]
+    for entry in manifest["signatures"]:
+        name, size = entry["name"], entry["size"]
+        answer = _run(session, signatures[name], {"images": images})
+        yield from _differences(name, answer, _expected(leaf_logits, size, average))
+    known: dict[str, np.ndarray] = {"images": images}
+    for step in manifest["steps"]:
+        inputs = {step["input"]: known[step["starts_from"]]}
+        if step["size"] > 1:
+            inputs["running_sum"] = known["running_sum"]
+        answer = _run(session, signatures[step["signature"]], inputs)
+        known |= answer
+        expected = _expected(leaf_logits, step["size"], average)
+        yield from _differences(step["signature"], answer, expected)
+
+
+def _expected(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:
+    first = leaf_logits[:, :size].astype(np.float64)
+    if average == "logits":
+        logits = first.mean(axis=1)
+        return {
+            "logits": logits,
+            "probabilities": special.softmax(logits, axis=-1),
+            "running_sum": first.sum(axis=1),
+        }
+    probabilities = special.softmax(first, axis=-1)
+    return {
+        "logits": np.log(probabilities.mean(axis=1)),
+        "probabilities": probabilities.mean(axis=1),
+        "running_sum": probabilities.sum(axis=1),
+    }
+
+
+def _run(
+    session: tf.compat.v1.Session,
+    signature: meta_graph_pb2.SignatureDef,
+    inputs: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
+    fetches = {name: tensor.name for name, tensor in signature.outputs.items()}
+    return session.run(fetches, feeds)
+
+
+def _differences(
+    name: str, answer: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+) -> Iterator[str]:
+    for output in answer.keys() & expected.keys():
+        difference = float(np.max(np.abs(answer[output] - expected[output])))
+        if not difference <= TOLERANCE:
+            yield f"{output} of {name} differs by {difference:.2g}, above {TOLERANCE}"
+
+
+def _main(folder: str, reference: str) -> None:
+    manifest = json.loads((pathlib.Path(folder) / MANIFEST).read_text())
+    with np.load(reference) as arrays:
+        images, leaf_logits = arrays["images"], arrays["leaf_logits"]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], folder)
+        for finding in graph_findings(meta_graph.graph_def):
+            print(finding)
+        for finding in answer_findings(
+            session, meta_graph.signature_def, manifest, images, leaf_logits
+        ):
+            print(finding)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
