@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.widths = (16, 16, 32, 32)
     config.model.units = (1, 1, 1, 1)
     config.model.strides = (1, 2, 1, 2)
-    config.objective.ramp_epochs = 5.0
-    config.training.epochs = 30.0
+    config.objective.ramp_epochs = 4.0
+    config.training.epochs = 22.0
     return config

@@ -43,7 +43,7 @@ def restore(
     Raises:
       InputError: if the folder holds no run, no data set or no sound checkpoint.
     """
-    config = workdir.read_config().copy_and_resolve_references()
+    config = ml_collections.ConfigDict(workdir.read_config())
     if data_dir is not None:
         config.data.data_dir = data_dir
     data_set = load(config.data)

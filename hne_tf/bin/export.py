@@ -1,6 +1,7 @@
 """Publishes a run: hne-export --workdir=runs/digits --model_base_path=models/digits.
 
-A SavedModel with one signature per ensemble size and per depth-first step; verified before it appears.
+A SavedModel with one signature per ensemble size and per depth-first step, verified before
+it appears.
 """
 
 import pathlib

@@ -10,7 +10,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,24 +58,30 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
 
 def graph_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
     """What stock TF Serving on a CPU cannot run, though the loader here takes it."""
-    functions = [
-        (function.signature.name, function.node_def, function.attr)
-        for function in graph_def.library.function
-    ]
-    for name, nodes, attributes in [("main graph", graph_def.node, {}), *functions]:
-        if "_XlaMustCompile" in attributes and attributes["_XlaMustCompile"].b:
+    yield from _node_findings("main graph", graph_def.node, {})
+    for function in graph_def.library.function:
+        name = function.signature.name
+        if function.attr["_XlaMustCompile"].b:
             yield f"{name} must be compiled by XLA"
-        shapes = {node.name: node.attr["_output_shapes"].list.shape for node in nodes}
-        for node in nodes:
-            if "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b:
-                yield f"{node.name} in {name} must be compiled by XLA"
-            if op_def_registry.get(node.op) is None:
-                yield f"{node.name} in {name} is a {node.op}, not one of TensorFlow's own ops"
-            if node.op == "Conv2D":
-                yield from _convolution_findings(name, node, shapes)
+        arguments = {
+            argument.name: function.arg_attr[index].attr["_output_shapes"].list.shape
+            for index, argument in enumerate(function.signature.input_arg)
+        }
+        yield from _node_findings(name, function.node_def, arguments)
 
 
-def _convolution_findings(name: str, node: object, shapes: dict) -> Iterator[str]:
+def _node_findings(name: str, nodes: Sequence[Any], arguments: dict[str, Any]) -> Iterator[str]:
+    shapes = arguments | {node.name: node.attr["_output_shapes"].list.shape for node in nodes}
+    for node in nodes:
+        if "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b:
+            yield f"{node.name} in {name} must be compiled by XLA"
+        if op_def_registry.get(node.op) is None:
+            yield f"{node.name} in {name} is a {node.op}, not one of TensorFlow's own ops"
+        if node.op == "Conv2D":
+            yield from _convolution_findings(name, node, shapes)
+
+
+def _convolution_findings(name: str, node: Any, shapes: dict[str, Any]) -> Iterator[str]:
     """A grouped convolution's kernel has fewer input channels than its input."""
     image, kernel = (shapes.get(source.split(":")[0]) for source in node.input[:2])
     if not image or not kernel:

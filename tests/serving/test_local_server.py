@@ -1,0 +1,105 @@
+"""The `hne-serve` binary: a real process, and bad flags in this one."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from serving import local_server
+from serving.client import ServingClient
+
+
+@pytest.fixture
+def process(base_path):
+    started = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "serving.local_server",
+            f"--model_base_path={base_path}",
+            "--port=0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield started
+    started.kill()
+    started.wait()
+    started.stdout.close()
+    started.stderr.close()
+
+
+def test_a_process_serves_and_stops_on_sigterm(process, images, server):
+    line = process.stdout.readline()
+    found = re.fullmatch(
+        r"hne-serve: embedded Python server, not TF Serving: "
+        r"model=digits version=7 address=(127\.0\.0\.1:\d+)\n",
+        line,
+    )
+    assert found, line
+    with (
+        ServingClient(found[1], "digits") as client,
+        ServingClient(server.address, "digits") as other,
+    ):
+        received = client.predict(images, "ensemble_2")
+        expected = other.predict(images, "ensemble_2")
+        np.testing.assert_allclose(received["logits"], expected["logits"], rtol=1e-6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    assert process.stdout.read() == "hne-serve: stopped\n"
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_stop_it_and_handlers_are_put_back(base_path, monkeypatch, number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    lines = []
+
+    def announce(line, flush=False):
+        lines.append(line)
+        if len(lines) == 1:
+            assert flush
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("builtins.print", announce)
+    code = local_server.run([f"--model_base_path={base_path}", "--port=0", "--model_name=other"])
+    assert code == 0
+    assert "model=other" in lines[0]
+    assert {n: signal.getsignal(n) for n in before} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--model_base_path"),
+        (["--model_base_path=absent"], "must be a folder"),
+        (["--model_base_path=.", "--port=70000"], "70000"),
+        (["--model_base_path=.", "--port=http"], "http"),
+        (["--model_base_path=.", "extra"], "'extra'"),
+        (["--unknown"], "unknown"),
+    ],
+)
+def test_bad_flags_get_one_line(capsys, arguments, reason):
+    _check_refused(capsys, arguments, reason)
+
+
+def test_a_folder_without_versions_gets_one_line(capsys, tmp_path):
+    _check_refused(capsys, [f"--model_base_path={tmp_path}"], "folder per version")
+
+
+def test_help_lists_the_flags(capsys):
+    assert local_server.run(["--help"]) == 0
+    assert "--model_base_path" in capsys.readouterr().out
+
+
+def _check_refused(capsys, arguments, reason):
+    assert local_server.run(arguments) != 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("hne-serve: ")
+    assert reason in line

@@ -1,0 +1,157 @@
+"""The `hne-predict` binary, run in this process against a real server."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import budget, predict
+from serving.client import ServingClient
+
+
+@pytest.fixture
+def picture(tmp_path, images):
+    path = tmp_path / "digit.png"
+    Image.fromarray(images[0, ..., 0]).save(path)
+    return path
+
+
+@pytest.fixture
+def ask(server, capsys):
+    """Runs the binary; returns exit code and the lines it printed and complained."""
+
+    def run(*arguments, model="digits", target=server.address):
+        code = predict.run([f"--server={target}", f"--model={model}", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err.splitlines()
+
+    return run
+
+
+def _expected(saved_model, images, signature):
+    probabilities = saved_model.signatures[signature](images=images)["probabilities"].numpy()[0]
+    return int(probabilities.argmax()), probabilities.max()
+
+
+def test_answers_with_the_whole_ensemble_when_time_allows(ask, picture, saved_model, images):
+    code, printed, complained = ask("--budget_ms=60000", picture)
+    assert (code, complained) == (0, [])
+    best, probability = _expected(saved_model, images[:1], "ensemble_4")
+    assert len(printed) == 1
+    assert re.fullmatch(
+        rf"{re.escape(str(picture))}: class {best} \({probability:.3f}\), ensemble of 4, "
+        r"\d+\.\d\d ms of 60000 ms",
+        printed[0],
+    )
+
+
+def test_the_manifest_names_the_class_and_limits_the_size(
+    ask, picture, manifest_path, manifest_content, monkeypatch, saved_model, images
+):
+    # The manifest says 1, 2 and 4 ms; transport is set so that the test knows it.
+    monkeypatch.setattr(budget, "measure_latency_ms", lambda call, size: 1.5)
+    best, probability = _expected(saved_model, images[:1], "ensemble_2")
+    code, printed, complained = ask("--budget_ms=4.4", f"--manifest={manifest_path}", picture)
+    assert (code, complained) == (0, [])
+    assert f"{manifest_content['classes'][best]} ({probability:.3f}), ensemble of 2, " in printed[0]
+
+
+def test_a_late_answer_is_reported_not_cut_off(ask, picture, monkeypatch):
+    monkeypatch.setattr(budget, "measure_latency_ms", lambda call, size: 1e-6)
+    code, printed, _ = ask("--budget_ms=0.001", picture)
+    assert code == 0
+    assert printed[0].endswith(" ms of 0.001 ms, late")
+
+
+def test_every_picture_gets_its_line_and_its_budget(ask, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "measure_latency_ms", lambda call, size: 1.0)
+    sent = []
+    genuine = ServingClient.predict
+
+    def spy(self, images, signature, timeout_s=10.0):
+        sent.append((images.shape, signature))
+        return genuine(self, images, signature, timeout_s)
+
+    monkeypatch.setattr(ServingClient, "predict", spy)
+    other = tmp_path / "other.png"
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(other)
+    code, printed, _ = ask("--budget_ms=60000", picture, other)
+    assert code == 0
+    assert [line.split(":")[0] for line in printed] == [str(picture), str(other)]
+    # One warm-up before the timed calls, then a call per picture.
+    assert sent == [((1, 8, 8, 1), "ensemble_4")] * 3
+
+
+def test_resize_fits_a_photo(ask, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (64, 48), (10, 200, 30)).save(photo)
+    code, _, complained = ask("--budget_ms=60000", photo)
+    assert code == 1
+    assert len(complained) == 1
+    assert "--resize" in complained[0]
+    code, printed, complained = ask("--budget_ms=60000", "--resize", photo)
+    assert (code, len(printed), complained) == (0, 1, [])
+
+
+@pytest.mark.parametrize("budget_ms", ["0", "-5", "nan", "inf", "soon"])
+def test_a_budget_must_be_a_positive_number(ask, picture, budget_ms):
+    _check_refused(ask(f"--budget_ms={budget_ms}", picture), "budget_ms")
+
+
+def test_a_budget_that_nothing_fits_is_refused(ask, picture):
+    _check_refused(ask("--budget_ms=0.000001", picture), "smallest ensemble (size 1")
+
+
+def test_no_budget_is_refused(ask, picture):
+    _check_refused(ask(picture), "--budget_ms")
+
+
+def test_no_model_is_refused(ask, picture):
+    _check_refused(ask("--budget_ms=5", picture, model=""), "--model")
+
+
+def test_no_pictures_are_refused(ask):
+    _check_refused(ask("--budget_ms=5"), "at least one picture")
+
+
+def test_a_missing_picture_is_refused(ask, tmp_path):
+    _check_refused(ask("--budget_ms=5", tmp_path / "absent.png"), "absent.png")
+
+
+def test_text_is_refused(ask, manifest_path):
+    _check_refused(ask("--budget_ms=5", manifest_path), "cannot be read as a picture")
+
+
+def test_a_server_that_is_down_is_refused(ask, picture):
+    _check_refused(ask("--budget_ms=5", picture, target="127.0.0.1:1"), "127.0.0.1:1")
+
+
+def test_an_unknown_model_is_refused(ask, picture):
+    _check_refused(ask("--budget_ms=5", picture, model="unknown"), "NOT_FOUND")
+
+
+def test_something_else_as_manifest_is_refused(ask, picture):
+    _check_refused(ask("--budget_ms=5", f"--manifest={picture}", picture), "must be JSON")
+
+
+def test_another_models_manifest_is_refused(ask, picture, manifest_path):
+    text = manifest_path.read_text().replace("8, 8, 1", "32, 32, 3")
+    manifest_path.write_text(text)
+    answer = ask("--budget_ms=60000", f"--manifest={manifest_path}", picture)
+    _check_refused(answer, "manifest must be that of the model served")
+
+
+def test_class_names_of_another_number_are_refused(ask, picture, manifest_path):
+    manifest_path.write_text(manifest_path.read_text().replace('"zero", ', ""))
+    answer = ask("--budget_ms=60000", f"--manifest={manifest_path}", picture)
+    _check_refused(answer, "10 classes, got 9 names")
+
+
+def _check_refused(answer, reason):
+    code, printed, complained = answer
+    assert code != 0
+    assert printed == []
+    assert len(complained) == 1
+    assert complained[0].startswith("hne-predict: ")
+    assert reason in complained[0]

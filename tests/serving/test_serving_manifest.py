@@ -1,0 +1,68 @@
+"""Reading a manifest, whole and damaged."""
+
+import json
+
+import pytest
+
+from hne_tf.errors import InputError
+from serving.manifest import read_manifest
+
+
+def test_reads_what_serving_needs(manifest_path, manifest_content):
+    manifest = read_manifest(manifest_path)
+    assert manifest.model == "digits"
+    assert list(manifest.classes) == manifest_content["classes"]
+    assert manifest.image_shape == (8, 8, 1)
+    assert manifest.p95_ms == {1: 1.0, 2: 2.0, 4: 4.0}
+
+
+@pytest.mark.parametrize("key", ["model", "sizes", "classes", "input", "latency"])
+def test_a_missing_key_is_named(tmp_path, manifest_content, key):
+    del manifest_content[key]
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest_content))
+    with pytest.raises(InputError, match=f"must have the key '{key}'"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "[]", "7", '{"sizes": 3}', '{"sizes": ["a"]}'])
+def test_something_else_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="manifest must") as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_is_no_manifest(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(InputError, match="must be JSON"):
+        read_manifest(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="must be a readable file"):
+        read_manifest(tmp_path / "absent.json")
+
+
+def test_a_size_without_a_latency_is_named(tmp_path, manifest_content):
+    measurements = manifest_content["latency"]["measurements"]
+    manifest_content["latency"]["measurements"] = [
+        entry
+        for entry in measurements
+        if (entry["signature"], entry["batch_size"]) != ("ensemble_2", 1)
+    ]
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest_content))
+    with pytest.raises(InputError, match=r"got none for \[2\]"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("latency", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_latency_must_be_a_time(tmp_path, manifest_content, latency):
+    manifest_content["latency"]["measurements"][0]["p95_ms"] = latency
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest_content))
+    with pytest.raises(InputError, match="more than 0 ms"):
+        read_manifest(path)
