@@ -1,1 +1,19 @@
-"""Hierarchical neural ensembles: one tree of networks, an answer for every budget."""
+"""Hierarchical neural ensembles: one tree of networks, an answer for every budget.
+
+Ruiz and Verbeek, "Anytime Inference with Distilled Hierarchical Neural
+Ensembles", AAAI 2021, arXiv 2003.01474.
+"""
+
+import importlib
+from typing import Any
+
+# Loaded when first used: `hne_tf.config` and the command line need no TensorFlow.
+_LAZY = {"from_pretrained": "hne_tf.pretrained"}
+
+__all__ = ["from_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib
 
-from hne_tf.workdir import replacing
+from hne_tf.files import replacing
 
 _COLUMNS = {
     "size": "{:d}",

@@ -158,7 +158,7 @@ class _Run:
         with strategy.scope():
             layers = build.training_layers(config, strategy.num_replicas_in_sync)
             self.model = build.ensemble(config, layers, data_set.spec)
-            self.optimizer = _optimizer(config, schedule)
+            self.optimizer = sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self._sizes, config.objective.average)
@@ -217,7 +217,7 @@ class _Run:
         self.accuracy.update_state(labels, leaf_logits)
 
 
-def _optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
+def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
     """SGD with Nesterov momentum, linear warm-up and cosine decay to 0.
 
     Raises:

@@ -1,9 +1,7 @@
 """A run's folder: config.json, checkpoints, metrics.jsonl, evaluation.json."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from hne_tf.errors import InputError
+from hne_tf.files import write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Workdir:
             ) from None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
-        return ml_collections.FrozenConfigDict(_tuples(fields))
+        return ml_collections.FrozenConfigDict(as_settings(fields))
 
     def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
         """Makes the folder this run's: a new one, or one of the same settings.
@@ -105,28 +104,6 @@ class Workdir:
             file.write(json.dumps(record) + "\n")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON, complete or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary name beside `path`, renamed onto it when the block succeeds."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _free_names(path: pathlib.Path) -> Iterator[pathlib.Path]:
     number = 1
     while True:
@@ -146,14 +123,14 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The settings as JSON gives them back."""
-    return _tuples(json.loads(json.dumps(config.to_dict())))
+    return as_settings(json.loads(json.dumps(config.to_dict())))
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has lists where settings have tuples."""
+def as_settings(value: Any) -> Any:
+    """Settings read from JSON, which has lists where they have tuples."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: as_settings(item) for key, item in value.items()}
+    return tuple(as_settings(item) for item in value) if isinstance(value, list) else value
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -61,7 +61,7 @@ def measured_policy(call: Callable[[int], object], sizes: Iterable[int]) -> Budg
       call: asks the server for one image with the given ensemble size.
       sizes: the ensemble sizes on offer.
     """
-    return BudgetPolicy({size: measure_latency_ms(call, size) for size in sizes})
+    return BudgetPolicy(measure_latencies_ms(call, sizes))
 
 
 def profiled_policy(call: Callable[[int], object], p95_ms: Mapping[int, float]) -> BudgetPolicy:
@@ -75,20 +75,25 @@ def profiled_policy(call: Callable[[int], object], p95_ms: Mapping[int, float]) 
       p95_ms: profiled milliseconds by size, without transport.
     """
     smallest = min(p95_ms)
-    transport_ms = max(0.0, measure_latency_ms(call, smallest) - p95_ms[smallest])
+    measured_ms = measure_latencies_ms(call, [smallest])[smallest]
+    transport_ms = max(0.0, measured_ms - p95_ms[smallest])
     return BudgetPolicy({size: latency + transport_ms for size, latency in p95_ms.items()})
 
 
-def measure_latency_ms(call: Callable[[int], object], size: int) -> float:
-    """Returns the 95th percentile, in milliseconds, of some calls after warm-up."""
-    for _ in range(WARM_UP_CALLS):
-        call(size)
-    durations = []
-    for _ in range(TIMED_CALLS):
-        start = time.perf_counter()
-        call(size)
-        durations.append(1000.0 * (time.perf_counter() - start))
-    return percentile(durations, 0.95)
+def measure_latencies_ms(call: Callable[[int], object], sizes: Iterable[int]) -> dict[int, float]:
+    """Returns the 95th percentile, in milliseconds, of some warm calls of each size.
+
+    Sizes take turns, so that a busy moment of the machine is shared by all
+    rather than charged to one.
+    """
+    durations: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(-WARM_UP_CALLS, TIMED_CALLS):
+        for size, values in durations.items():
+            start = time.perf_counter()
+            call(size)
+            if turn >= 0:
+                values.append(1000.0 * (time.perf_counter() - start))
+    return {size: percentile(values, 0.95) for size, values in durations.items()}
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:

@@ -38,13 +38,14 @@ def run(
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
     arguments = list(sys.argv[1:] if argv is None else argv)
     define_flags(values, arguments)
+    # Before parsing, which would ask for the required flags.
+    if "--help" in arguments:
+        print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
+        return 0
     try:
         positional = values([name, *arguments])[1:]
     except flags.Error as error:
         return _fail(name, error, 2)
-    if values.help:
-        print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
-        return 0
     try:
         main(values, positional)
     except InputError as error:

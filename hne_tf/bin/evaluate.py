@@ -30,7 +30,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     with app.quiet_import():
         from hne_tf import evaluation, tables, trained
-        from hne_tf.workdir import Workdir, write_json
+        from hne_tf.files import write_json
+        from hne_tf.workdir import Workdir
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)

@@ -4,6 +4,7 @@ A SavedModel with one signature per ensemble size and per depth-first step, veri
 it appears.
 """
 
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
     )
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Also write the weights, for hne_tf.from_pretrained, to this .npz file.",
+        flag_values=values,
+    )
     flags.mark_flags_as_required(["workdir", "model_base_path"], values)
 
 
@@ -47,13 +54,20 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     sizes = app.integers("sizes", values.sizes)
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     with app.quiet_import():
-        from hne_tf import trained
+        from hne_tf import pretrained, trained
         from hne_tf.export.exporter import export
+        from hne_tf.export.manifest import MANIFEST
         from hne_tf.workdir import Workdir
 
+    weights_path = pathlib.Path(values.weights) if values.weights else None
+    if weights_path:
+        pretrained.check_path(weights_path)
     run = trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
     folder = export(run, pathlib.Path(values.model_base_path), values.version, sizes, batch_sizes)
     print(f"published {folder}")
+    if weights_path:
+        pretrained.save(run, json.loads((folder / MANIFEST).read_text()), weights_path)
+        print(f"written {weights_path}")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

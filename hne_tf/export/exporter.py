@@ -9,11 +9,11 @@ from hne_tf import build, evaluation
 from hne_tf.errors import InputError
 from hne_tf.export import folding, profiling, publish, signatures, verification, warmup
 from hne_tf.export.manifest import MANIFEST, build_manifest
+from hne_tf.files import write_json
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import DeployLayers
 from hne_tf.trained import TrainedRun
-from hne_tf.workdir import write_json
 
 _REFERENCE_IMAGES = 32
 

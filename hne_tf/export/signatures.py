@@ -48,7 +48,7 @@ def ensemble_signature(
 
     @tf.function(input_signature=[_images(model)])
     def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        leaf_logits = prefix(images, training=False)
+        leaf_logits = prefix(_checked(images), training=False)
         running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
         logits, probabilities = answer(running_sum, size, average)
         return {"logits": logits, "probabilities": probabilities}
@@ -74,6 +74,7 @@ def step_signature(
 
     @tf.function(input_signature=inputs)
     def take_step(x: tf.Tensor, running_sum: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
+        x = _checked(x)
         if step.branch_block == 0:
             x = model.normalise(x)
         outputs = {}
@@ -81,7 +82,7 @@ def step_signature(
             x = model.node_models[block][node](x, training=False)
             if block in step.cached_blocks:
                 outputs[f"cache_{block}"] = x
-        running_sum = running_sum + contribution(x, average)
+        running_sum = contribution(x, average) + (_checked(running_sum) if step.size > 1 else 0.0)
         probabilities = answer(running_sum, step.size, average)[1]
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
@@ -104,6 +105,14 @@ def save(model: TreeEnsemble, endpoints: Signatures, folder: str) -> None:
     for name, function in endpoints.items():
         concrete[name] = function.get_concrete_function()
     tf.saved_model.save(module, folder, signatures=concrete)
+
+
+def _checked(x: tf.Tensor) -> tf.Tensor:
+    """Checks the shape at run time: without it a tensor of another rank ends the server.
+
+    TF Serving compares no shapes, and the convolution kernels abort the process.
+    """
+    return tf.ensure_shape(x, x.shape)
 
 
 def _images(model: TreeEnsemble) -> tf.TensorSpec:

@@ -5,7 +5,6 @@ weight's own name. A depthwise kernel is called `depthwise_kernel`, so that a
 name tells how its channels lie.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 
 from hne_tf.errors import InputError
+from hne_tf.files import replacing
 from hne_tf.models.ensemble import TreeEnsemble
 
 CanonicalWeights = Mapping[str, np.ndarray]
@@ -65,10 +65,8 @@ def load(model: TreeEnsemble, weights: CanonicalWeights) -> None:
 
 def save_npz(path: pathlib.Path, weights: CanonicalWeights) -> None:
     """Writes weights to a `.npz` file, complete or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **weights)
-    temporary.rename(path)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -38,6 +38,19 @@ class _Ensemble(tf.Module):
 
         return predict
 
+    def step(self):
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, 6], tf.float32, name="cache"),
+                tf.TensorSpec([None, len(CLASSES)], tf.float32, name="running_sum"),
+            ]
+        )
+        def predict(cache, running_sum):
+            total = running_sum + cache @ self.heads[1]
+            return {"running_sum": total, "probabilities": tf.nn.softmax(total / 2.0)}
+
+        return predict
+
 
 @pytest.fixture(scope="session")
 def base_path(tmp_path_factory):
@@ -45,6 +58,7 @@ def base_path(tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "digits"
     model = _Ensemble()
     model.functions = {f"ensemble_{size}": model.signature(size) for size in SIZES}
+    model.functions["step_2"] = model.step()
     model.functions["serving_default"] = model.functions["ensemble_4"]
     tf.saved_model.save(model, str(base / "7"), signatures=model.functions)
     for other in ("3", ".tmp-9", "10.partial"):

@@ -1,5 +1,6 @@
 """The `hne-serve` binary: a real process, and bad flags in this one."""
 
+import pathlib
 import re
 import signal
 import subprocess
@@ -22,6 +23,7 @@ def process(base_path):
             f"--model_base_path={base_path}",
             "--port=0",
         ],
+        cwd=pathlib.Path(local_server.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -58,6 +58,25 @@ def test_predict_equals_the_saved_model(stub, saved_model, images, signature):
         np.testing.assert_array_equal(received, expected[name].numpy())
 
 
+def test_a_signature_of_two_inputs_equals_the_saved_model(stub, saved_model):
+    random = np.random.default_rng(2)
+    inputs = {
+        "cache": random.normal(size=(3, 6)).astype(np.float32),
+        "running_sum": random.normal(size=(3, 10)).astype(np.float32),
+    }
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "digits"
+    request.model_spec.signature_name = "step_2"
+    for name, array in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    outputs = stub.Predict(request).outputs
+    expected = saved_model.signatures["step_2"](
+        **{name: tf.constant(array) for name, array in inputs.items()}
+    )
+    for name in ("running_sum", "probabilities"):
+        np.testing.assert_array_equal(tf.make_ndarray(outputs[name]), expected[name].numpy())
+
+
 def test_ensembles_differ(stub, images):
     answers = [
         tf.make_ndarray(stub.Predict(_request(images, signature)).outputs["logits"])
@@ -153,6 +172,15 @@ def test_a_port_in_use_is_refused(server, base_path):
 def test_listens_on_loopback_unless_told_otherwise(server):
     assert server.address == f"127.0.0.1:{server.port}"
     assert server.port > 0
+
+
+def test_health_says_so_before_the_server_stops(base_path):
+    running = start(Servable("digits", latest_version_path(base_path)))
+    with grpc.insecure_channel(running.address) as opened:
+        states = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest())
+        assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+        running.stop(grace_s=0.3)
+        assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_stop_refuses_further_calls(base_path, images):

@@ -117,6 +117,13 @@ PREDICT = [
         inputs={},
     ),
     Row(
+        "one of two inputs missing",
+        StatusCode.INVALID_ARGUMENT,
+        "predict_util.cc VerifyRequestInputsSize",
+        spec=_spec(signature_name="step_2"),
+        inputs={"cache": np.zeros((1, 6), np.float32)},
+    ),
+    Row(
         "extra input",
         StatusCode.INVALID_ARGUMENT,
         "predict_util.cc VerifyRequestInputsSize",
@@ -327,6 +334,20 @@ def test_get_model_status(channel, row):
         _fill_spec(request.model_spec, row.spec)
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     _check_code(stub.GetModelStatus, request, row)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (_ZEROS.astype(np.float32), "input 'images' must be uint8, got float32"),
+        (_ZEROS[0], "input 'images' must have shape (None, 8, 8, 1), got [8, 8, 1]"),
+    ],
+)
+def test_details_state_the_rule_and_what_came(channel, tensor, reason):
+    request = _predict_request(Row("", StatusCode.OK, "", inputs={"images": tensor}))
+    with pytest.raises(grpc.RpcError) as caught:
+        prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request)
+    assert caught.value.details() == reason
 
 
 def test_status_does_not_look_at_version_labels(channel):

@@ -1,0 +1,92 @@
+"""Trained trees that come with the package.
+
+`<name>.npz` holds the canonical weights with their batch norms, so that a model
+can be trained further as well as deployed; `<name>.json` says how to build it
+and what it was measured to do.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from hne_tf import build
+from hne_tf.errors import InputError
+from hne_tf.export import folding
+from hne_tf.files import write_json
+from hne_tf.image_spec import ImageSpec
+from hne_tf.models import weights
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers import DeployLayers
+from hne_tf.trained import TrainedRun
+from hne_tf.workdir import as_settings
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Names that `from_pretrained` takes."""
+    return sorted(path.stem for path in _FOLDER.glob("*.npz"))
+
+
+def from_pretrained(name: str, deploy: bool = False) -> TreeEnsemble:
+    """Builds a model with trained weights.
+
+    Args:
+      name: one of `names()`, e.g. `"cifar10_cpu"`, or the path of a `.npz`
+        file that `save` wrote.
+      deploy: whether batch norms are folded, which answers faster and cannot
+        be trained further.
+
+    Returns:
+      A model of uint8 images `[batch, height, width, channels]` to leaf logits
+      `[batch, leaves, classes]`; `model.images.class_names` names the classes.
+
+    Raises:
+      InputError: if there is no such model.
+
+    Example:
+      >>> model = hne_tf.from_pretrained("cifar10_cpu")
+      >>> leaf_logits = model.prefix(4)(images)
+      >>> model.images.class_names[int(leaf_logits.numpy().mean(axis=1)[0].argmax())]
+    """
+    path = pathlib.Path(name) if name.endswith(".npz") else _FOLDER / f"{name}.npz"
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        raise InputError(f"a pretrained model is one of {', '.join(names())}, got {name!r}")
+    description = json.loads(path.with_suffix(".json").read_text())
+    config = ml_collections.FrozenConfigDict(as_settings(description["config"]))
+    values = weights.read_npz(path)
+    layers = DeployLayers() if deploy else build.training_layers(config)
+    model = build.ensemble(config, layers, ImageSpec(**description["images"]))
+    weights.load(model, folding.fold(values) if deploy else values)
+    return model
+
+
+def save(run: TrainedRun, manifest: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes a run's weights to `path` (`.npz`) and its description beside them (`.json`).
+
+    Args:
+      run: the trained run.
+      manifest: of its export, for the accuracy it was measured to have.
+      path: checked by `check_path`.
+    """
+    config = run.config.to_dict()
+    # Where the data lay concerns nobody who uses the weights.
+    config["data"]["data_dir"] = ""
+    description = {
+        "config": config,
+        "images": dataclasses.asdict(run.data_set.spec),
+        "accuracy": manifest["accuracy"],
+    }
+    write_json(path.with_suffix(".json"), description)
+    weights.save_npz(path, weights.read(run.model))
+
+
+def check_path(path: pathlib.Path) -> None:
+    """Raises `InputError` unless weights can be written to `path`."""
+    if path.suffix != ".npz":
+        raise InputError(f"--weights must end in .npz, got {path}")
+    if path.exists():
+        raise InputError(f"weights are never overwritten, and {path} exists")

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Installs and runs every test: bash scripts/test.sh [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_requirements requirements-dev.txt
+export TF_CPP_MIN_LOG_LEVEL=3
+"$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,81 @@
+import os
+
+import pytest
+from absl import flags
+
+from hne_tf.bin import app
+from hne_tf.errors import InputError
+
+
+def define_flags(values, argv):
+    flags.DEFINE_integer("count", 1, "How many.", flag_values=values)
+
+
+def run(main, *arguments):
+    return app.run("tool", define_flags, main, arguments)
+
+
+def test_main_gets_flags_and_the_other_arguments():
+    seen = []
+    code = run(lambda values, rest: seen.append((values.count, rest)), "--count=3", "a", "b")
+    assert code == 0
+    assert seen == [(3, ["a", "b"])]
+
+
+def test_flags_of_two_runs_in_a_process_do_not_mix():
+    counts = []
+    for arguments in (["--count=3"], []):
+        run(lambda values, rest: counts.append(values.count), *arguments)
+    assert counts == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"), [("--cuont=3", "cuont"), ("--count=many", "many"), ("--count", "count")]
+)
+def test_bad_flags_end_in_one_line_before_main(capsys, argument, word):
+    assert run(lambda values, rest: pytest.fail("main was called"), argument) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("tool: ")
+    assert word in errors[0]
+
+
+def test_bad_input_ends_in_one_line(capsys):
+    def main(values, rest):
+        raise InputError("sizes must fit,\n got 3")
+
+    assert run(main) == 1
+    assert capsys.readouterr().err == "tool: sizes must fit, got 3\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    def main(values, rest):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(main)
+
+
+def test_help_shows_the_flags_and_asks_for_none(capsys):
+    def define_required(values, argv):
+        define_flags(values, argv)
+        flags.DEFINE_string("name", None, "Whose.", flag_values=values)
+        flags.mark_flag_as_required("name", values)
+
+    assert app.run("tool", define_required, lambda values, rest: None, ["--help"]) == 0
+    assert "How many." in capsys.readouterr().out
+    assert run(lambda values, rest: pytest.fail("main was called"), "--help") == 0
+    assert "How many." in capsys.readouterr().out
+
+
+def test_integers_of_a_list_flag():
+    assert app.integers("sizes", ["1", "16"]) == [1, 16]
+    with pytest.raises(InputError, match="--sizes takes integers, got '1,two'"):
+        app.integers("sizes", ["1", "two"])
+
+
+def test_quiet_import_silences_native_code_only_inside(capfd):
+    with app.quiet_import():
+        os.write(2, b"CUDA is missing")
+    os.write(2, b"a real error")
+    assert capfd.readouterr().err == "a real error"

@@ -1,0 +1,35 @@
+import json
+
+from hne_tf.bin import evaluate
+
+
+def test_a_run_is_measured_and_drawn(run_binary, trained_workdir):
+    code, lines, _ = run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    assert code == 0
+    table = [line for line in lines if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["1", "2", "4"]
+    evaluation = json.loads(trained_workdir.evaluation_path("test").read_text())
+    assert [row["size"] for row in evaluation["sizes"]] == [1, 2, 4]
+    assert evaluation["step"] == 30
+    for picture in ("accuracy.png", "accuracy.svg"):
+        assert (trained_workdir.path / picture).stat().st_size > 1000
+
+
+def test_another_split_does_not_touch_the_test_figures(run_binary, trained_workdir):
+    run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    before = trained_workdir.evaluation_path("test").read_text()
+    code, lines, _ = run_binary(evaluate, f"--workdir={trained_workdir.path}", "--split=validation")
+    assert code == 0
+    assert any(line.startswith("validation split, 180 examples") for line in lines)
+    assert trained_workdir.evaluation_path("test").read_text() == before
+
+
+def test_what_is_no_run_is_refused(assert_refused, tmp_path):
+    assert_refused(evaluate, [f"--workdir={tmp_path}"], "config.json", str(tmp_path))
+    assert_refused(evaluate, [f"--workdir={tmp_path}", "--split=dev"], "dev")
+    assert_refused(evaluate, [], "workdir")
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused(assert_refused, trained_workdir, tmp_path):
+    (tmp_path / "config.json").write_text(trained_workdir.config_path.read_text())
+    assert_refused(evaluate, [f"--workdir={tmp_path}"], "checkpoint")

@@ -1,0 +1,75 @@
+import json
+import pathlib
+
+import pytest
+
+from hne_tf.bin import train
+
+ROOT = pathlib.Path(__file__).parents[3]
+DIGITS = f"--config={ROOT / 'configs/digits.py'}"
+
+
+def test_a_config_and_its_overrides_become_a_run(run_binary, tmp_path):
+    code, lines, _ = run_binary(
+        train,
+        DIGITS,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.branching=(1, 2)",
+        "--config.model.widths=(4, 4)",
+        "--config.model.units=(1, 1)",
+        "--config.model.strides=(2, 2)",
+        "--config.training.epochs=0.2",
+        "--config.optimizer.warmup_epochs=0.1",
+    )
+    assert code == 0
+    assert "trained 4 steps" in lines[-1]
+    assert json.loads((tmp_path / "run/config.json").read_text())["model"]["branching"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("[a-z]*.py")])
+def test_every_config_describes_a_model_that_fits_its_tree(name):
+    from hne_tf import build
+    from hne_tf.workdir import as_settings
+
+    namespace = {}
+    exec((ROOT / "configs" / name).read_text(), namespace)
+    config = namespace["get_config"]()
+    assert build.architecture(config).blocks == build.tree(config).blocks
+    assert as_settings(json.loads(json.dumps(config.to_dict()))) == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--wokdir=x"], ["wokdir"]),
+        ([f"--config={ROOT / 'configs/nowhere.py'}"], ["nowhere.py"]),
+        ([DIGITS, "--config.training.epocs=3"], ["epocs"]),
+        ([DIGITS, "--config.training.epochs=three"], ["epochs", "three"]),
+        ([DIGITS, "--config.model.branching=(1, 2)"], ["branching", "(1, 2)"]),
+        ([DIGITS, "--config.objective.alpha=-1"], ["alpha", "-1"]),
+        ([DIGITS, "--config.objective.temperature=0"], ["temperature", "0"]),
+        ([DIGITS, "--config.data.name=mnist"], ["data.name", "mnist"]),
+        ([DIGITS, "digits"], ["only flags", "digits"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
+    assert_refused, tmp_path, arguments, words
+):
+    if not any("--config=" in argument for argument in arguments):
+        arguments = [DIGITS, *arguments]
+    assert_refused(train, [*arguments, f"--workdir={tmp_path / 'run'}"], *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_required_flags_are_named(assert_refused):
+    assert_refused(train, [], "config")
+    assert_refused(train, [DIGITS], "workdir")
+
+
+def test_a_missing_data_set_names_the_flag_that_gets_it(assert_refused, tmp_path):
+    arguments = [
+        f"--config={ROOT / 'configs/cifar10_cpu.py'}",
+        f"--config.data.data_dir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    assert_refused(train, arguments, "cifar10", str(tmp_path), "--config.data.download=True")

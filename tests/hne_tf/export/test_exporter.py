@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from hne_tf import cost, evaluation, trained
+from hne_tf.errors import InputError
+from hne_tf.export import exporter, signatures
+from hne_tf.export.manifest import MANIFEST
+from hne_tf.export.warmup import WARM_UP
+
+
+@pytest.fixture(scope="module")
+def run(trained_workdir):
+    return trained.restore(trained_workdir)
+
+
+@pytest.fixture(scope="module")
+def version(run, tmp_path_factory):
+    base = tmp_path_factory.mktemp("models") / "tiny"
+    return exporter.export(run, base, batch_sizes=(1, 2), report=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def manifest(version):
+    return json.loads((version / MANIFEST).read_text())
+
+
+@pytest.fixture(scope="module")
+def loaded(version):
+    return tf.saved_model.load(str(version)).signatures
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    return next(iter(run.data_set.evaluation_batches("test", 8)))[0]
+
+
+def test_the_first_version_is_1(version):
+    assert version.name == "1"
+    assert [entry.name for entry in version.parent.iterdir()] == ["1"]
+    assert not (version / "verification.npz").exists()
+
+
+def test_every_size_answers_as_the_mean_of_its_leaves(run, loaded, images):
+    leaf_logits = run.model(images, training=False).numpy()
+    for size in (1, 2, 4):
+        answer = loaded[f"ensemble_{size}"](images=images)
+        logits = leaf_logits[:, :size].mean(axis=1)
+        exponents = np.exp(logits)
+        np.testing.assert_allclose(answer["logits"], logits, atol=1e-4)
+        np.testing.assert_allclose(
+            answer["probabilities"], exponents / exponents.sum(axis=1, keepdims=True), atol=1e-4
+        )
+
+
+def test_the_default_is_the_full_ensemble(loaded, images):
+    full = loaded["ensemble_4"](images=images)["logits"]
+    np.testing.assert_allclose(loaded["serving_default"](images=images)["logits"], full, atol=1e-6)
+
+
+def test_steps_follow_the_manifest_to_every_size(run, loaded, manifest, images):
+    leaf_logits = run.model(images, training=False).numpy()
+    known = {"images": images}
+    for size, step in enumerate(manifest["steps"], start=1):
+        inputs = {step["input"]: known[step["starts_from"]]}
+        if size > 1:
+            inputs["running_sum"] = known["running_sum"]
+        outputs = loaded[step["signature"]](**inputs)
+        assert outputs.keys() == {"running_sum", "probabilities", *step["caches"]}
+        known |= outputs
+        np.testing.assert_allclose(
+            outputs["running_sum"], leaf_logits[:, :size].sum(axis=1), atol=1e-3
+        )
+
+
+def test_the_manifest_tells_what_was_measured(run, manifest):
+    assert manifest["model"] == "tiny"
+    assert manifest["branching"] == [1, 2, 2]
+    assert manifest["sizes"] == [1, 2, 4]
+    assert manifest["classes"] == list("0123456789")
+    assert manifest["input"] == {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 1]}
+    measured = evaluation.evaluate(run, "test")
+    accuracies = {str(row["size"]): row["accuracy"] for row in measured["sizes"]}
+    assert manifest["accuracy"] == {"split": "test", "examples": 360, "by_size": accuracies}
+    costs = cost.per_size(run.model, [1, 2, 4])
+    assert {
+        int(size): (row["multiply_adds"], row["parameters"])
+        for size, row in manifest["cost"].items()
+    } == {size: (c.multiply_adds, c.parameters) for size, c in costs.items()}
+    rows = manifest["latency"]["measurements"]
+    assert {(row["signature"], row["batch_size"]) for row in rows} == {
+        (f"ensemble_{size}", batch) for size in (1, 2, 4) for batch in (1, 2)
+    }
+    assert all(0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
+    assert manifest["latency"]["hardware"]["cores"] >= 1
+
+
+def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loaded):
+    seen = set()
+    for record in tf.data.TFRecordDataset(str(version / WARM_UP)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        inputs = {
+            name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()
+        }
+        loaded[request.model_spec.signature_name](**inputs)
+        assert request.model_spec.name == "tiny"
+        seen |= {(request.model_spec.signature_name, len(value)) for value in inputs.values()}
+    assert seen == {(name, batch) for name in loaded for batch in (1, 2)}
+
+
+def test_variables_are_stored_once(version, manifest):
+    stored = (version / "variables/variables.data-00000-of-00001").stat().st_size
+    # Beside the weights the file holds the object graph, about 100 bytes a variable.
+    assert stored < 4 * manifest["cost"]["4"]["parameters"] + 20_000
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (1, 9, 9, 1), (1, 8, 8, 3)])
+@pytest.mark.parametrize("signature", ["ensemble_4", "step_1"])
+def test_images_of_another_shape_are_an_error_in_the_session_loader(version, signature, shape):
+    # TF Serving compares no shapes itself.
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
+        definition = meta_graph.signature_def[signature]
+        feeds = {definition.inputs["images"].name: np.zeros(shape, np.uint8)}
+        with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+            session.run(definition.outputs["probabilities"].name, feeds)
+
+
+def test_an_average_of_probabilities_is_exported_as_such(run, images, tmp_path):
+    model = exporter.deployed(run)
+    path = str(tmp_path / "model")
+    signatures.save(model, signatures.signatures(model, [2], "probabilities"), path)
+    answer = tf.saved_model.load(path).signatures["ensemble_2"](images=images)
+    leaf_logits = run.model(images, training=False).numpy()[:, :2]
+    exponents = np.exp(leaf_logits)
+    mean = (exponents / exponents.sum(axis=-1, keepdims=True)).mean(axis=1)
+    np.testing.assert_allclose(answer["probabilities"], mean, atol=1e-5)
+    np.testing.assert_allclose(answer["logits"], np.log(mean), atol=1e-3)
+
+
+def test_a_model_that_answers_otherwise_is_not_published(run, monkeypatch, tmp_path):
+    def damaged(weights):
+        folded = folding_fold(weights)
+        folded["block2/node3/head/bias"] += 1e-3
+        return folded
+
+    folding_fold = exporter.folding.fold
+    monkeypatch.setattr(exporter.folding, "fold", damaged)
+    with pytest.raises(InputError, match=r"export refused.*ensemble_4"):
+        exporter.export(run, tmp_path / "tiny", report=lambda line: None)
+    assert list((tmp_path / "tiny").iterdir()) == []

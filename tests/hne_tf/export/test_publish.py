@@ -1,0 +1,66 @@
+import pytest
+
+from hne_tf.errors import InputError
+from hne_tf.export import publish
+
+
+def publish_file(base, version, text="new"):
+    with publish.new_version(base, version) as folder:
+        assert not folder.name.isdigit()
+        assert not (base / str(version)).exists()
+        (folder / "model").write_text(text)
+
+
+def test_a_version_appears_when_it_is_complete(tmp_path):
+    base = tmp_path / "model"
+    publish_file(base, 3)
+    assert [entry.name for entry in base.iterdir()] == ["3"]
+    assert (base / "3/model").read_text() == "new"
+
+
+def test_a_version_that_fails_leaves_nothing(tmp_path):
+    def fail():
+        with publish.new_version(tmp_path, 1) as folder:
+            (folder / "model").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_version_is_refused_and_kept(tmp_path):
+    publish_file(tmp_path, 1, "old")
+    with pytest.raises(InputError, match="never overwritten"):
+        publish_file(tmp_path, 1)
+    assert (tmp_path / "1/model").read_text() == "old"
+
+
+def test_an_empty_folder_counts_as_existing(tmp_path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(InputError, match="never overwritten"):
+        publish_file(tmp_path, 1)
+
+
+def test_a_version_published_meanwhile_is_not_overwritten(tmp_path):
+    def race():
+        with publish.new_version(tmp_path, 1):
+            publish_file(tmp_path, 1, "first")
+
+    with pytest.raises(InputError, match="never overwritten"):
+        race()
+    assert (tmp_path / "1/model").read_text() == "first"
+
+
+def test_the_next_version_follows_the_largest_number(tmp_path):
+    assert publish.next_version(tmp_path / "none") == 1
+    for name in ("2", "10", "unpublished-11-1", "notes"):
+        (tmp_path / name).mkdir()
+    assert publish.next_version(tmp_path) == 11
+
+
+def test_a_base_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match="must be a folder"):
+        publish_file(tmp_path / "model", 1)
+    assert (tmp_path / "model").read_text() == "mine"

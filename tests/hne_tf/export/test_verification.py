@@ -1,0 +1,58 @@
+import keras
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from hne_tf.export import verification
+
+
+def graph_of(function, folder):
+    """GraphDef of a SavedModel whose only signature takes images [batch, 4, 4, 4]."""
+    module = tf.Module()
+    module.function = tf.function(
+        function, input_signature=[tf.TensorSpec([None, 4, 4, 4], tf.float32, name="images")]
+    )
+    tf.saved_model.save(module, str(folder), signatures=module.function)
+    saved_model = saved_model_pb2.SavedModel()
+    saved_model.ParseFromString((folder / "saved_model.pb").read_bytes())
+    return saved_model.meta_graphs[0].graph_def
+
+
+def test_a_plain_convolution_passes(tmp_path):
+    kernel = tf.ones([3, 3, 4, 8])
+    graph = graph_of(lambda images: {"y": tf.nn.conv2d(images, kernel, 1, "SAME")}, tmp_path)
+    assert list(verification.graph_findings(graph)) == []
+
+
+def test_a_grouped_convolution_is_found(tmp_path):
+    kernel = tf.ones([3, 3, 2, 8])
+    graph = graph_of(lambda images: {"y": tf.nn.conv2d(images, kernel, 1, "SAME")}, tmp_path)
+    findings = list(verification.graph_findings(graph))
+    assert len(findings) == 1
+    assert "grouped convolution" in findings[0]
+
+
+def test_a_grouped_keras_layer_is_found(tmp_path):
+    inputs = keras.Input([4, 4, 4])
+    model = keras.Model(inputs, keras.layers.Conv2D(8, 3, groups=2)(inputs))
+    model.export(str(tmp_path), verbose=False)
+    saved_model = saved_model_pb2.SavedModel()
+    saved_model.ParseFromString((tmp_path / "saved_model.pb").read_bytes())
+    findings = list(verification.graph_findings(saved_model.meta_graphs[0].graph_def))
+    assert any("XLA" in finding for finding in findings)
+
+
+def test_a_function_that_must_be_compiled_is_found(tmp_path):
+    compiled = tf.function(lambda images: images * 2, jit_compile=True)
+    graph = graph_of(lambda images: {"y": compiled(images)}, tmp_path)
+    assert any("XLA" in finding for finding in verification.graph_findings(graph))
+
+
+@pytest.mark.parametrize("place", ["main", "function"])
+def test_an_op_that_tensorflow_does_not_have_is_found(tmp_path, place):
+    graph = graph_of(lambda images: {"y": images + 1}, tmp_path)
+    node = graph.node.add() if place == "main" else graph.library.function[0].node_def.add()
+    node.name, node.op = "mine", "MyOwnOp"
+    findings = list(verification.graph_findings(graph))
+    assert len(findings) == 1
+    assert "MyOwnOp" in findings[0]

@@ -1,0 +1,26 @@
+import json
+
+import pytest
+
+from hne_tf import files
+
+
+def test_a_written_file_holds_the_value_and_leaves_nothing_beside_it(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": [1, 2]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": [1, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half of the ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]

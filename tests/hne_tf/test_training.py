@@ -1,0 +1,277 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hne_tf import build, checkpoints, training
+from hne_tf.data import load
+from hne_tf.errors import InputError
+from hne_tf.workdir import Workdir
+
+
+def run_to_end(config, path):
+    workdir = Workdir(path)
+    reports = []
+    training.train(config, workdir, report=reports.append)
+    return workdir, reports
+
+
+def records(workdir):
+    return [json.loads(line) for line in workdir.metrics_path.read_text().splitlines()]
+
+
+def tensors(workdir):
+    """All tensors of the newest checkpoint by name."""
+    path = str(workdir.checkpoints / f"ckpt-{checkpoints.steps(workdir.checkpoints)[0]}")
+    reader = tf.train.load_checkpoint(path)
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_tensors(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        if tolerance:
+            np.testing.assert_allclose(one[name], other[name], err_msg=name, **tolerance)
+        else:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_run_learns_and_records_it(trained_workdir):
+    log = records(trained_workdir)
+    assert log[-1]["step"] == 30
+    assert log[-1]["epoch"] == pytest.approx(3.0)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[-1]["accuracy_4"] > log[0]["accuracy_4"]
+    assert {"accuracy_1", "accuracy_2", "images_per_s", "learning_rate"} <= log[0].keys()
+    assert [r["step"] for r in log if "validation_accuracy_4" in r] == [10, 20, 30]
+    assert list(trained_workdir.events.iterdir())
+
+
+def test_the_host_is_needed_at_calls_checkpoints_and_validations():
+    schedule = training.Schedule(
+        steps_per_epoch=10.0, total=23, per_call=4, checkpoint_every=6, validate_every=10
+    )
+    stops = [0]
+    while stops[-1] < schedule.total:
+        stops.append(schedule.next_stop(stops[-1]))
+    assert stops == [0, 4, 6, 8, 10, 12, 16, 18, 20, 23]
+    due = [stop for stop in stops if stop and schedule.is_due(stop, schedule.checkpoint_every)]
+    assert due == [6, 12, 18, 23]
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "steps_per_call", "keep_checkpoints"])
+def test_settings_that_count_must_be_positive(tiny_config, field):
+    with pytest.raises(InputError, match=f"training.{field} must be above 0, got 0"):
+        training.Schedule.of(tiny_config(**{f"training__{field}": 0}), examples=100)
+
+
+def test_several_steps_per_call_change_nothing(tiny_config, trained_workdir, tmp_path):
+    workdir, _ = run_to_end(tiny_config(training__steps_per_call=1), tmp_path / "run")
+    assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
+
+
+def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
+    config = tiny_config(
+        training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__ramp_epochs=0.3
+    )
+    workdir, _ = run_to_end(config, tmp_path / "run")
+    data_set = load(config.data)
+    schedule = training.Schedule.of(config, data_set.examples("train"))
+    keras.utils.set_random_seed(config.seed)
+    model = build.ensemble(config, build.training_layers(config), data_set.spec)
+    optimizer = training.sgd(config, schedule)
+    objective = build.objective(config, schedule.steps_per_epoch, optimizer.iterations)
+    model.compile(optimizer=optimizer, loss=objective)
+    batches = data_set.train_batches(
+        batch_size=32, start_step=0, total_steps=schedule.total, seed=config.seed
+    )
+    model.fit(batches, epochs=1, verbose=0)
+    restored = build.ensemble(config, build.training_layers(config), data_set.spec)
+    checkpoints.restore_newest(
+        tf.train.Checkpoint(model=restored), workdir.checkpoints, print, partial=True
+    )
+    for mine, theirs in zip(restored.weights, model.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4, err_msg=mine.path)
+
+
+def test_two_replicas_with_synchronised_norms_lose_what_one_loses(tiny_config, tmp_path):
+    losses = {}
+    for devices in (1, 2):
+        config = tiny_config(
+            distribution__logical_devices=devices,
+            training__epochs=1.0,
+            training__steps_per_call=1,
+        )
+        workdir, _ = run_to_end(config, tmp_path / str(devices))
+        losses[devices] = [record["loss"] for record in records(workdir)]
+    assert len(losses[1]) == 10
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-3)
+
+
+def test_without_synchronised_norms_two_replicas_differ(tiny_config, tmp_path):
+    losses = {}
+    for choice in ("on", "off"):
+        config = tiny_config(
+            distribution__logical_devices=2,
+            distribution__synchronized_norm=choice,
+            training__epochs=0.5,
+            optimizer__warmup_epochs=0.1,
+        )
+        workdir, _ = run_to_end(config, tmp_path / choice)
+        losses[choice] = [record["loss"] for record in records(workdir)]
+    assert not np.allclose(losses["on"], losses["off"], rtol=1e-3)
+
+
+def test_a_batch_must_divide_by_the_replicas(tiny_config, tmp_path):
+    config = tiny_config(distribution__logical_devices=2, training__batch_size=15)
+    with pytest.raises(InputError, match="divide by the 2 devices, got 15"):
+        run_to_end(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_devices_is_fixed_once_tensorflow_runs(tiny_config, tmp_path):
+    with pytest.raises(InputError, match="before TensorFlow starts"):
+        run_to_end(tiny_config(distribution__logical_devices=3), tmp_path / "run")
+
+
+def copy_of(workdir, path):
+    subprocess.run(["cp", "-r", str(workdir.path), str(path)], check=True)
+    return Workdir(path)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
+    tiny_config, trained_workdir, tmp_path
+):
+    workdir = copy_of(trained_workdir, tmp_path / "run")
+    newest = workdir.checkpoints / "ckpt-30.index"
+    newest.write_bytes(newest.read_bytes()[:10])
+    _, reports = run_to_end(tiny_config(), workdir.path)
+    assert "ckpt-30 is damaged" in reports[0]
+    assert reports[1] == "resumed at step 20 of 30"
+    steps = [record["step"] for record in records(workdir)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 30
+    assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_start_from_scratch(
+    tiny_config, trained_workdir, tmp_path
+):
+    workdir = copy_of(trained_workdir, tmp_path / "run")
+    for file in workdir.checkpoints.iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="has trained before"):
+        run_to_end(tiny_config(), workdir.path)
+    assert records(workdir)
+
+
+def test_a_run_of_other_settings_is_not_touched(tiny_config, trained_workdir):
+    before = tensors(trained_workdir)
+    with pytest.raises(InputError, match="seed: 0 there, 1 here"):
+        run_to_end(tiny_config(seed=1), trained_workdir.path)
+    assert_same_tensors(tensors(trained_workdir), before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("optimizer__learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
+        ("optimizer__momentum", 1.0, r"momentum must lie in \[0, 1\), got 1.0"),
+        ("optimizer__warmup_epochs", 3.0, "shorter than the run, got 3.0"),
+        ("optimizer__weight_decay", -1.0, "weight_decay must be 0 or more, got -1.0"),
+        ("objective__alpha", -0.5, "alpha must be 0 or more, got -0.5"),
+        ("objective__temperature", 0.0, "temperature must be above 0, got 0.0"),
+        ("objective__name", "magic", "objective must be one of .*, got 'magic'"),
+        ("objective__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
+        ("model__branching", (1, 2), r"one factor for each of the 3 blocks, got \(1, 2\)"),
+        ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
+        ("model__architecture", "vgg", "architecture must be resnet, got 'vgg'"),
+        ("distribution__synchronized_norm", "maybe", "auto, on or off, got 'maybe'"),
+        ("distribution__logical_devices", 0, "logical_devices must be 1 or more, got 0"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(
+    tiny_config, tmp_path, setting, value, message
+):
+    with pytest.raises(InputError, match=message):
+        run_to_end(tiny_config(**{setting: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+CONFIG_FILE = """
+from hne_tf.config import default
+
+def get_config():
+    config = default()
+    config.data.train_examples = 320
+    config.data.pad_pixels = 1
+    config.model.branching = (1, 2)
+    config.model.widths = (4, 8)
+    config.model.units = (1, 1)
+    config.model.strides = (1, 2)
+    config.training.epochs = 20.0
+    config.training.batch_size = 16
+    config.training.steps_per_call = 3
+    config.training.checkpoint_every_epochs = 1.0
+    config.training.deterministic = True
+    return config
+"""
+
+
+def start(tmp_path, name):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG_FILE)
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "hne_tf.bin.train"),
+            *(f"--config={config}", f"--workdir={tmp_path / name}"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(workdir, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if workdir.metrics_path.exists() and len(workdir.metrics_path.read_text().splitlines()) > (
+            step // 3
+        ):
+            return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    whole = start(tmp_path, "whole")
+    interrupted = Workdir(tmp_path / "interrupted")
+    killed = start(tmp_path, "interrupted")
+    wait_for_step(interrupted, 70)
+    killed.kill()
+    killed.wait()
+    assert 0 < max(checkpoints.steps(interrupted.checkpoints)) < 400
+    stopped = start(tmp_path, "interrupted")
+    wait_for_step(interrupted, 150)
+    stopped.send_signal(signal.SIGTERM)
+    output = stopped.communicate()[0]
+    assert stopped.returncode == 0, output
+    assert "resumed at step" in output
+    assert "the same command goes on from there" in output
+    resumed = start(tmp_path, "interrupted")
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0, output
+    assert "trained 400 steps" in output
+    assert whole.wait() == 0
+    assert_same_tensors(tensors(interrupted), tensors(Workdir(tmp_path / "whole")))
