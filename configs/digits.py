@@ -18,4 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.strides = (1, 2, 1, 1, 1)
     config.training.epochs = 30.0
     config.training.batch_size = 64
+    config.training.deterministic = True
     return config

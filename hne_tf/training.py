@@ -93,7 +93,10 @@ def strategy(config: ml_collections.ConfigDict) -> tf.distribute.MirroredStrateg
             f"training.batch_size must divide by the {len(devices)} devices, "
             f"got {config.training.batch_size}"
         )
-    return tf.distribute.MirroredStrategy(devices)
+    # Collective ops, the default between CPU devices, keep keys for the life of
+    # the process and break a second run in it.
+    reduction = None if gpus else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
 def train(

@@ -4,6 +4,7 @@ Asks a running server, TF Serving or `hne-serve`. The budget is per picture, fro
 call to answer; decoding the picture is not in it.
 
   python -m serving.predict --model=digits --budget_ms=5 picture.png
+  python -m serving.predict --model=digits --latencies picture.png
 """
 
 import math
@@ -33,7 +34,18 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     del arguments
     flags.DEFINE_string("server", "127.0.0.1:8500", "host:port of the server.", flag_values=values)
     flags.DEFINE_string("model", None, "Name of the model there.", flag_values=values)
-    flags.DEFINE_float("budget_ms", None, "Milliseconds allowed per picture.", flag_values=values)
+    flags.DEFINE_list(
+        "budget_ms",
+        [],
+        "Milliseconds allowed per picture; each of several budgets is answered in turn.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "latencies",
+        False,
+        "Print the latency that is expected of each ensemble size, and ask nothing.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "manifest",
         None,
@@ -47,8 +59,8 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
-    """Prints one line per picture."""
-    _check_flags(values, arguments)
+    """Prints one line per budget and picture."""
+    budgets_ms = _check_flags(values, arguments)
     from serving.manifest import read_manifest
     from serving.pictures import read_picture, to_image
 
@@ -62,35 +74,58 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         sizes, shape = _ensembles(client.metadata(), values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        images = [
-            to_image(picture, path, shape, values.resize)
+        images = {
+            path: to_image(picture, path, shape, values.resize)
             for path, picture in zip(arguments, pictures, strict=True)
-        ]
-        size = _policy(client, manifest, sizes, images[0]).choose(values.budget_ms)
-        timeout_s = max(_MIN_TIMEOUT_S, 10 * values.budget_ms / 1000)
-        # The size's first call can be slow, and its time is not the budget's matter.
-        client.predict(images[0][None], f"ensemble_{size}", timeout_s)
-        for path, image in zip(arguments, images, strict=True):
-            start = time.perf_counter()
-            outputs = client.predict(image[None], f"ensemble_{size}", timeout_s)
-            taken_ms = 1000 * (time.perf_counter() - start)
-            answer = _answer(outputs["probabilities"][0], manifest)
-            late = ", late" if taken_ms > values.budget_ms else ""
-            print(
-                f"{path}: {answer}, ensemble of {size}, "
-                f"{taken_ms:.2f} ms of {values.budget_ms:g} ms{late}"
-            )
+        }
+        policy = _policy(client, manifest, sizes, images[arguments[0]])
+        if values.latencies:
+            for size, latency_ms in policy.latency_ms.items():
+                print(f"ensemble of {size}: {latency_ms:.2f} ms")
+        for budget_ms in budgets_ms:
+            _answer_within(budget_ms, policy.choose(budget_ms), client, manifest, images)
 
 
-def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> None:
+def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[float]:
+    """Returns the budgets in milliseconds; raises `InputError` for flags that make no sense."""
     if not values.model:
         raise InputError("--model must name the model, got none")
-    if values.budget_ms is None:
-        raise InputError("--budget_ms must give the milliseconds per picture, got none")
-    if not (values.budget_ms > 0 and math.isfinite(values.budget_ms)):
-        raise InputError(f"--budget_ms must be more than 0, got {values.budget_ms:g}")
+    if bool(values.budget_ms) == values.latencies:
+        raise InputError(
+            "--budget_ms must give the milliseconds per picture, or --latencies ask for the "
+            f"choice, got {'both' if values.latencies else 'none'}"
+        )
+    budgets_ms = []
+    for text in values.budget_ms:
+        try:
+            budgets_ms.append(float(text))
+        except ValueError:
+            raise InputError(f"--budget_ms must be numbers, got {text!r}") from None
+        if not (budgets_ms[-1] > 0 and math.isfinite(budgets_ms[-1])):
+            raise InputError(f"--budget_ms must be more than 0, got {text}")
     if not pictures:
         raise InputError("at least one picture file must be given, got none")
+    return budgets_ms
+
+
+def _answer_within(
+    budget_ms: float,
+    size: int,
+    client: "ServingClient",
+    manifest: "ServingManifest | None",
+    images: dict[str, np.ndarray],
+) -> None:
+    """Asks the ensemble of `size` about each image, by path, and prints the answers."""
+    timeout_s = max(_MIN_TIMEOUT_S, 10 * budget_ms / 1000)
+    # The size's first call can be slow, and its time is not the budget's matter.
+    client.predict(next(iter(images.values()))[None], f"ensemble_{size}", timeout_s)
+    for path, image in images.items():
+        start = time.perf_counter()
+        outputs = client.predict(image[None], f"ensemble_{size}", timeout_s)
+        taken_ms = 1000 * (time.perf_counter() - start)
+        answer = _answer(outputs["probabilities"][0], manifest)
+        late = ", late" if taken_ms > budget_ms else ""
+        print(f"{path}: {answer}, ensemble of {size}, {taken_ms:.2f} ms of {budget_ms:g} ms{late}")
 
 
 def _ensembles(

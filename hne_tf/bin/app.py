@@ -46,6 +46,10 @@ def run(
         positional = values([name, *arguments])[1:]
     except flags.Error as error:
         return _fail(name, error, 2)
+    # What ml_collections raises for a config file that cannot be loaded and
+    # for an override of a field that the config does not have.
+    except (OSError, AttributeError) as error:
+        return _fail(name, f"a config file and its fields must exist, got {error}", 2)
     try:
         main(values, positional)
     except InputError as error:
@@ -85,6 +89,6 @@ def integers(flag: str, texts: Sequence[str]) -> list[int]:
         raise InputError(f"--{flag} takes integers, got {','.join(texts)!r}") from None
 
 
-def _fail(name: str, error: Exception, code: int) -> int:
+def _fail(name: str, error: Exception | str, code: int) -> int:
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     return code

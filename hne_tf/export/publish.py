@@ -1,9 +1,9 @@
 """Versions of a model appear complete or not at all, and never onto an existing one."""
 
 import contextlib
-import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Iterator
 
 from hne_tf.errors import InputError
@@ -31,7 +31,7 @@ def new_version(base: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
         raise InputError(f"--model_base_path must be a folder, got the file {base}")
     base.mkdir(parents=True, exist_ok=True)
     # TF Serving passes over names that are not numbers.
-    temporary = base / f"unpublished-{version}-{os.getpid()}"
+    temporary = base / f"unpublished-{version}-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
         yield temporary

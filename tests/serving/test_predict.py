@@ -83,6 +83,27 @@ def test_every_picture_gets_its_line_and_its_budget(ask, picture, tmp_path, monk
     assert sent == [((1, 8, 8, 1), "ensemble_4")] * 3
 
 
+def test_several_budgets_are_answered_in_turn(ask, picture, manifest_path, monkeypatch):
+    _set_measured(monkeypatch, 1.0)
+    code, printed, _ = ask("--budget_ms=1,2,40", f"--manifest={manifest_path}", picture)
+    assert code == 0
+    sizes = [re.search(r"ensemble of (\d)", line)[1] for line in printed]
+    assert sizes == ["1", "2", "4"]
+
+
+def test_latencies_are_those_that_budgets_are_held_against(
+    ask, picture, manifest_path, monkeypatch
+):
+    _set_measured(monkeypatch, 1.5)
+    code, printed, _ = ask("--latencies", f"--manifest={manifest_path}", picture)
+    assert code == 0
+    assert printed == ["ensemble of 1: 1.50 ms", "ensemble of 2: 2.50 ms", "ensemble of 4: 4.50 ms"]
+
+
+def test_latencies_and_a_budget_exclude_each_other(ask, picture):
+    _check_refused(ask("--latencies", "--budget_ms=5", picture), "got both")
+
+
 def test_resize_fits_a_photo(ask, tmp_path):
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (64, 48), (10, 200, 30)).save(photo)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf import cost, evaluation, trained
@@ -125,9 +126,14 @@ def test_images_of_another_shape_are_an_error_in_the_session_loader(version, sig
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
         definition = meta_graph.signature_def[signature]
-        feeds = {definition.inputs["images"].name: np.zeros(shape, np.uint8)}
-        with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
-            session.run(definition.outputs["probabilities"].name, feeds)
+        options = config_pb2.CallableOptions(
+            feed=[definition.inputs["images"].name],
+            fetch=[definition.outputs["probabilities"].name],
+        )
+        # Unlike session.run, this leaves the check to the graph.
+        call = session._make_callable_from_options(options)
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            call(np.zeros(shape, np.uint8))
 
 
 def test_an_average_of_probabilities_is_exported_as_such(run, images, tmp_path):

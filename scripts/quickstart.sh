@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# From a bare clone to served answers on real digits: bash scripts/quickstart.sh
+# Everything it makes is in .venv and runs/quickstart.
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_requirements requirements.txt
+
+out=runs/quickstart
+rm -rf "$out"
+mkdir -p "$out"
+step() { echo; echo "== $*"; "$@"; }
+hne() { local name="$1"; shift; "$venv/bin/python" -m "$name" "$@"; }
+
+step hne hne_tf.bin.train --config=configs/digits.py --workdir="$out/digits"
+step hne hne_tf.bin.evaluate --workdir="$out/digits"
+step hne hne_tf.bin.export --workdir="$out/digits" --model_base_path="$out/models/digits"
+
+"$venv/bin/python" - "$out/digit.png" <<'PYTHON'
+import sys
+from PIL import Image
+from sklearn import datasets
+
+digit = datasets.load_digits().images[3] * (255 / 16)
+Image.fromarray(digit.round().astype("uint8")).save(sys.argv[1])
+PYTHON
+
+echo; echo "== serving $out/models/digits"
+hne serving.local_server --model_base_path="$out/models/digits" --port=0 > "$out/server.log" &
+server=$!
+trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
+until address=$(grep -o 'address=.*' "$out/server.log"); do
+  kill -0 "$server" || { echo "the server did not start" >&2; exit 1; }
+  sleep 0.2
+done
+cat "$out/server.log"
+ask=(hne serving.predict --server="${address#address=}" --model=digits
+  --manifest="$out/models/digits/1/assets.extra/hne_manifest.json")
+
+step "${ask[@]}" --latencies "$out/digit.png" | tee "$out/latencies.txt"
+# A budget that little fits, one half way to the full ensemble, and one that all fits.
+budgets=$(awk '/^ensemble of/ { ms = $(NF - 1); if (!low) low = 1.2 * ms }
+  END { printf "%.2f,%.2f,%.2f", low, (low + ms) / 2, 2 * ms }' "$out/latencies.txt")
+step "${ask[@]}" --budget_ms="$budgets" "$out/digit.png" | tee "$out/answers.txt"
+
+echo
+if ! sed -n 's/.*ensemble of \([0-9]*\),.*/\1/p' "$out/answers.txt" | sort --check=quiet --numeric-sort --unique; then
+  echo "the ensemble size did not grow with the budget" >&2
+  exit 1
+fi
+echo "== the ensemble size grew with the budget; the accuracy that each size has:"
+hne hne_tf.bin.evaluate --workdir="$out/digits" | grep '^|'

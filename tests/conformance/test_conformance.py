@@ -1,0 +1,204 @@
+"""What holds for every architecture, tree and layer factory."""
+
+import concurrent.futures
+import multiprocessing
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import special
+
+from hne_tf.averaging import AVERAGES
+from hne_tf.export import signatures
+from hne_tf.export.folding import fold
+from hne_tf.models import weights
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers import DeployLayers, TrainingLayers
+from hne_tf.objectives import HierarchicalDistillationLoss
+from hne_tf.tree import Tree
+
+TOLERANCE = 1e-4
+
+
+def assert_close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def assert_answers(model, images, expected):
+    assert_close(model(images, training=False), expected)
+
+
+def test_every_prefix_equals_the_first_leaves(model, images, leaf_logits):
+    for size in range(1, model.tree.leaves + 1):
+        assert_answers(model.prefix(size), images, leaf_logits[:, :size])
+
+
+def test_weights_go_by_canonical_name(case, model, images, leaf_logits):
+    other = case.build()
+    weights.load(other, weights.read(model))
+    assert_answers(other, images, leaf_logits)
+
+
+def test_folded_weights_load_into_the_deploy_factory(case, model, images, leaf_logits):
+    deployed = case.build(DeployLayers())
+    # Weights without norms are folded already.
+    weights.load(deployed, fold(weights.read(model)))
+    assert_answers(deployed, images, leaf_logits)
+
+
+def test_training_and_deploy_factories_name_the_same_kernels(case, model):
+    def kernels(model):
+        return {n: v.shape for n, v in weights.read(model).items() if n.endswith("kernel")}
+
+    for layers in (TrainingLayers(), DeployLayers()):
+        assert kernels(case.build(layers)) == kernels(model)
+
+
+def test_keras_file(model, images, leaf_logits, tmp_path):
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_answers(loaded, images, leaf_logits)
+    assert weights.read(loaded).keys() == weights.read(model).keys()
+
+
+def test_checkpoint(case, model, images, leaf_logits, tmp_path):
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    other = case.build()
+    tf.train.Checkpoint(model=other).read(path).assert_consumed()
+    assert_answers(other, images, leaf_logits)
+
+
+@pytest.fixture(scope="module")
+def endpoints(model, tmp_path_factory):
+    """Signatures of a SavedModel with every size; half the cases average probabilities."""
+    average = AVERAGES[model.tree.branching[0] % 2]
+    folder = str(tmp_path_factory.mktemp("saved") / "model")
+    sizes = range(1, model.tree.leaves + 1)
+    signatures.save(model, signatures.signatures(model, sizes, average), folder)
+    loaded = tf.saved_model.load(folder)
+    return average, loaded.signatures, loaded
+
+
+def expected_answer(leaf_logits, size, average):
+    first = leaf_logits[:, :size].astype(np.float64)
+    if average == "logits":
+        logits, contributions = first.mean(axis=1), first
+        probabilities = special.softmax(logits, axis=-1)
+    else:
+        contributions = special.softmax(first, axis=-1)
+        probabilities = contributions.mean(axis=1)
+        logits = np.log(probabilities)
+    return {
+        "logits": logits,
+        "probabilities": probabilities,
+        "running_sum": contributions.sum(axis=1),
+    }
+
+
+def test_saved_model_answers_for_every_size(model, endpoints, images, leaf_logits):
+    average, saved, _ = endpoints
+    sizes = range(1, model.tree.leaves + 1)
+    assert set(saved) == {
+        "serving_default",
+        *(f"ensemble_{size}" for size in sizes),
+        *(f"step_{size}" for size in sizes),
+    }
+    for name, size in [
+        ("serving_default", model.tree.leaves),
+        *((f"ensemble_{size}", size) for size in sizes),
+    ]:
+        got = saved[name](images=tf.constant(images))
+        expected = expected_answer(leaf_logits, size, average)
+        assert got.keys() == {"logits", "probabilities"}
+        for output, value in got.items():
+            assert_close(value, expected[output])
+
+
+def test_saved_model_steps_walk_through_every_size(model, endpoints, images, leaf_logits):
+    average, saved, _ = endpoints
+    newest = {"images": tf.constant(images)}
+    for step in model.tree.steps:
+        start = f"cache_{step.branch_block - 1}" if step.branch_block else "images"
+        inputs = {"cache" if step.branch_block else "images": newest[start]}
+        if step.size > 1:
+            inputs["running_sum"] = newest["running_sum"]
+        got = saved[f"step_{step.size}"](**inputs)
+        expected = expected_answer(leaf_logits, step.size, average)
+        assert got.keys() == {
+            "running_sum",
+            "probabilities",
+            *(f"cache_{block}" for block in step.cached_blocks),
+        }
+        for output in ("running_sum", "probabilities"):
+            assert_close(got[output], expected[output])
+        newest |= got
+
+
+def test_saved_model_takes_any_batch_and_stores_weights_once(model, endpoints, images, leaf_logits):
+    average, saved, loaded = endpoints
+    for batch in (1, 3):
+        got = saved["serving_default"](images=tf.constant(images[:batch]))
+        expected = expected_answer(leaf_logits[:batch], model.tree.leaves, average)
+        assert_close(got["probabilities"], expected["probabilities"])
+    assert len(loaded.weights) == len(model.weights)
+
+
+# Distribution.
+
+LABELS = np.array([0, 1, 2, 1], np.int32)
+
+
+def take_step(model, strategy, images):
+    """Weights after one step of gradient descent on the mean loss of the global batch."""
+    loss = HierarchicalDistillationLoss(model.tree.sizes)
+    with strategy.scope():
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+
+    def replica_step(images, labels):
+        with tf.GradientTape() as tape:
+            values = loss.call(labels, model(images, training=True))
+            mean = tf.reduce_sum(values) / len(LABELS)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(mean, variables), variables)
+
+    data = tf.data.Dataset.from_tensor_slices((images, LABELS)).batch(len(LABELS))
+    for batch in strategy.experimental_distribute_dataset(data):
+        tf.function(strategy.run)(replica_step, batch)
+    return weights.read(model)
+
+
+def split_the_cpu():
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def step_on_two_replicas(config, values, images):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = TreeEnsemble.from_config(config)
+    weights.load(model, values)
+    return take_step(model, strategy, images)
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """A process of its own: TensorFlow's devices are fixed once it has started."""
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), split_the_cpu
+    ) as process:
+        yield process
+
+
+def test_a_step_on_two_replicas_equals_one_on_the_whole_batch(case, model, two_devices, images):
+    values = weights.read(model)
+    mirrored = two_devices.submit(step_on_two_replicas, model.get_config(), values, images)
+    single = case.build()
+    weights.load(single, values)
+    expected = take_step(single, tf.distribute.get_strategy(), images)
+    got = mirrored.result(timeout=120)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+        assert np.abs(value - values[name]).max() > 1e-6, f"{name} stood still"
