@@ -1,6 +1,5 @@
 """The training loop: distributed, resumable, several steps per host call."""
 
-import contextlib
 import dataclasses
 import signal
 import time
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from hne_tf import build, checkpoints
 from hne_tf.data import DataSet, load
+from hne_tf.distribution import mirrored_strategy
 from hne_tf.errors import InputError
 from hne_tf.evaluation import inference, measure
 from hne_tf.metrics import EnsembleAccuracy
@@ -76,29 +76,6 @@ class Schedule:
         return step % every == 0 or step == self.total
 
 
-def strategy(config: ml_collections.ConfigDict) -> tf.distribute.MirroredStrategy:
-    """Mirrors over all GPUs, else over logical CPU devices.
-
-    Raises:
-      InputError: if the batch does not divide by the devices, or TensorFlow is
-        already running with another number of CPU devices.
-    """
-    wanted = config.distribution.logical_devices
-    if wanted < 1:
-        raise InputError(f"distribution.logical_devices must be 1 or more, got {wanted}")
-    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    devices = gpus or _cpu_devices(wanted)
-    if config.training.batch_size % len(devices):
-        raise InputError(
-            f"training.batch_size must divide by the {len(devices)} devices, "
-            f"got {config.training.batch_size}"
-        )
-    # Collective ops, the default between CPU devices, keep keys for the life of
-    # the process and break a second run in it.
-    reduction = None if gpus else tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
-
-
 def train(
     config: ml_collections.ConfigDict,
     workdir: Workdir,
@@ -125,12 +102,14 @@ def train(
     """
     tree = build.tree(config)
     build.architecture(config)
+    # Devices come first: loading data starts TensorFlow, which fixes them.
+    strategy = mirrored_strategy(config.distribution.logical_devices, config.training.batch_size)
     data_set = load(config.data)
     schedule = Schedule.of(config, data_set.examples("train"))
     if config.training.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    run = _Run(config, data_set, schedule, strategy(config))
+    run = _Run(config, data_set, schedule, strategy)
     workdir.claim(config, restart)
     step = _resume(run.checkpoint, workdir, schedule, config.training.keep_checkpoints, report)
     progress = Progress(schedule.total, (tree.sizes[0], tree.leaves))
@@ -245,24 +224,6 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
         warmup_steps=warmup,
     )
     return keras.optimizers.SGD(rate, momentum=section.momentum, nesterov=section.momentum > 0)
-
-
-def _cpu_devices(count: int) -> list[str]:
-    """Names of `count` logical CPU devices; splits the CPU if TensorFlow has not started."""
-    if count > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        # A RuntimeError says that TensorFlow has started; the check below tells.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_logical_device_configuration(
-                cpu, [tf.config.LogicalDeviceConfiguration()] * count
-            )
-    names = [device.name for device in tf.config.list_logical_devices("CPU")]
-    if len(names) < count:
-        raise InputError(
-            f"distribution.logical_devices must be set before TensorFlow starts, which runs "
-            f"with {len(names)}, got {count}"
-        )
-    return names[:count]
 
 
 def _resume(
