@@ -25,13 +25,16 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
     del argv
     flags.DEFINE_integer("rounds", 200, "Timed calls of each.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "results", None, "Also write the table to this Markdown page.", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
     with app.quiet_import():
-        import tensorflow  # noqa: F401
+        from hne_tf import results
 
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))
@@ -42,17 +45,22 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
                 call()
                 if turn >= 0:
                     times[name].append(1000 * (time.perf_counter() - started))
-    print("| export | p50 (ms) | p95 (ms) |")
-    print("| :--- | ---: | ---: |")
+    lines = ["| export | p50 (ms) | p95 (ms) |", "| :--- | ---: | ---: |"]
     for name, values_ms in times.items():
         p50, p95 = np.percentile(values_ms, [50, 95])
-        print(f"| {name} | {p50:.2f} | {p95:.2f} |")
+        lines.append(f"| {name} | {p50:.2f} | {p95:.2f} |")
     p50 = {name: np.median(values_ms) for name, values_ms in times.items()}
-    print(
+    lines.append(
         f"\nensemble_16 is {p50['Keras, N = 16'] / p50['ensemble_16']:.2f} times as fast as the "
         f"Keras export; ensemble_1 takes {p50['ensemble_1'] / p50['folded single network']:.2f} "
         "times as long as a folded single network (medians)."
     )
+    table = "\n".join(lines)
+    print(table)
+    if values.results:
+        command = ["python", *app.command("benchmarks/serve_latency.py", values)]
+        page = pathlib.Path(values.results)
+        results.write_page(page, "Latency of the folded export", command, table)
 
 
 def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:

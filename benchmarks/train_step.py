@@ -8,6 +8,7 @@ would take the single network's times the ratio of their multiply-adds; the last
 column is the measured share of that.
 """
 
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -23,13 +24,16 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Timed steps of each.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "results", None, "Also write the table to this Markdown page.", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
     with app.quiet_import():
-        from hne_tf import cost
+        from hne_tf import cost, results
 
     trees = {"single network": (1, 1, 1, 1, 1), "tree, N = 16": (1, 2, 2, 2, 2)}
     steps, multiply_adds = {}, {}
@@ -37,7 +41,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         model, step = _training_step(branching, values.batch_size)
         step()
         steps[name] = step
-        multiply_adds[name] = cost.per_size(model, [model.tree.leaves])[model.tree.leaves]
+        multiply_adds[name] = cost.per_size(model, [model.tree.leaves])[
+            model.tree.leaves
+        ].multiply_adds
     seconds = {name: [] for name in trees}
     for _ in range(values.rounds):
         for name, step in steps.items():
@@ -46,15 +52,22 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             seconds[name].append(time.perf_counter() - started)
     single = "single network"
     base_s = float(np.median(seconds[single]))
-    print("| network | multiply-adds | step (ms) | images/s | share of predicted time |")
-    print("| :--- | ---: | ---: | ---: | ---: |")
+    lines = [
+        "| network | multiply-adds | step (ms) | images/s | share of predicted time |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
     for name in trees:
         step_s = float(np.median(seconds[name]))
-        ratio = multiply_adds[name].multiply_adds / multiply_adds[single].multiply_adds
-        print(
-            f"| {name} | {multiply_adds[name].multiply_adds:,} | {1000 * step_s:.0f} "
+        ratio = multiply_adds[name] / multiply_adds[single]
+        lines.append(
+            f"| {name} | {multiply_adds[name]:,} | {1000 * step_s:.0f} "
             f"| {values.batch_size / step_s:.0f} | {step_s / (base_s * ratio):.3f} |"
         )
+    table = "\n".join(lines)
+    print(table)
+    if values.results:
+        command = ["python", *app.command("benchmarks/train_step.py", values)]
+        results.write_page(pathlib.Path(values.results), "Cost of a training step", command, table)
 
 
 def _training_step(branching: tuple[int, ...], batch_size: int):

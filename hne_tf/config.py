@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import ml_collections
 
@@ -76,3 +77,25 @@ def digest(config: ml_collections.ConfigDict) -> str:
     """SHA-256 of the settings, whatever their order."""
     text = json.dumps(config.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(
+    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> list[tuple[str, tuple[Any, Any]]]:
+    """Fields that differ, `("objective.alpha", (0.5, 0.25))`, in order of their names."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    return [
+        (field, (before.get(field), after.get(field)))
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+    ]
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from hne_tf.config import differences
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
 
@@ -73,10 +74,11 @@ class Workdir:
         if restart and self.path.exists():
             self.path.rename(next(_free_names(self.path)))
         if self.config_path.exists():
-            difference = _difference(self.read_config().to_dict(), _plain(config))
-            if difference:
+            changes = differences(self.read_config(), config)
+            if changes:
+                lines = "; ".join(f"{k}: {old!r} there, {new!r} here" for k, (old, new) in changes)
                 raise InputError(
-                    f"{self.path} was made with other settings ({'; '.join(difference)}); "
+                    f"{self.path} was made with other settings ({lines}); "
                     "use another --workdir, or --restart to move the old run aside"
                 )
             return
@@ -121,24 +123,8 @@ def _parse(line: str) -> dict[str, Any] | None:
         return None
 
 
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The settings as JSON gives them back."""
-    return as_settings(json.loads(json.dumps(config.to_dict())))
-
-
 def as_settings(value: Any) -> Any:
     """Settings read from JSON, which has lists where they have tuples."""
     if isinstance(value, dict):
         return {key: as_settings(item) for key, item in value.items()}
     return tuple(as_settings(item) for item in value) if isinstance(value, list) else value
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _difference(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} there, {after!r} here")
-    return lines

@@ -81,6 +81,12 @@ def reject_positional(arguments: Sequence[str]) -> None:
         raise InputError(f"only flags are taken here, got {' '.join(arguments)!r}")
 
 
+def command(name: str, values: flags.FlagValues) -> list[str]:
+    """The command that these flags were given by, for the pages of results."""
+    given = (values[flag] for flag in values)
+    return [name, *(flag.serialize() for flag in given if flag.present)]
+
+
 def integers(flag: str, texts: Sequence[str]) -> list[int]:
     """The values of a list flag as integers; raises `InputError` for anything else."""
     try:

@@ -7,9 +7,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import ml_collections
 from absl import flags
 
 from hne_tf.bin import app
+from hne_tf.config import default, differences
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -22,6 +24,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
     )
+    flags.DEFINE_string(
+        "results",
+        None,
+        "Also write a page of results, e.g. results/digits.md, and the picture beside it.",
+        flag_values=values,
+    )
     flags.mark_flags_as_required(["workdir"], values)
 
 
@@ -29,7 +37,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Evaluates with the parsed flags."""
     app.reject_positional(positional)
     with app.quiet_import():
-        from hne_tf import evaluation, tables, trained
+        from hne_tf import evaluation, results, tables, trained
         from hne_tf.files import write_json
         from hne_tf.workdir import Workdir
 
@@ -42,7 +50,23 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
     tables.plot(result, workdir.path.resolve().name, pictures)
     print(tables.markdown(result))
+    if values.results:
+        page = pathlib.Path(values.results)
+        body = f"![Accuracy against multiply-adds]({page.stem}.png)\n\n{tables.markdown(result)}"
+        body += f"\n\nSettings of the run:\n\n```\n{_settings(run.config)}\n```"
+        results.write_page(page, page.stem, app.command("hne-evaluate", values), body)
+        tables.plot(result, page.stem, [page.with_suffix(".png")])
     print(f"Written: {', '.join(str(file) for file in (path, *pictures))}")
+
+
+def _settings(config: ml_collections.ConfigDict) -> str:
+    """The overrides that make the run from the defaults, a line each."""
+    return "\n".join(
+        f"--config.{field}={value!r}"
+        for field, (_, value) in differences(default(), config)
+        # Where the data lay on this machine is no setting of the experiment.
+        if field != "data.data_dir"
+    )
 
 
 def run(argv: Sequence[str] | None = None) -> int:

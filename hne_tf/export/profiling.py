@@ -1,14 +1,14 @@
 """Latency of a SavedModel's signatures on this machine."""
 
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from hne_tf import hardware
 
 
 def measure(
@@ -45,17 +45,7 @@ def measure(
                     "p99_ms": round(float(p99), 4),
                 }
             )
-    return {"hardware": hardware(), "measurements": rows}
-
-
-def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "processor": _processor_name(),
-        "cores": os.cpu_count(),
-        "accelerators": [device.name for device in tf.config.list_physical_devices("GPU")],
-        "system": platform.system(),
-    }
+    return {"hardware": hardware.describe(), "measurements": rows}
 
 
 def _times_ms(
@@ -71,13 +61,3 @@ def _times_ms(
             if run >= 0:
                 times[name].append(1000 * (time.perf_counter() - started))
     return times
-
-
-def _processor_name() -> str:
-    """The processor's name; Linux has it only in /proc."""
-    information = pathlib.Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -24,6 +24,19 @@ def test_another_split_does_not_touch_the_test_figures(run_binary, trained_workd
     assert trained_workdir.evaluation_path("test").read_text() == before
 
 
+def test_a_page_of_results_tells_how_it_was_made(run_binary, trained_workdir, tmp_path):
+    page = tmp_path / "results" / "tiny.md"
+    code, lines, _ = run_binary(evaluate, f"--workdir={trained_workdir.path}", f"--results={page}")
+    assert code == 0
+    text = page.read_text()
+    assert f"hne-evaluate --workdir={trained_workdir.path} --results={page}" in text
+    assert "cores" in text
+    assert "--config.model.branching=(1, 2, 2)" in text
+    assert "data_dir" not in text
+    assert "\n".join(line for line in lines if line.startswith("|")) in text
+    assert page.with_suffix(".png").exists()
+
+
 def test_what_is_no_run_is_refused(assert_refused, tmp_path):
     assert_refused(evaluate, [f"--workdir={tmp_path}"], "config.json", str(tmp_path))
     assert_refused(evaluate, [f"--workdir={tmp_path}", "--split=dev"], "dev")
