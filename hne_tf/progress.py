@@ -18,6 +18,8 @@ from rich.progress import (
 class Progress:
     """A bar on a terminal; a line now and then where the output is a file.
 
+    Accuracies are shown by ensemble size, `1: 56.1%  8: 58.0%`.
+
     Args:
       total_steps: steps of the whole run.
       sizes: ensemble sizes whose accuracy is shown.
@@ -31,9 +33,8 @@ class Progress:
         self._line_every = max(1, total_steps // lines)
         self._next_line = 0
         self._bar = RichProgress(
-            TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
@@ -50,16 +51,18 @@ class Progress:
 
     def show(self, step: int, record: Mapping[str, float]) -> None:
         """Shows a record of the steps up to `step`."""
-        figures = [f"loss {record['loss']:.3f}"]
-        figures += [f"accuracy_{size} {record[f'accuracy_{size}']:.1%}" for size in self._sizes]
-        figures += [f"{record['images_per_s']:.0f} images/s"]
-        figures += [
-            f"{name} {record[name]:.1%}"
-            for name in (f"validation_accuracy_{size}" for size in self._sizes)
-            if name in record
-        ]
-        text = "  ".join(figures)
+        accuracies = [f"{size}: {record[f'accuracy_{size}']:.1%}" for size in self._sizes]
+        text = f"loss {record['loss']:.3f}  {'  '.join(accuracies)}"
+        text += f"  {record['images_per_s']:.0f} images/s"
         self._bar.update(self._task, completed=step, figures=text)
         if not self._console.is_terminal and (step >= self._next_line or step == self._total):
             print(f"step {step}/{self._total}  {text}", flush=True)
             self._next_line = step + self._line_every
+        validated = [
+            f"{size}: {record[f'validation_accuracy_{size}']:.1%}"
+            for size in self._sizes
+            if f"validation_accuracy_{size}" in record
+        ]
+        if validated:
+            line = f"step {step}/{self._total}  validation accuracy  {'  '.join(validated)}"
+            self._console.print(line, highlight=False)

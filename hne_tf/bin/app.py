@@ -46,10 +46,9 @@ def run(
         positional = values([name, *arguments])[1:]
     except flags.Error as error:
         return _fail(name, error, 2)
-    # What ml_collections raises for a config file that cannot be loaded and
-    # for an override of a field that the config does not have.
-    except (OSError, AttributeError) as error:
-        return _fail(name, f"a config file and its fields must exist, got {error}", 2)
+    except AttributeError as error:
+        # What ml_collections raises for an override of an unknown field.
+        return _fail(name, f"the config must have the field that is set, got {error}", 2)
     try:
         main(values, positional)
     except InputError as error:

@@ -8,10 +8,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from hne_tf.bin import app
+from hne_tf.errors import InputError
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -34,14 +36,17 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Trains with the parsed flags."""
     app.reject_positional(positional)
-    import ml_collections
-
+    try:
+        # A file that cannot be loaded is an error only when it is looked into.
+        config = ml_collections.FrozenConfigDict(values.config)
+    except OSError as error:
+        raise InputError(f"--config must name a config file: {error}") from None
     with app.quiet_import():
         from hne_tf.training import train
         from hne_tf.workdir import Workdir
 
     train(
-        ml_collections.FrozenConfigDict(values.config),
+        config,
         Workdir(pathlib.Path(values.workdir)),
         restart=values.restart,
     )
