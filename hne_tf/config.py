@@ -6,6 +6,9 @@ from typing import Any
 
 import ml_collections
 
+# Where data lie and come from is no setting of an experiment.
+_PLACES = ("data.data_dir", "data.download")
+
 
 def default() -> ml_collections.ConfigDict:
     """Every field that a run has; experiments in `configs/` set some of them."""
@@ -74,16 +77,19 @@ def default() -> ml_collections.ConfigDict:
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
-    """SHA-256 of the settings, whatever their order."""
-    text = json.dumps(config.to_dict(), sort_keys=True)
+    """SHA-256 of the settings, whatever their order and wherever the data lie."""
+    text = json.dumps(_flat(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(
     old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
 ) -> list[tuple[str, tuple[Any, Any]]]:
-    """Fields that differ, `("objective.alpha", (0.5, 0.25))`, in order of their names."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    """Fields that differ, `("objective.alpha", (0.5, 0.25))`, in order of their names.
+
+    Where the data lie does not count.
+    """
+    before, after = _flat(old), _flat(new)
     return [
         (field, (before.get(field), after.get(field)))
         for field in sorted(before.keys() | after.keys())
@@ -91,11 +97,11 @@ def differences(
     ]
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            fields |= _flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
+def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Settings by dotted name, without the places of data."""
+    fields = {
+        f"{section}.{name}" if isinstance(values, dict) else section: value
+        for section, values in config.to_dict().items()
+        for name, value in (values.items() if isinstance(values, dict) else [(section, values)])
+    }
+    return {name: value for name, value in fields.items() if name not in _PLACES}

@@ -62,10 +62,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 def _settings(config: ml_collections.ConfigDict) -> str:
     """The overrides that make the run from the defaults, a line each."""
     return "\n".join(
-        f"--config.{field}={value!r}"
-        for field, (_, value) in differences(default(), config)
-        # Where the data lay on this machine is no setting of the experiment.
-        if field != "data.data_dir"
+        f"--config.{field}={value!r}" for field, (_, value) in differences(default(), config)
     )
 
 

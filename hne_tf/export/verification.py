@@ -99,10 +99,15 @@ def answer_findings(
 ) -> Iterator[str]:
     """Differences between the signatures' answers and plain NumPy on the live leaf logits."""
     average = manifest["average"]
+    listed = {entry["name"] for entry in manifest["signatures"]}
+    listed |= {step["signature"] for step in manifest["steps"]}
+    for name in sorted(listed ^ set(signatures)):
+        yield f"{name} is not in both the manifest and the model"
     for entry in manifest["signatures"]:
         name, size = entry["name"], entry["size"]
         answer = _run(session, signatures[name], {"images": images})
-        yield from _differences(name, answer, _expected(leaf_logits, size, average))
+        expected = _expected(leaf_logits, size, average)
+        yield from _differences(name, answer, expected, {"logits", "probabilities"})
     known: dict[str, np.ndarray] = {"images": images}
     for step in manifest["steps"]:
         inputs = {step["input"]: known[step["starts_from"]]}
@@ -111,7 +116,8 @@ def answer_findings(
         answer = _run(session, signatures[step["signature"]], inputs)
         known |= answer
         expected = _expected(leaf_logits, step["size"], average)
-        yield from _differences(step["signature"], answer, expected)
+        outputs = {"running_sum", "probabilities", *step["caches"]}
+        yield from _differences(step["signature"], answer, expected, outputs)
 
 
 def _expected(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:
@@ -142,9 +148,12 @@ def _run(
 
 
 def _differences(
-    name: str, answer: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+    name: str, answer: dict[str, np.ndarray], expected: dict[str, np.ndarray], outputs: set[str]
 ) -> Iterator[str]:
-    for output in answer.keys() & expected.keys():
+    """Findings unless `answer` has just the `outputs`, those `expected` with their values."""
+    if answer.keys() != outputs:
+        yield f"{name} must give {sorted(outputs)}, got {sorted(answer)}"
+    for output in sorted(answer.keys() & expected.keys()):
         difference = float(np.max(np.abs(answer[output] - expected[output])))
         if not difference <= TOLERANCE:
             yield f"{output} of {name} differs by {difference:.2g}, above {TOLERANCE}"

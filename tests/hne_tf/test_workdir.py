@@ -34,6 +34,15 @@ def test_other_settings_are_refused_with_the_difference(workdir):
     assert workdir.config_path.read_text() == before
 
 
+def test_data_may_move_between_resumptions(workdir):
+    workdir.claim(default(), restart=False)
+    moved = default()
+    moved.data.data_dir = "/elsewhere"
+    moved.data.download = True
+    workdir.claim(moved, restart=False)
+    assert workdir.read_config().data.data_dir == ""
+
+
 def test_restart_moves_older_runs_aside(workdir):
     for seed in range(3):
         config = default()
