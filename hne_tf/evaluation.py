@@ -36,7 +36,7 @@ def evaluate(
       `sizes`: a row per ensemble size with its `size`, `accuracy`, `nll`
       (nats), `ece`, `brier`, `disagreement`, `multiply_adds` and `parameters`;
       `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; and `split`,
-      `examples` and `step`.
+      `examples`, `step` and `total_steps`.
     """
     tree, average = run.model.tree, run.config.objective.average
     sizes = tuple(sizes or tree.sizes)
@@ -56,6 +56,7 @@ def evaluate(
         "split": split,
         "examples": run.data_set.examples(split),
         "step": run.step,
+        "total_steps": run.total_steps,
         "sizes": [
             {
                 "size": size,

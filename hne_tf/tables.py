@@ -36,7 +36,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
             *lines,
             "",
             f"{evaluation['split']} split, {evaluation['examples']} examples, "
-            f"weights of step {evaluation['step']}.",
+            f"weights of step {evaluation['step']} of {evaluation['total_steps']}.",
             f"Accuracy of each leaf: {leaves} (mean {evaluation['mean_leaf_accuracy']:.2%}).",
         ]
     )

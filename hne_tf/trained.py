@@ -10,6 +10,7 @@ from hne_tf import build, checkpoints
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.schedule import Schedule
 from hne_tf.workdir import Workdir
 
 
@@ -22,12 +23,14 @@ class TrainedRun:
       data_set: what it was trained on.
       model: in the training factory's form, with the newest sound weights.
       step: the step of those weights.
+      total_steps: the step at which the run's schedule ends.
     """
 
     config: ml_collections.FrozenConfigDict
     data_set: DataSet
     model: TreeEnsemble
     step: int
+    total_steps: int
 
 
 def restore(
@@ -38,7 +41,8 @@ def restore(
     Args:
       workdir: the folder of the run.
       data_dir: where the data set lies, if not where the run found it.
-      report: gets a line per damaged checkpoint that is passed over.
+      report: gets a line per damaged checkpoint that is passed over, and one
+        if the run has not ended.
 
     Raises:
       InputError: if the folder holds no run, no data set or no sound checkpoint.
@@ -53,4 +57,7 @@ def restore(
     )
     if step is None:
         raise InputError(f"{workdir.path} must hold a checkpoint; train first")
-    return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step)
+    total = Schedule.of(config, data_set.examples("train")).total
+    if step < total:
+        report(f"note: the run has come to step {step} of {total}")
+    return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)

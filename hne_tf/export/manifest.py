@@ -68,6 +68,7 @@ def build_manifest(
         },
         "latency": latency,
         "step": run.step,
+        "total_steps": run.total_steps,
         "config_digest": configs.digest(run.config),
         "versions": _versions(),
     }

@@ -14,6 +14,7 @@ import tensorflow as tf
 from hne_tf import build, checkpoints, training
 from hne_tf.data import load
 from hne_tf.errors import InputError
+from hne_tf.schedule import Schedule
 from hne_tf.workdir import Workdir
 
 
@@ -56,24 +57,6 @@ def test_a_run_learns_and_records_it(trained_workdir):
     assert list(trained_workdir.events.iterdir())
 
 
-def test_the_host_is_needed_at_calls_checkpoints_and_validations():
-    schedule = training.Schedule(
-        steps_per_epoch=10.0, total=23, per_call=4, checkpoint_every=6, validate_every=10
-    )
-    stops = [0]
-    while stops[-1] < schedule.total:
-        stops.append(schedule.next_stop(stops[-1]))
-    assert stops == [0, 4, 6, 8, 10, 12, 16, 18, 20, 23]
-    due = [stop for stop in stops if stop and schedule.is_due(stop, schedule.checkpoint_every)]
-    assert due == [6, 12, 18, 23]
-
-
-@pytest.mark.parametrize("field", ["epochs", "batch_size", "steps_per_call", "keep_checkpoints"])
-def test_settings_that_count_must_be_positive(tiny_config, field):
-    with pytest.raises(InputError, match=f"training.{field} must be above 0, got 0"):
-        training.Schedule.of(tiny_config(**{f"training__{field}": 0}), examples=100)
-
-
 def test_several_steps_per_call_change_nothing(tiny_config, trained_workdir, tmp_path):
     workdir, _ = run_to_end(tiny_config(training__steps_per_call=1), tmp_path / "run")
     assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
@@ -85,7 +68,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     )
     workdir, _ = run_to_end(config, tmp_path / "run")
     data_set = load(config.data)
-    schedule = training.Schedule.of(config, data_set.examples("train"))
+    schedule = Schedule.of(config, data_set.examples("train"))
     keras.utils.set_random_seed(config.seed)
     model = build.ensemble(config, build.training_layers(config), data_set.spec)
     optimizer = training.sgd(config, schedule)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 from hne_tf.bin import evaluate
 
@@ -35,6 +36,16 @@ def test_a_page_of_results_tells_how_it_was_made(run_binary, trained_workdir, tm
     assert "data_dir" not in text
     assert "\n".join(line for line in lines if line.startswith("|")) in text
     assert page.with_suffix(".png").exists()
+
+
+def test_a_run_that_has_not_ended_is_said_to_be_so(run_binary, trained_workdir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_workdir.path, folder)
+    for file in (folder / "checkpoints").glob("ckpt-30.*"):
+        file.unlink()
+    _, lines, _ = run_binary(evaluate, f"--workdir={folder}")
+    assert lines[0] == "note: the run has come to step 20 of 30"
+    assert any("weights of step 20 of 30" in line for line in lines)
 
 
 def test_what_is_no_run_is_refused(assert_refused, tmp_path):
