@@ -1,5 +1,6 @@
 """What a run's settings describe: tree, network, factory, model, objective."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import LayerFactory, TrainingLayers
-from hne_tf.models.resnet import ResNet
+from hne_tf.models.resnet import PRESETS, ResNet
 from hne_tf.tree import Tree
 
 
@@ -28,7 +29,11 @@ def architecture(config: ml_collections.ConfigDict) -> ResNet:
     model = config.model
     if model.architecture != "resnet":
         raise InputError(f"architecture must be resnet, got {model.architecture!r}")
-    return ResNet(model.unit, model.widths, model.units, model.strides, model.stem_width)
+    if model.preset not in PRESETS:
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {model.preset!r}")
+    fields = (field.name for field in dataclasses.fields(ResNet))
+    settings = {field: model[field] for field in fields if model[field]}
+    return dataclasses.replace(PRESETS[model.preset], **settings)
 
 
 def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> TrainingLayers:

@@ -33,11 +33,15 @@ def default() -> ml_collections.ConfigDict:
             "model": {
                 "architecture": "resnet",
                 "branching": (1, 2, 2, 2, 2),
-                "unit": "bottleneck",
-                "widths": (16, 32, 64, 64, 64),
-                "units": (3, 3, 3, 3, 3),
-                "strides": (1, 2, 2, 1, 1),
-                "stem_width": 16,
+                # small or large: five blocks of three bottleneck units.
+                "preset": "small",
+                # What is set here replaces the preset's: bottleneck or basic
+                # units; width, number of units and first stride of each block.
+                "unit": "",
+                "widths": (),
+                "units": (),
+                "strides": (),
+                "stem_width": 0,
             },
             "objective": {
                 # independent, subtree, codistillation or hierarchical.
@@ -74,6 +78,24 @@ def default() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def from_json(fields: dict[str, Any]) -> ml_collections.FrozenConfigDict:
+    """Settings read from JSON.
+
+    Fields that are newer than the file have their default, the value that they
+    had all along.
+    """
+    config = default()
+    config.update(_with_tuples(fields))
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists where settings have tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def digest(config: ml_collections.ConfigDict) -> str:

@@ -1,5 +1,6 @@
 """The training loop: distributed, resumable, several steps per host call."""
 
+import math
 import signal
 import time
 import types
@@ -209,6 +210,11 @@ def _loop(run: _Run, workdir: Workdir, step: int, progress: Progress) -> int:
             started = time.perf_counter()
             record = run.take_steps(batches, target - step)
             seconds = time.perf_counter() - started
+            if not math.isfinite(record["loss"]):
+                raise InputError(
+                    f"the loss must stay finite, got {record['loss']} by step {target}; "
+                    "start afresh with a lower optimizer.learning_rate"
+                )
             record["images_per_s"] = (target - step) * run.config.training.batch_size / seconds
             step = target
             record["learning_rate"] = run.learning_rate()

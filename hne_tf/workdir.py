@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from hne_tf.config import differences
+from hne_tf.config import differences, from_json
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
 
@@ -58,7 +58,7 @@ class Workdir:
             ) from None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
-        return ml_collections.FrozenConfigDict(as_settings(fields))
+        return from_json(fields)
 
     def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
         """Makes the folder this run's: a new one, or one of the same settings.
@@ -121,10 +121,3 @@ def _parse(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def as_settings(value: Any) -> Any:
-    """Settings read from JSON, which has lists where they have tuples."""
-    if isinstance(value, dict):
-        return {key: as_settings(item) for key, item in value.items()}
-    return tuple(as_settings(item) for item in value) if isinstance(value, list) else value

@@ -71,17 +71,6 @@ class ResNet:
         return x
 
 
-def bottleneck(width: str, **settings: object) -> ResNet:
-    """The bottleneck network of a preset, `"small"` or `"large"`, five blocks of three units.
-
-    Raises:
-      InputError: if the preset is unknown.
-    """
-    if width not in PRESETS:
-        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {width!r}")
-    return dataclasses.replace(PRESETS[width], **settings)
-
-
 def _residual(
     layers: LayerFactory,
     name: str,

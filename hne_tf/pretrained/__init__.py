@@ -10,9 +10,8 @@ import json
 import pathlib
 from typing import Any
 
-import ml_collections
-
 from hne_tf import build
+from hne_tf.config import from_json
 from hne_tf.errors import InputError
 from hne_tf.export import folding
 from hne_tf.files import write_json
@@ -21,7 +20,6 @@ from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import DeployLayers
 from hne_tf.trained import TrainedRun
-from hne_tf.workdir import as_settings
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -56,7 +54,7 @@ def from_pretrained(name: str, deploy: bool = False) -> TreeEnsemble:
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise InputError(f"a pretrained model is one of {', '.join(names())}, got {name!r}")
     description = json.loads(path.with_suffix(".json").read_text())
-    config = ml_collections.FrozenConfigDict(as_settings(description["config"]))
+    config = from_json(description["config"])
     values = weights.read_npz(path)
     layers = DeployLayers() if deploy else build.training_layers(config)
     model = build.ensemble(config, layers, ImageSpec(**description["images"]))

@@ -154,6 +154,13 @@ def test_a_run_of_other_settings_is_not_touched(tiny_config, trained_workdir):
     assert_same_tensors(tensors(trained_workdir), before)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_config, tmp_path):
+    config = tiny_config(optimizer__learning_rate=1e30, optimizer__warmup_epochs=0.0)
+    with pytest.raises(InputError, match="loss must stay finite, got nan by step 4"):
+        run_to_end(config, tmp_path / "run")
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [0]
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
@@ -167,6 +174,7 @@ def test_a_run_of_other_settings_is_not_touched(tiny_config, trained_workdir):
         ("objective__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
         ("model__branching", (1, 2), r"one factor for each of the 3 blocks, got \(1, 2\)"),
         ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
+        ("model__preset", "huge", "preset must be one of small, large, got 'huge'"),
         ("model__architecture", "vgg", "architecture must be resnet, got 'vgg'"),
         ("distribution__synchronized_norm", "maybe", "auto, on or off, got 'maybe'"),
         ("distribution__logical_devices", 0, "logical_devices must be 1 or more, got 0"),

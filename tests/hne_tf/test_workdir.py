@@ -24,6 +24,15 @@ def test_the_same_settings_may_go_on(workdir):
     assert (workdir.checkpoints / "ckpt-1.index").exists()
 
 
+def test_a_run_older_than_a_setting_has_its_default(workdir):
+    workdir.claim(default(), restart=False)
+    fields = json.loads(workdir.config_path.read_text())
+    del fields["objective"]["average"]
+    workdir.config_path.write_text(json.dumps(fields))
+    assert workdir.read_config().objective.average == default().objective.average
+    workdir.claim(default(), restart=False)
+
+
 def test_other_settings_are_refused_with_the_difference(workdir):
     workdir.claim(default(), restart=False)
     other = default()

@@ -29,13 +29,13 @@ def test_a_config_and_its_overrides_become_a_run(run_binary, tmp_path):
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("[a-z]*.py")])
 def test_every_config_describes_a_model_that_fits_its_tree(name):
     from hne_tf import build
-    from hne_tf.workdir import as_settings
+    from hne_tf.config import from_json
 
     namespace = {}
     exec((ROOT / "configs" / name).read_text(), namespace)
     config = namespace["get_config"]()
     assert build.architecture(config).blocks == build.tree(config).blocks
-    assert as_settings(json.loads(json.dumps(config.to_dict()))) == config.to_dict()
+    assert from_json(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
