@@ -10,10 +10,11 @@ fi
 # The stamp holds what was installed, so that changed requirements install again.
 install_requirements() {
   local stamp="$venv/.installed-$1"
-  if ! cmp -s "$stamp" <(cat requirements.txt "$1" pyproject.toml); then
+  if ! cmp -s "$stamp" <(cat requirements_lock.txt "$1" pyproject.toml); then
     echo "installing $1 (about 1 GB the first time)"
-    "$venv/bin/python" -m pip install --quiet --requirement "$1"
+    "$venv/bin/python" -m pip install --quiet --requirement "$1" \
+      --constraint requirements_lock.txt
     "$venv/bin/python" -m pip install --quiet --no-deps --editable .
-    cat requirements.txt "$1" pyproject.toml > "$stamp"
+    cat requirements_lock.txt "$1" pyproject.toml > "$stamp"
   fi
 }

@@ -1,6 +1,7 @@
 """What holds for every architecture, tree and layer factory."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 
 import keras
@@ -16,7 +17,6 @@ from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import DeployLayers, TrainingLayers
 from hne_tf.objectives import HierarchicalDistillationLoss
-from hne_tf.tree import Tree
 
 TOLERANCE = 1e-4
 
@@ -174,8 +174,14 @@ def split_the_cpu():
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
+@functools.cache
+def mirrored_strategy():
+    """One for all cases: a second one in a process reuses the first one's collective keys."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 def step_on_two_replicas(config, values, images):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored_strategy()
     with strategy.scope():
         model = TreeEnsemble.from_config(config)
     weights.load(model, values)
