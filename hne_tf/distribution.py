@@ -21,14 +21,11 @@ def mirrored_strategy(logical_devices: int, batch_size: int) -> tf.distribute.Mi
     """
     if logical_devices < 1:
         raise InputError(f"distribution.logical_devices must be 1 or more, got {logical_devices}")
-    if tf.config.list_physical_devices("GPU"):
-        strategy = tf.distribute.MirroredStrategy()
-    else:
-        # Collective ops, the default between CPU devices, keep keys for the life
-        # of the process and break a second run in it.
-        strategy = tf.distribute.MirroredStrategy(
-            _cpu_devices(logical_devices), cross_device_ops=tf.distribute.ReductionToOneDevice()
-        )
+    # Two runs in one process fail between CPU devices: collective keys are the
+    # process's. Reducing without collectives would take minutes to trace, since
+    # every synchronised norm's gradient walks the whole graph of other replicas.
+    gpus = tf.config.list_physical_devices("GPU")
+    strategy = tf.distribute.MirroredStrategy(None if gpus else _cpu_devices(logical_devices))
     if batch_size % strategy.num_replicas_in_sync:
         raise InputError(
             f"training.batch_size must divide by the {strategy.num_replicas_in_sync} devices, "

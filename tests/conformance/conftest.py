@@ -15,20 +15,19 @@ from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.0, 60.0, 50.0))
 
-# Each architecture with the trees that it is checked on: one that shares at
-# every block, and ones with splits in other places.
+# Each architecture with the trees that it is checked on, splits in different
+# places; the first tree is also trained on two devices.
 ARCHITECTURES = {
     "resnet_basic": (
         ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3),
-        [(1, 2, 2), (4, 1, 1)],
+        [(1, 1, 2), (1, 2, 3), (4, 1, 1)],
     ),
     "resnet_bottleneck": (
         ResNet("bottleneck", (4, 6, 8), (1, 2, 1), (1, 2, 1), stem_width=3),
-        [(1, 2, 3), (1, 1, 4), (2, 1, 2)],
+        [(1, 2, 2), (2, 1, 2)],
     ),
 }
-# Synchronized norms make a step on several replicas comparable with one on the whole batch.
-FACTORIES = {"training": TrainingLayers(synchronized=True), "deploy": DeployLayers()}
+FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +51,43 @@ CASES = {
 }
 
 
+TRAINED_CASES = {
+    # Synchronized norms make two replicas comparable with the whole batch.
+    name: Case(architecture, branchings[0], TrainingLayers(synchronized=True))
+    for name, (architecture, branchings) in ARCHITECTURES.items()
+}
+
+
+@pytest.fixture(params=TRAINED_CASES.values(), ids=TRAINED_CASES)
+def trained_case(request):
+    return request.param
+
+
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def case(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def model(case):
-    """The case's model with every weight moved, so that none is idle; tests leave it alone."""
+def randomised(case):
+    """The case's model with every weight moved, so that none is idle."""
     keras.utils.set_random_seed(0)
     model = case.build()
     rng = np.random.default_rng(0)
     values = weights.read(model).items()
     weights.load(model, {name: value + rng.normal(0, 0.2, value.shape) for name, value in values})
     return model
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    """A model that no test changes."""
+    return randomised(case)
+
+
+@pytest.fixture
+def trained_model(trained_case):
+    """A model that its test trains."""
+    return randomised(trained_case)
 
 
 @pytest.fixture(scope="session")

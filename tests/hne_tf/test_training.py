@@ -86,24 +86,6 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4, err_msg=mine.path)
 
 
-def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(tiny_config, tmp_path):
-    losses = {}
-    for devices, synchronized in ((1, "auto"), (2, "auto"), (2, "off")):
-        config = tiny_config(
-            distribution__logical_devices=devices,
-            distribution__synchronized_norm=synchronized,
-            training__epochs=1.0,
-            training__steps_per_call=1,
-        )
-        workdir, _ = run_to_end(config, tmp_path / f"{devices}{synchronized}")
-        losses[devices, synchronized] = [record["loss"] for record in records(workdir)]
-    one, two, apart = losses.values()
-    assert len(one) == 10
-    np.testing.assert_allclose(one, two, rtol=1e-4)
-    # The check means something only if replicas that do not synchronise fail it.
-    assert not np.allclose(one, apart, rtol=3e-4)
-
-
 def test_a_batch_must_divide_by_the_replicas(tiny_config, tmp_path):
     config = tiny_config(distribution__logical_devices=2, training__batch_size=15)
     with pytest.raises(InputError, match="divide by the 2 devices, got 15"):
@@ -209,14 +191,15 @@ def get_config():
 """
 
 
-def start(tmp_path, name):
+def start(tmp_path, name, *overrides):
+    """Starts a run in a process of its own, which collective ops and determinism need."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
     root = pathlib.Path(__file__).parents[2]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "hne_tf.bin.train"),
-            *(f"--config={config}", f"--workdir={tmp_path / name}"),
+            *(f"--config={config}", f"--workdir={tmp_path / name}", *overrides),
         ],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
@@ -257,3 +240,32 @@ def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(tm
     assert "trained 400 steps" in output
     assert whole.wait() == 0
     assert_same_tensors(tensors(interrupted), tensors(Workdir(tmp_path / "whole")))
+
+
+def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(tmp_path):
+    overrides = {
+        "one": ["--config.distribution.logical_devices=1"],
+        "two": ["--config.distribution.logical_devices=2"],
+        "apart": ["--config.distribution.synchronized_norm=off"],
+    }
+    processes = [
+        start(
+            tmp_path,
+            name,
+            "--config.training.epochs=1",
+            "--config.optimizer.warmup_epochs=0.1",
+            "--config.training.steps_per_call=1",
+            *flags,
+        )
+        for name, flags in overrides.items()
+    ]
+    for process in processes:
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+    losses = {
+        name: [record["loss"] for record in records(Workdir(tmp_path / name))] for name in overrides
+    }
+    assert len(losses["one"]) == 20
+    np.testing.assert_allclose(losses["one"], losses["two"], rtol=1e-4)
+    # The check means something only if replicas that do not synchronise fail it.
+    assert not np.allclose(losses["one"], losses["apart"], rtol=3e-4)
