@@ -57,3 +57,15 @@ def test_what_is_no_run_is_refused(assert_refused, tmp_path):
 def test_a_run_without_a_sound_checkpoint_is_refused(assert_refused, trained_workdir, tmp_path):
     (tmp_path / "config.json").write_text(trained_workdir.config_path.read_text())
     assert_refused(evaluate, [f"--workdir={tmp_path}"], "checkpoint")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(
+    assert_refused, trained_workdir, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_workdir.path, folder)
+    damaged = list((folder / "checkpoints").glob("*.index"))
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:20])
+    assert_refused(evaluate, [f"--workdir={folder}"], "sound checkpoint", "--restart")
+    assert all(file.exists() for file in damaged)

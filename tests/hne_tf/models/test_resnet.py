@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import keras
@@ -7,7 +6,7 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.models.layers import DeployLayers, TrainingLayers
-from hne_tf.models.resnet import PRESETS, ResNet, bottleneck
+from hne_tf.models.resnet import PRESETS, ResNet
 
 CLASSES = 7
 UNITS = ("bottleneck", "basic")
@@ -38,26 +37,19 @@ def kernels(model):
     ],
 )
 def test_presets_halve_the_picture_twice_and_end_in_logits(preset, shapes):
-    models = block_models(bottleneck(preset), (32, 32, 3))
+    models = block_models(PRESETS[preset], (32, 32, 3))
     assert [model.output.shape[1:] for model in models] == shapes
 
 
 @pytest.mark.parametrize(("preset", "stem_width"), [("small", 16), ("large", 32)])
 def test_presets_have_three_bottleneck_units_per_block(preset, stem_width):
-    resnet = bottleneck(preset)
+    resnet = PRESETS[preset]
     assert (resnet.blocks, resnet.unit, resnet.stem_width) == (5, "bottleneck", stem_width)
     models = block_models(resnet, (32, 32, 3))
     assert kernels(models[0])["stem"] == (3, 3, 3, stem_width)
     for model in models:
         units = {name.split(".")[0] for name in kernels(model)} - {"stem", "head"}
         assert units == {"unit0", "unit1", "unit2"}
-
-
-def test_settings_replace_those_of_a_preset():
-    narrow = bottleneck("small", widths=(8,) * 5, stem_width=8)
-    assert narrow == dataclasses.replace(PRESETS["small"], widths=(8,) * 5, stem_width=8)
-    with pytest.raises(InputError, match="one of small, large, got 'huge'"):
-        bottleneck("huge")
 
 
 def test_bottleneck_is_half_as_wide_and_depthwise_in_the_middle():

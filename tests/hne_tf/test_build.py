@@ -1,0 +1,59 @@
+import dataclasses
+
+import pytest
+
+from hne_tf import build, objectives
+from hne_tf.config import default
+from hne_tf.errors import InputError
+from hne_tf.models.resnet import PRESETS
+
+
+def test_a_preset_is_the_network_unless_settings_replace_parts_of_it():
+    config = default()
+    config.model.preset = "large"
+    assert build.architecture(config) == PRESETS["large"]
+    config.model.widths = (8,) * 5
+    config.model.unit = "basic"
+    assert build.architecture(config) == dataclasses.replace(
+        PRESETS["large"], widths=(8,) * 5, unit="basic"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("independent", objectives.IndependentLoss),
+        ("subtree", objectives.SubtreeLoss),
+        ("codistillation", objectives.CoDistillationLoss),
+        ("hierarchical", objectives.HierarchicalDistillationLoss),
+    ],
+)
+def test_every_objective_has_its_settings(name, kind):
+    config = default()
+    config.objective.update(
+        name=name, alpha=0.25, temperature=3.0, combine="traded", average="probabilities"
+    )
+    objective = build.objective(config, steps_per_epoch=10.0, iterations=0)
+    assert type(objective) is kind
+    wanted = {
+        "alpha": 0.25,
+        "temperature": 3.0,
+        "combine": "traded",
+        "average": "probabilities",
+        "sizes": (1, 2, 4, 8, 16),
+    }
+    settings = objective.get_config()
+    assert {key: settings[key] for key in wanted.keys() & settings.keys()}.items() <= wanted.items()
+    assert ("sizes" in settings) == (name in ("subtree", "hierarchical"))
+    assert ("alpha" in settings) == (name in ("codistillation", "hierarchical"))
+
+
+def test_synchronised_norms_are_the_default_on_several_replicas_only():
+    config = default()
+    assert not build.training_layers(config, replicas=1).synchronized
+    assert build.training_layers(config, replicas=2).synchronized
+    config.distribution.synchronized_norm = "off"
+    assert not build.training_layers(config, replicas=2).synchronized
+    config.distribution.synchronized_norm = "yes"
+    with pytest.raises(InputError, match="auto, on or off, got 'yes'"):
+        build.training_layers(config)
