@@ -1,7 +1,10 @@
-"""CIFAR-10 on a CPU, N = 8 with basic units.
+"""CIFAR-10 on a CPU: eight small networks of basic units in four blocks.
 
-hne-train --config=configs/cifar10_cpu.py --workdir=runs/cifar10_cpu \\
-    --config.data.data_dir=<TFDS folder>
+    hne-train --config=configs/cifar10_cpu.py --workdir=runs/cifar10_cpu \\
+        --config.data.download=True
+
+An hour on 2 cores. Test accuracy 83.4% with one leaf and 84.9% with eight,
+see results/cifar10_cpu.md; `hne_tf.from_pretrained("cifar10_cpu")` loads it.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
-"""Real handwritten digits, N = 16: the quickstart.
+"""Real handwritten digits, sixteen small networks: the quickstart.
 
-hne-train --config=configs/digits.py --workdir=runs/digits
+    hne-train --config=configs/digits.py --workdir=runs/digits
+
+A minute on 2 cores. Test accuracy 98% or more with all leaves.
 """
 
 import ml_collections

@@ -53,7 +53,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     if values.results:
         page = pathlib.Path(values.results)
         body = f"![Accuracy against multiply-adds]({page.stem}.png)\n\n{tables.markdown(result)}"
-        body += f"\n\nSettings of the run:\n\n```\n{_settings(run.config)}\n```"
+        body += "\n\nTrained by `hne-train` with these overrides of the default settings:\n\n"
+        body += f"```\n{_settings(run.config)}\n```"
         results.write_page(page, page.stem, app.command("hne-evaluate", values), body)
         tables.plot(result, page.stem, [page.with_suffix(".png")])
     print(f"Written: {', '.join(str(file) for file in (path, *pictures))}")

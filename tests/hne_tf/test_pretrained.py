@@ -1,0 +1,51 @@
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+import hne_tf
+from hne_tf import pretrained
+from hne_tf.config import default
+from hne_tf.data import load
+from hne_tf.models import weights
+
+NAMES = pretrained.names()
+
+
+def description_of(name):
+    return json.loads((pathlib.Path(pretrained.__file__).parent / f"{name}.json").read_text())
+
+
+def test_there_is_a_model_of_cifar10():
+    assert "cifar10_cpu" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folded_and_trainable_weights_answer_alike(name):
+    model, folded = hne_tf.from_pretrained(name), hne_tf.from_pretrained(name, deploy=True)
+    images = np.random.default_rng(0).integers(0, 256, (4, *model.images.shape), np.uint8)
+    np.testing.assert_allclose(
+        folded(images, training=False), model(images, training=False), atol=1e-3
+    )
+    assert len(weights.read(folded)) < len(weights.read(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_small_enough_for_a_package(name):
+    path = pathlib.Path(pretrained.__file__).parent / f"{name}.npz"
+    assert path.stat().st_size < 1.5 * 2**20
+
+
+@pytest.mark.skipif("HNE_TFDS_DIR" not in os.environ, reason="HNE_TFDS_DIR names no data sets")
+def test_cifar10_is_answered_as_well_as_described():
+    section = default().data
+    section.update(name="cifar10", data_dir=os.environ["HNE_TFDS_DIR"])
+    images, labels = next(iter(load(section).evaluation_batches("test", 2000)))
+    leaf_logits = hne_tf.from_pretrained("cifar10_cpu", deploy=True)(images).numpy()
+    described = description_of("cifar10_cpu")["accuracy"]["by_size"]
+    for size, accuracy in described.items():
+        best = leaf_logits[:, : int(size)].mean(axis=1).argmax(axis=1)
+        # Four standard deviations of an accuracy on 2,000 images.
+        assert abs((best == labels.numpy()).mean() - accuracy) < 0.033
