@@ -4,10 +4,12 @@
 
 One process times one image through `ensemble_16` and `ensemble_1` of the export,
 the same network as Keras exports it with its batch norms in place, and a folded
-single network (1, 1, 1, 1, 1), all loaded from SavedModels, in turns.
+single network (1, 1, 1, 1, 1), all loaded from SavedModels, in turns of random
+order.
 """
 
 import pathlib
+import random
 import sys
 import tempfile
 import time
@@ -39,8 +41,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))
         times = {name: [] for name in calls}
+        order = random.Random(0)
         for turn in range(-_WARM_UP, values.rounds):
-            for name, call in calls.items():
+            # What ran just before has filled the caches, so nobody always follows the same.
+            for name in order.sample(list(calls), len(calls)):
+                call = calls[name]
                 started = time.perf_counter()
                 call()
                 if turn >= 0:
@@ -83,7 +88,7 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
         weights.load(model, folding.fold(weights.read(trained)))
         sizes = model.tree.sizes
         path = str(folder / name)
-        signatures.save(model, signatures.signatures(model, sizes, "logits"), path)
+        signatures.save(signatures.signatures(model, sizes, "logits"), path)
         return tf.saved_model.load(path).signatures
 
     trained = TreeEnsemble(PRESETS["small"], Tree((1, 2, 2, 2, 2)), TrainingLayers(), cifar)

@@ -24,7 +24,10 @@ Image.fromarray(digit.round().astype("uint8")).save(sys.argv[1])
 PYTHON
 
 echo; echo "== serving $out/models/digits"
-hne serving.local_server --model_base_path="$out/models/digits" --port=0 > "$out/server.log" &
+touch "$out/server.log"
+# Not through a shell function, whose process would be the shell's and not the server's.
+"$venv/bin/python" -m serving.local_server --model_base_path="$out/models/digits" --port=0 \
+  >> "$out/server.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
 until address=$(grep -o 'address=.*' "$out/server.log"); do
@@ -35,14 +38,23 @@ cat "$out/server.log"
 ask=(hne serving.predict --server="${address#address=}" --model=digits
   --manifest="$out/models/digits/1/assets.extra/hne_manifest.json")
 
-step "${ask[@]}" --latencies "$out/digit.png" | tee "$out/latencies.txt"
-# A budget that little fits, one half way to the full ensemble, and one that all fits.
-budgets=$(awk '/^ensemble of/ { ms = $(NF - 1); if (!low) low = 1.2 * ms }
-  END { printf "%.2f,%.2f,%.2f", low, (low + ms) / 2, 2 * ms }' "$out/latencies.txt")
-step "${ask[@]}" --budget_ms="$budgets" "$out/digit.png" | tee "$out/answers.txt"
+# A budget that little fits, one below the full ensemble, and one that all fits. Latencies vary from
+# one measurement to the next, most of all on a busy machine, so a choice that does not grow is
+# measured again.
+for attempt in 1 2 3; do
+  step "${ask[@]}" --latencies "$out/digit.png" | tee "$out/latencies.txt"
+  budgets=$(awk '/^ensemble of/ { below = ms; ms = $(NF - 1); if (!low) low = 1.2 * ms }
+    END { printf "%.2f,%.2f,%.2f", low, (below + ms) / 2, 2 * ms }' "$out/latencies.txt")
+  step "${ask[@]}" --budget_ms="$budgets" "$out/digit.png" | tee "$out/answers.txt" || true
+  sizes=$(sed -n 's/.*ensemble of \([0-9]*\),.*/\1/p' "$out/answers.txt")
+  if [ "$(wc -w <<< "$sizes")" = 3 ] && sort --check=quiet --numeric-sort --unique <<< "$sizes"; then
+    grown=yes
+    break
+  fi
+done
 
 echo
-if ! sed -n 's/.*ensemble of \([0-9]*\),.*/\1/p' "$out/answers.txt" | sort --check=quiet --numeric-sort --unique; then
+if [ -z "${grown:-}" ]; then
   echo "the ensemble size did not grow with the budget" >&2
   exit 1
 fi

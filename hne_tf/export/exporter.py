@@ -56,7 +56,7 @@ def export(
     with publish.new_version(model_base_path, version) as folder:
         model = deployed(run)
         endpoints = signatures.signatures(model, sizes, average)
-        signatures.save(model, endpoints, str(folder))
+        signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
         names = [f"ensemble_{size}" for size in sizes]

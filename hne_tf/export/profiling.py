@@ -15,7 +15,7 @@ def measure(
     folder: pathlib.Path,
     signatures: Sequence[str],
     batch_sizes: Sequence[int] = (1,),
-    runs: int = 50,
+    runs: int = 100,
 ) -> dict[str, Any]:
     """Times warm calls of each signature, the signatures taking turns.
 

@@ -20,11 +20,11 @@ IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.
 ARCHITECTURES = {
     "resnet_basic": (
         ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3),
-        [(1, 1, 2), (1, 2, 3), (4, 1, 1)],
+        [(1, 1, 2), (1, 2, 3)],
     ),
     "resnet_bottleneck": (
         ResNet("bottleneck", (4, 6, 8), (1, 2, 1), (1, 2, 1), stem_width=3),
-        [(1, 2, 2), (2, 1, 2)],
+        [(1, 2, 1), (2, 1, 2)],
     ),
 }
 FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}

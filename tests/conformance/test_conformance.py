@@ -75,7 +75,7 @@ def endpoints(model, tmp_path_factory):
     average = AVERAGES[model.tree.branching[0] % 2]
     folder = str(tmp_path_factory.mktemp("saved") / "model")
     sizes = range(1, model.tree.leaves + 1)
-    signatures.save(model, signatures.signatures(model, sizes, average), folder)
+    signatures.save(signatures.signatures(model, sizes, average), folder)
     loaded = tf.saved_model.load(folder)
     return average, loaded.signatures, loaded
 
