@@ -763,8 +763,8 @@ def test_the_rule_follows_from_the_file(path, source, rule):
         ('version = "0.1.0"', 'version = "0.2.0"', "version must be '0.1.0', got '0.2.0'"),
         ('name = "hne_tf"', 'name = "hne"', "name must be 'hne_tf', got 'hne'"),
         ('python_version = "3.11"', 'python_version = "3.12"', "must be '3.11', got '3.12'"),
-        ("//:requirements", "//:lock", "must be a file, got 'lock"),
-        ("//:requirements", "//:older", "older.txt: must pin keras=="),
+        X,
+        ("//:requirements_lock", "//:older", "older.txt: must pin keras=="),
     ],
 )
 def test_a_module_file_of_another_project_is_found(tmp_path, old, new, words):
