@@ -763,7 +763,7 @@ def test_the_rule_follows_from_the_file(path, source, rule):
         ('version = "0.1.0"', 'version = "0.2.0"', "version must be '0.1.0', got '0.2.0'"),
         ('name = "hne_tf"', 'name = "hne"', "name must be 'hne_tf', got 'hne'"),
         ('python_version = "3.11"', 'python_version = "3.12"', "must be '3.11', got '3.12'"),
-        X,
+        ("//:requirements_lock", "//:lock", "must be a file, got 'lock"),
         ("//:requirements_lock", "//:older", "older.txt: must pin keras=="),
     ],
 )
