@@ -56,6 +56,9 @@ class _PerSize(_MeanPerColumn):
         super().__init__(name, sizes, **kwargs)
         self._average = check_average(average)
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "sizes": self._columns, "average": self._average}
+
     def _values(self, labels, leaf_logits):
         log_probabilities = ensemble_log_probabilities(leaf_logits, self._columns, self._average)
         return self._score(labels, log_probabilities)
@@ -65,6 +68,7 @@ class _PerSize(_MeanPerColumn):
         raise NotImplementedError
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class EnsembleAccuracy(_PerSize):
     """Share of examples whose most probable class is the label. See `_PerSize`."""
 
@@ -81,6 +85,7 @@ class EnsembleAccuracy(_PerSize):
         return _hits(labels, log_probabilities)
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class NegativeLogLikelihood(_PerSize):
     """Mean of `-log p(label)`, in nats. See `_PerSize`."""
 
@@ -93,6 +98,7 @@ class NegativeLogLikelihood(_PerSize):
         return -ops.einsum("bsc,bc->bs", log_probabilities, _one_hot(labels, log_probabilities))
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class BrierScore(_PerSize):
     """Mean squared distance of probabilities to the one-hot label, summed over classes (0..2).
 
@@ -109,6 +115,7 @@ class BrierScore(_PerSize):
         return ops.sum(ops.square(error), axis=-1)
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class ExpectedCalibrationError(keras.metrics.Metric):
     """Gap between confidence and accuracy, over equally wide bins of confidence.
 
@@ -140,6 +147,10 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         self._gap = self.add_weight(shape=(len(self._sizes), bins), initializer="zeros", name="gap")
         self._count = self.add_weight(shape=(), initializer="zeros", name="count")
 
+    def get_config(self) -> dict[str, Any]:
+        settings = {"sizes": self._sizes, "bins": self._bins, "average": self._average}
+        return {**super().get_config(), **settings}
+
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         if sample_weight is not None:
             raise InputError("expected calibration error takes no sample weights")
@@ -157,6 +168,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         return {f"{self.name}_{size}": errors[i] for i, size in enumerate(self._sizes)}
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class LeafAccuracy(_MeanPerColumn):
     """Accuracy of every leaf by itself, `leaf_accuracy_0 …`.
 
@@ -167,10 +179,14 @@ class LeafAccuracy(_MeanPerColumn):
     def __init__(self, leaves: int, name: str = "leaf_accuracy", **kwargs: Any) -> None:
         super().__init__(name, range(leaves), **kwargs)
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leaves": len(self._columns)}
+
     def _values(self, labels, leaf_logits):
         return _hits(labels, leaf_logits)
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 class Disagreement(_MeanPerColumn):
     """Share of pairs among the first leaves that predict different classes; 0 for one leaf.
 
@@ -180,6 +196,9 @@ class Disagreement(_MeanPerColumn):
 
     def __init__(self, sizes: Sequence[int], name: str = "disagreement", **kwargs: Any) -> None:
         super().__init__(name, sizes, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "sizes": self._columns}
 
     def _values(self, labels, leaf_logits):
         votes = ops.one_hot(ops.argmax(leaf_logits, axis=-1), leaf_logits.shape[-1])

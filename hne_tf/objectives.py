@@ -6,7 +6,7 @@ logits `[batch, leaves, classes]` to one value per example `[batch]`: sums, not
 means, over leaves and ensemble sizes, so that each leaf trains at full strength.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -90,7 +90,7 @@ class _DistillationLoss(keras.losses.Loss):
     the students' cross-entropy against `softmax(E_N / T)`, gradient stopped.
 
     Args:
-      alpha: `a`, or a callable that returns it (`LinearRamp`).
+      alpha: `a`, or a `LinearRamp` to it.
       temperature: `T`.
       combine: `"added"` or `"traded"`.
       average: what is averaged, see `averaging.ensemble_log_probabilities`.
@@ -102,17 +102,18 @@ class _DistillationLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        alpha: float | Callable[[], Any] = 0.5,
+        alpha: float | LinearRamp = 0.5,
         temperature: float = 2.0,
         combine: str = "added",
         average: str = "logits",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._constant_alpha = float(getattr(alpha, "value", alpha))
+        ramped = isinstance(alpha, LinearRamp)
+        self._constant_alpha = float(alpha.value if ramped else alpha)
         if combine not in COMBINATIONS:
             raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}")
-        if self._constant_alpha < 0:
+        if not self._constant_alpha >= 0:
             raise InputError(f"alpha must be 0 or more, got {self._constant_alpha}")
         if combine == "traded" and self._constant_alpha > 1:
             raise InputError(
@@ -120,7 +121,7 @@ class _DistillationLoss(keras.losses.Loss):
             )
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
-        self._alpha = alpha if callable(alpha) else lambda: self._constant_alpha
+        self._alpha = alpha if ramped else lambda: self._constant_alpha
         self._temperature = temperature
         self._combine = combine
         self._average = check_average(average)

@@ -13,6 +13,11 @@ import math
 from hne_tf.errors import InputError
 
 
+def is_positive_integer(value: object) -> bool:
+    """Whether `value` is an integer of at least 1; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """What going from `size - 1` to `size` leaves computes.
@@ -48,9 +53,9 @@ class Tree:
     branching: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        branching = tuple(self.branching)
-        whole = all(isinstance(k, int) and not isinstance(k, bool) for k in branching)
-        if not branching or not whole or min(branching) < 1:
+        listed = isinstance(self.branching, (tuple, list))
+        branching = tuple(self.branching) if listed else ()
+        if not branching or not all(is_positive_integer(factor) for factor in branching):
             raise InputError(
                 f"branching must be a non-empty tuple of positive integers, got {self.branching!r}"
             )
@@ -98,7 +103,7 @@ class Tree:
 
     def check_size(self, size: int) -> None:
         """Raises `InputError` unless `size` is a number of leaves of this tree."""
-        if not isinstance(size, int) or not 1 <= size <= self.leaves:
+        if not is_positive_integer(size) or size > self.leaves:
             raise InputError(
                 f"ensemble size must be an integer from 1 to {self.leaves}, got {size!r}"
             )

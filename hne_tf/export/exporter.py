@@ -45,9 +45,9 @@ def export(
         differs from the live model; nothing is published then.
     """
     tree = run.model.tree
-    sizes = tuple(sorted({*(sizes or tree.sizes), tree.leaves}))
-    for size in sizes:
+    for size in sizes or ():
         tree.check_size(size)
+    sizes = tuple(sorted({*(sizes or tree.sizes), tree.leaves}))
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name

@@ -32,6 +32,8 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
     """
     if len(set(sizes)) != len(sizes) or not sizes:
         raise InputError(f"sizes must be different ensemble sizes, got {tuple(sizes)}")
+    for size in sizes:
+        model.tree.check_size(size)
     full = model.tree.leaves
     ensembles = {
         f"ensemble_{size}": ensemble_signature(model, size, average)

@@ -96,7 +96,7 @@ class TrainingLayers(_KerasLayers):
     synchronized: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         if not 0 < self.norm_momentum < 1:
             raise InputError(f"norm_momentum must lie between 0 and 1, got {self.norm_momentum}")

@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 from scipy import special
 
-from hne_tf import metrics
+from hne_tf import metrics, objectives
 from hne_tf.errors import InputError
 
 SIZES = (1, 2, 3, 6)
@@ -242,3 +242,23 @@ def test_bad_use_of_calibration_error():
         metrics.ExpectedCalibrationError(SIZES, bins=0)
     with pytest.raises(InputError, match="takes no sample weights"):
         metrics.ExpectedCalibrationError(SIZES).update_state(LABELS, LEAF_LOGITS, LABELS)
+
+
+def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
+    sizes = (1, 2)
+    measures = [
+        metrics.EnsembleAccuracy(sizes, "probabilities"),
+        metrics.NegativeLogLikelihood(sizes),
+        metrics.BrierScore(sizes),
+        metrics.ExpectedCalibrationError(sizes, bins=7),
+        metrics.Disagreement(sizes),
+        metrics.LeafAccuracy(2),
+    ]
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Reshape((2, 3))(keras.layers.Dense(6)(inputs)))
+    model.compile(loss=objectives.IndependentLoss(), metrics=measures)
+    x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 3
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(expected)

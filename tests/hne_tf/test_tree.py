@@ -199,3 +199,14 @@ def test_bad_size_is_named(ask, size):
 @pytest.mark.parametrize("size", [1, 6])
 def test_every_number_of_leaves_is_a_size(size):
     Tree((1, 2, 3)).check_size(size)
+
+
+@pytest.mark.parametrize("branching", [3, "12", None])
+def test_what_is_no_tuple_is_refused(branching):
+    with pytest.raises(InputError, match=f"tuple of positive integers, got {branching!r}"):
+        Tree(branching)
+
+
+def test_a_bool_is_no_size():
+    with pytest.raises(InputError, match="got True"):
+        Tree((1, 2)).check_size(True)

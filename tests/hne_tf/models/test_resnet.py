@@ -154,7 +154,7 @@ def test_lists_become_tuples():
         ({"unit": "wide"}, "unit must be one of bottleneck, basic, got 'wide'"),
         ({"widths": (4,)}, "one entry per block, got (4,), (1, 1) and (1, 2)"),
         ({"units": (1, 1, 1)}, "one entry per block, got (4, 8), (1, 1, 1) and (1, 2)"),
-        ({"strides": ()}, "one entry per block, got (4, 8), (1, 1) and ()"),
+        ({"strides": ()}, "strides must be positive integers, got ()"),
         ({"widths": (), "units": (), "strides": ()}, "widths must be positive integers, got ()"),
         ({"widths": (4, 0)}, "widths must be positive integers, got (4, 0)"),
         ({"widths": (4, 8.0)}, "widths must be positive integers, got (4, 8.0)"),
@@ -167,3 +167,12 @@ def test_bad_settings_are_named(settings, message):
     sound = {"unit": "basic", "widths": (4, 8), "units": (1, 1), "strides": (1, 2)}
     with pytest.raises(InputError, match=re.escape(message)):
         ResNet(**{**sound, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"widths": 4}, {"widths": (True,)}, {"units": ()}, {"stem_width": 2.5}]
+)
+def test_settings_must_be_whole_and_positive(settings):
+    good = {"unit": "basic", "widths": (4,), "units": (1,), "strides": (1,)}
+    with pytest.raises(InputError, match=f"{next(iter(settings))} must be"):
+        ResNet(**{**good, **settings})
