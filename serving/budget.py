@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -78,6 +80,26 @@ def profiled_policy(call: Callable[[int], object], p95_ms: Mapping[int, float]) 
     measured_ms = measure_latencies_ms(call, [smallest])[smallest]
     transport_ms = max(0.0, measured_ms - p95_ms[smallest])
     return BudgetPolicy({size: latency + transport_ms for size, latency in p95_ms.items()})
+
+
+def read_policy(path: str | pathlib.Path, sizes: Iterable[int]) -> BudgetPolicy:
+    """Reads estimates that were measured before: JSON of milliseconds by ensemble size.
+
+    Raises:
+      InputError: if the file is not that, or is of other sizes than those on offer.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        latency_ms = {int(size): float(latency) for size, latency in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"estimates must be JSON of milliseconds by size, got {str(path)!r}: {error}"
+        ) from error
+    if latency_ms.keys() != set(sizes):
+        raise InputError(
+            f"estimates must be of the sizes {sorted(sizes)}, got {sorted(latency_ms)}"
+        )
+    return BudgetPolicy(latency_ms)
 
 
 def measure_latencies_ms(call: Callable[[int], object], sizes: Iterable[int]) -> dict[int, float]:

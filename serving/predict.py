@@ -7,6 +7,7 @@ call to answer; decoding the picture is not in it.
   python -m serving.predict --model=digits --latencies picture.png
 """
 
+import json
 import math
 import re
 import sys
@@ -43,7 +44,13 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     flags.DEFINE_bool(
         "latencies",
         False,
-        "Print the latency that is expected of each ensemble size, and ask nothing.",
+        "Print the latency that is expected of each ensemble size as JSON, and ask nothing.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "estimates",
+        None,
+        "File with what --latencies printed, used instead of measuring again.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -61,6 +68,7 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Prints one line per budget and picture."""
     budgets_ms = _check_flags(values, arguments)
+    from serving.budget import read_policy
     from serving.manifest import read_manifest
     from serving.pictures import read_picture, to_image
 
@@ -78,10 +86,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             path: to_image(picture, path, shape, values.resize)
             for path, picture in zip(arguments, pictures, strict=True)
         }
-        policy = _policy(client, manifest, sizes, images[arguments[0]])
+        if values.estimates:
+            policy = read_policy(values.estimates, sizes)
+        else:
+            policy = _policy(client, manifest, sizes, images[arguments[0]])
         if values.latencies:
-            for size, latency_ms in policy.latency_ms.items():
-                print(f"ensemble of {size}: {latency_ms:.2f} ms")
+            print(json.dumps(policy.latency_ms))
         for budget_ms in budgets_ms:
             _answer_within(budget_ms, policy.choose(budget_ms), client, manifest, images)
 

@@ -1,5 +1,6 @@
 """The `hne-predict` binary, run in this process against a real server."""
 
+import json
 import re
 
 import numpy as np
@@ -97,7 +98,32 @@ def test_latencies_are_those_that_budgets_are_held_against(
     _set_measured(monkeypatch, 1.5)
     code, printed, _ = ask("--latencies", f"--manifest={manifest_path}", picture)
     assert code == 0
-    assert printed == ["ensemble of 1: 1.50 ms", "ensemble of 2: 2.50 ms", "ensemble of 4: 4.50 ms"]
+    assert json.loads(printed[0]) == {"1": 1.5, "2": 2.5, "4": 4.5}
+
+
+def test_printed_latencies_are_estimates_that_need_no_measuring(
+    ask, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(budget, "measure_latencies_ms", None)
+    estimates = tmp_path / "latencies.json"
+    estimates.write_text('{"1": 1.5, "2": 2.5, "4": 4.5}')
+    _, printed, _ = ask("--budget_ms=1.5,4.4,9", f"--estimates={estimates}", picture)
+    sizes = [re.search(r"ensemble of (\d)", line)[1] for line in printed]
+    assert sizes == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"1": 1.5}', "estimates must be of the sizes [1, 2, 4], got [1]"),
+        ("[1, 2]", "JSON of milliseconds by size"),
+        ("soon", "JSON of milliseconds by size"),
+    ],
+)
+def test_estimates_of_something_else_are_refused(ask, picture, tmp_path, content, words):
+    estimates = tmp_path / "latencies.json"
+    estimates.write_text(content)
+    _check_refused(ask("--budget_ms=5", f"--estimates={estimates}", picture), words)
 
 
 def test_latencies_and_a_budget_exclude_each_other(ask, picture):
