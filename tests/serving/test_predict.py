@@ -80,8 +80,8 @@ def test_every_picture_gets_its_line_and_its_budget(ask, picture, tmp_path, monk
     code, printed, _ = ask("--budget_ms=60000", picture, other)
     assert code == 0
     assert [line.split(":")[0] for line in printed] == [str(picture), str(other)]
-    # One warm-up before the timed calls, then a call per picture.
-    assert sent == [((1, 8, 8, 1), "ensemble_4")] * 3
+    # Warm-up before the timed calls, then a call per picture.
+    assert sent == [((1, 8, 8, 1), "ensemble_4")] * (budget.WARM_UP_CALLS + 2)
 
 
 def test_several_budgets_are_answered_in_turn(ask, picture, manifest_path, monkeypatch):
