@@ -10,6 +10,7 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import LayerFactory, TrainingLayers
 from hne_tf.models.resnet import PRESETS, ResNet
 from hne_tf.tree import Tree
@@ -40,15 +41,23 @@ def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> Tra
     """The training factory with the config's weight decay and batch norm.
 
     Raises:
-      InputError: if `synchronized_norm` is not auto, on or off.
+      InputError: if `synchronized_norm` or `fused_norm` is not auto, on or off,
+        or both are on.
     """
-    choices = {"auto": replicas > 1, "on": True, "off": False}
-    choice = config.distribution.synchronized_norm
-    if choice not in choices:
-        raise InputError(f"synchronized_norm must be auto, on or off, got {choice!r}")
-    return TrainingLayers(
-        config.optimizer.weight_decay, config.optimizer.norm_momentum, choices[choice]
+    synchronized = _switch(
+        "distribution.synchronized_norm", config.distribution.synchronized_norm, replicas > 1
     )
+    fused = _switch("training.fused_norm", config.training.fused_norm, not synchronized)
+    factory = FusedTrainingLayers if fused else TrainingLayers
+    return factory(config.optimizer.weight_decay, config.optimizer.norm_momentum, synchronized)
+
+
+def _switch(field: str, choice: str, auto: bool) -> bool:
+    """Whether a setting that may be left to the project is on."""
+    choices = {"auto": auto, "on": True, "off": False}
+    if choice not in choices:
+        raise InputError(f"{field} must be auto, on or off, got {choice!r}")
+    return choices[choice]
 
 
 def ensemble(

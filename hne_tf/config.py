@@ -69,6 +69,8 @@ def default() -> ml_collections.ConfigDict:
                 "validate_every_epochs": 1.0,
                 # Slower on some devices; a resumed run ends with the same bits.
                 "deterministic": False,
+                # One kernel per batch norm. auto: unless norms are synchronised; else on or off.
+                "fused_norm": "auto",
             },
             "distribution": {
                 # Splits the CPU into this many devices where there is no GPU.

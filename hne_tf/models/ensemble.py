@@ -107,11 +107,15 @@ class TreeEnsemble(keras.Model):
 
 def _factory(name: str) -> type[LayerFactory]:
     """The layer factory of this class name."""
+    # These need TensorFlow itself, and are loaded only for a model that has them.
     if name == "QuantizedLayers":
-        # The only one that needs TensorFlow itself.
         from hne_tf.models.quantized import QuantizedLayers
 
         return QuantizedLayers
+    if name == "FusedTrainingLayers":
+        from hne_tf.models.fused import FusedTrainingLayers
+
+        return FusedTrainingLayers
     return {factory.__name__: factory for factory in (TrainingLayers, DeployLayers)}[name]
 
 

@@ -7,7 +7,7 @@ normalisation and activation as one unit, named by its place in the block, e.g.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import keras
 from keras import KerasTensor
@@ -93,6 +93,7 @@ class TrainingLayers(_KerasLayers):
       weight_decay: coefficient of the penalty's gradient, 0 for none.
       norm_momentum: share of the moving statistics kept at each step.
       synchronized: whether batch statistics are taken over all replicas.
+      batch_normalization: Keras's layer, or one that computes the same.
 
     Raises:
       InputError: for a negative weight decay or a momentum outside (0, 1).
@@ -101,6 +102,9 @@ class TrainingLayers(_KerasLayers):
     weight_decay: float = 0.0
     norm_momentum: float = 0.9
     synchronized: bool = False
+    batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
+        keras.layers.BatchNormalization
+    )
 
     def __post_init__(self) -> None:
         if not self.weight_decay >= 0:
@@ -167,7 +171,7 @@ class TrainingLayers(_KerasLayers):
     def _normalise(
         self, x: KerasTensor, name: str, activation: str | None, zero_gamma: bool
     ) -> KerasTensor:
-        x = keras.layers.BatchNormalization(
+        x = self.batch_normalization(
             momentum=self.norm_momentum,
             epsilon=NORM_EPSILON,
             gamma_initializer="zeros" if zero_gamma else "ones",

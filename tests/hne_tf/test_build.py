@@ -5,6 +5,8 @@ import pytest
 from hne_tf import build, objectives
 from hne_tf.config import default
 from hne_tf.errors import InputError
+from hne_tf.models.fused import FusedTrainingLayers
+from hne_tf.models.layers import TrainingLayers
 from hne_tf.models.resnet import PRESETS
 
 
@@ -54,6 +56,18 @@ def test_synchronised_norms_are_the_default_on_several_replicas_only():
     assert build.training_layers(config, replicas=2).synchronized
     config.distribution.synchronized_norm = "off"
     assert not build.training_layers(config, replicas=2).synchronized
+    assert isinstance(build.training_layers(config, replicas=2), FusedTrainingLayers)
     config.distribution.synchronized_norm = "yes"
     with pytest.raises(InputError, match="auto, on or off, got 'yes'"):
         build.training_layers(config)
+
+
+def test_norms_are_fused_unless_they_are_synchronised_or_told_not_to_be():
+    config = default()
+    assert isinstance(build.training_layers(config), FusedTrainingLayers)
+    assert type(build.training_layers(config, replicas=2)) is TrainingLayers
+    config.training.fused_norm = "off"
+    assert type(build.training_layers(config)) is TrainingLayers
+    config.training.fused_norm = "on"
+    with pytest.raises(InputError, match="cannot be synchronised"):
+        build.training_layers(config, replicas=2)
