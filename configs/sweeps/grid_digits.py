@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
         groups=[*map(_independent, rates), *(_hierarchical(*point) for point in points)],
         seeds=range(3),
         split="validation",
+        reference=f"independent, rate {LEARNING_RATE}",
     )
 
 

@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
         groups=OBJECTIVES,
         seeds=range(6),
         split="test",
+        reference="independent",
     )
 
 

@@ -79,6 +79,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         }
     summary = report.summarise(sweep, evaluations)
     print(report.markdown(summary))
+    print(report.comparisons(sweep, summary))
     if outcome.stopped:
         raise InputError("stopped before the end; the same command goes on from there")
     if values.results:
@@ -115,7 +116,8 @@ def _write_page(
     picture, figures = page.with_suffix(".png"), page.with_suffix(".json")
     body = (
         f"![Accuracy against multiply-adds]({picture.name})\n\n{report.markdown(summary)}\n\n"
-        f"[Figures of every run]({figures.name}).\n\n{report.settings(sweep)}"
+        f"[Figures of every run]({figures.name}).\n\n{report.comparisons(sweep, summary)}\n\n"
+        f"## Settings\n\n{report.settings(sweep)}"
     )
     results.write_page(page, sweep.title, command, body)
     report.plot(summary, picture)

@@ -50,6 +50,9 @@ class Sweep:
       base: the settings that groups override.
       groups: overrides by group, in the order of the table.
       seeds: seeds of each group.
+      reference: group that the others are held against; None for none.
+      equal_computation: whether groups are compared within the same budgets of
+        multiply-adds.
       runs: all groups of the first seed, then of the second and so on, so that
         a part of a sweep already compares its groups.
     """
@@ -59,6 +62,8 @@ class Sweep:
     base: ml_collections.FrozenConfigDict = dataclasses.field(repr=False)
     groups: Mapping[str, Overrides]
     seeds: tuple[int, ...]
+    reference: str | None
+    equal_computation: bool
     runs: tuple[Run, ...] = dataclasses.field(repr=False)
 
 
@@ -69,6 +74,8 @@ def describe(
     groups: Sequence[tuple[str, Overrides]],
     seeds: Iterable[int],
     split: str,
+    reference: str | None = None,
+    equal_computation: bool = False,
 ) -> ml_collections.ConfigDict:
     """The config of a sweep, as `get_config` of a config file returns it.
 
@@ -79,12 +86,17 @@ def describe(
       groups: a name and overrides of `base` each.
       seeds: seeds of each group.
       split: `"validation"` where settings are chosen, `"test"` for results.
+      reference: group that the others are held against on the page.
+      equal_computation: whether the page compares groups within the same
+        budgets of multiply-adds.
     """
     return ml_collections.ConfigDict(
         {
             "title": title,
             "split": split,
             "seeds": tuple(seeds),
+            "reference": reference or "",
+            "equal_computation": equal_computation,
             "base": base,
             "groups": tuple((name, dict(overrides)) for name, overrides in groups),
         }
@@ -97,7 +109,7 @@ def parse(config: ml_collections.ConfigDict) -> Sweep:
     Raises:
       InputError: for a config that is no sweep or breaks a rule.
     """
-    fields = ("title", "split", "seeds", "base", "groups")
+    fields = ("title", "split", "seeds", "reference", "equal_computation", "base", "groups")
     if set(config) != set(fields):
         raise InputError(
             f"a sweep's config has the fields {', '.join(fields)} (hne_tf.sweeps.plan.describe), "
@@ -110,6 +122,10 @@ def parse(config: ml_collections.ConfigDict) -> Sweep:
         raise InputError("a sweep must have a group or more, got none")
     _check_unique("names of groups", [name for name, _ in config.groups])
     groups = dict(config.groups)
+    if config.reference and config.reference not in groups:
+        raise InputError(
+            f"reference must be one of the groups {', '.join(groups)}, got {config.reference!r}"
+        )
     runs = tuple(
         Run(name, seed, _settings(config.base, name, overrides, seed))
         for seed in seeds
@@ -117,7 +133,16 @@ def parse(config: ml_collections.ConfigDict) -> Sweep:
     )
     _check_different(runs)
     base = ml_collections.FrozenConfigDict(config.base)
-    return Sweep(config.title, config.split, base, groups, seeds, runs)
+    return Sweep(
+        config.title,
+        config.split,
+        base,
+        groups,
+        seeds,
+        config.reference or None,
+        config.equal_computation,
+        runs,
+    )
 
 
 def _check_seeds(seeds: Sequence[Any]) -> tuple[int, ...]:

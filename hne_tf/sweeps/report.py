@@ -9,11 +9,13 @@ import matplotlib
 
 from hne_tf.config import default, differences
 from hne_tf.files import replacing
+from hne_tf.sweeps import comparison
 from hne_tf.sweeps.plan import Sweep
 from hne_tf.sweeps.store import Evaluations
+from hne_tf.tables import aligned
 
 # Figures of a run that are one number each; those per size come under `accuracy`.
-_SINGLE_FIGURES = ("mean_leaf_accuracy", "disagreement", "train_accuracy")
+_SINGLE_FIGURES = ("mean_leaf_accuracy", "gain", "disagreement", "train_accuracy")
 
 
 def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dict[str, Any]:
@@ -28,8 +30,8 @@ def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dic
       `title`, `split`, `seeds` and `groups`: per group its `name`, `overrides`,
       `multiply_adds` per size, `runs` with the figures of each, and `mean` and
       `deviation` (of the sample; None for a single run) of those figures:
-      `accuracy` per size, `mean_leaf_accuracy`, and at full size
-      `disagreement` and `train_accuracy`.
+      `accuracy` per size, `mean_leaf_accuracy`, and at full size `gain` over
+      the mean leaf, `disagreement` and `train_accuracy`.
     """
     digests = {(run.group, run.seed): run.digest for run in sweep.runs}
     groups = []
@@ -40,13 +42,15 @@ def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dic
             if evaluations is None:
                 continue
             rows = evaluations[sweep.split]["sizes"]
+            mean_leaf = evaluations[sweep.split]["mean_leaf_accuracy"]
             multiply_adds = {str(row["size"]): row["multiply_adds"] for row in rows}
             runs.append(
                 {
                     "seed": seed,
                     "digest": digests[name, seed],
                     "accuracy": {str(row["size"]): row["accuracy"] for row in rows},
-                    "mean_leaf_accuracy": evaluations[sweep.split]["mean_leaf_accuracy"],
+                    "mean_leaf_accuracy": mean_leaf,
+                    "gain": rows[-1]["accuracy"] - mean_leaf,
                     "disagreement": rows[-1]["disagreement"],
                     "train_accuracy": evaluations["train"]["sizes"][-1]["accuracy"],
                 }
@@ -77,13 +81,13 @@ def _over_runs(statistic: Any, runs: Sequence[dict[str, Any]]) -> dict[str, Any]
 def markdown(summary: dict[str, Any]) -> str:
     """A Markdown table with a row per group, and what its figures are below."""
     sizes = sorted({int(size) for group in summary["groups"] for size in group["multiply_adds"]})
-    head = ["group", "seeds", *map(str, sizes), "mean leaf", "disagreement", "train"]
+    header = ["group", "seeds", *map(str, sizes), "mean leaf", "gain", "disagreement", "train"]
     rows = []
     for group in summary["groups"]:
         mean, deviation = _flat(group["mean"]), _flat(group["deviation"])
         made, planned = len(group["runs"]), len(summary["seeds"])
         columns = [(str(size), 100, 1) for size in sizes]
-        columns += [("mean_leaf_accuracy", 100, 1), ("disagreement", 1, 3)]
+        columns += [("mean_leaf_accuracy", 100, 1), ("gain", 100, 1), ("disagreement", 1, 3)]
         columns += [("train_accuracy", 100, 1)]
         rows.append(
             [
@@ -92,23 +96,26 @@ def markdown(summary: dict[str, Any]) -> str:
                 *(_cell(mean.get(k), deviation.get(k), by, places) for k, by, places in columns),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-    lines = [
-        f"| {row[0].ljust(widths[0])} | "
-        + " | ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        + " |"
-        for row in (head, rule, *rows)
-    ]
     return "\n".join(
         [
-            *lines,
+            aligned(header, rows, left=1),
             "",
             f"Accuracy in percent on the {summary['split']} split at each ensemble size and of the "
-            "mean single leaf; disagreement between leaves and accuracy on the training split at "
-            "full size. Mean ± sample standard deviation over seeds.",
+            "mean single leaf; at full size the gain over the mean leaf, the disagreement between "
+            "leaves and the accuracy on the training split. Mean ± sample standard deviation over "
+            "seeds.",
         ]
     )
+
+
+def comparisons(sweep: Sweep, summary: dict[str, Any]) -> str:
+    """Markdown sections with the comparisons that the sweep asks for; empty for none."""
+    sections = []
+    if sweep.reference and (table := comparison.against_reference(summary, sweep.reference)):
+        sections += [f"## Against {sweep.reference}", table]
+    if sweep.equal_computation and any(group["runs"] for group in summary["groups"]):
+        sections += ["## At equal computation", comparison.at_equal_computation(summary)]
+    return "\n\n".join(sections)
 
 
 def _flat(figures: dict[str, Any] | None) -> dict[str, float]:

@@ -22,10 +22,12 @@ GROUPS = [
 ]
 
 
-def described(groups=GROUPS, seeds=(0, 1), split="test", deterministic=True):
+def described(groups=GROUPS, seeds=(0, 1), split="test", deterministic=True, **comparisons):
     base = default()
     base.training.deterministic = deterministic
-    return plan.describe(title="Tiny", base=base, groups=groups, seeds=seeds, split=split)
+    return plan.describe(
+        title="Tiny", base=base, groups=groups, seeds=seeds, split=split, **comparisons
+    )
 
 
 def test_runs_are_groups_times_seeds_with_settings_of_their_own():
@@ -58,6 +60,7 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
         ({"seeds": (1, 1)}, "seeds must differ, got 1 more"),
         ({"split": "train"}, "one of validation, test, got train"),
         ({"deterministic": False}, "training.deterministic must be True"),
+        ({"reference": "hne"}, "one of the groups independent, hierarchical, got 'hne'"),
     ],
 )
 def test_a_sweep_that_breaks_a_rule_is_refused(changes, words):
@@ -67,7 +70,7 @@ def test_a_sweep_that_breaks_a_rule_is_refused(changes, words):
 
 def test_the_config_of_a_run_is_no_sweep():
     with pytest.raises(
-        InputError, match=r"has the fields title, split, seeds, base, groups .* got data"
+        InputError, match=r"has the fields title, split, seeds, reference, .* got data"
     ):
         plan.parse(default())
 
@@ -175,22 +178,32 @@ def test_figures_are_means_and_sample_deviations(tmp_path):
     lines = report.markdown(summary).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
     assert [cells(lines[row]) for row in (0, 2, 3)] == [
-        ["group", "seeds", "1", "4", "mean leaf", "disagreement", "train"],
+        ["group", "seeds", "1", "4", "mean leaf", "gain", "disagreement", "train"],
         [
             *("independent", "2", "61.0 ± 1.4", "71.5 ± 2.1", "50.0 ± 0.0"),
-            *("0.357 ± 0.011", "71.5 ± 2.1"),
+            *("21.5 ± 2.1", "0.357 ± 0.011", "71.5 ± 2.1"),
         ],
-        ["hierarchical", "0 of 2", *["–"] * 5],  # noqa: RUF001
+        ["hierarchical", "0 of 2", *["–"] * 6],  # noqa: RUF001
     ]
 
 
 def test_one_run_has_no_deviation(tmp_path):
     summary = summary_of([{1: 0.6}], (0, 1), tmp_path)
     assert cells(report.markdown(summary).splitlines()[2]) == [
-        *("independent", "1 of 2", "60.0", "50.0", "0.300", "60.0")
+        *("independent", "1 of 2", "60.0", "50.0", "10.0", "0.300", "60.0")
     ]
     report.plot(summary, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_a_page_has_the_comparisons_that_its_sweep_asks_for(tmp_path):
+    summary = summary_of([{1: 0.6, 4: 0.7}, {1: 0.62, 4: 0.73}], (0, 1), tmp_path)
+    summary["groups"][1] = {**summary["groups"][0], "name": "hierarchical"}
+    assert report.comparisons(plan.parse(described()), summary) == ""
+    sweep = plan.parse(described(reference="independent", equal_computation=True))
+    text = report.comparisons(sweep, summary)
+    against, equal = text.index("## Against independent"), text.index("## At equal computation")
+    assert against < text.index("| hierarchical") < equal < text.rindex("| hierarchical")
 
 
 def test_settings_are_told_without_the_place_of_data():
