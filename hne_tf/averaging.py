@@ -1,7 +1,10 @@
-"""The answer of the first n leaves: an average of logits or of probabilities.
+"""The answer of size n: an average over the first n leaves, or the n-th leaf alone.
 
-Inference adds up one contribution per leaf (`contribution`) and turns the sum
-into an answer (`answer`), so that it can stop and go on between leaves;
+The average is of logits or of probabilities. `"last"` is for networks with exits,
+where each leaf is better than the one before.
+
+Inference adds up one contribution per leaf (`contribution`, `add`) and turns the
+sum into an answer (`answer`), so that it can stop and go on between leaves;
 training and metrics take all sizes at once (`ensemble_log_probabilities`).
 """
 
@@ -16,7 +19,7 @@ from hne_tf.errors import InputError
 # The smallest normal float32 keeps the log of a vanished probability finite.
 _SMALLEST_FLOAT32 = 1.18e-38
 
-AVERAGES = ("logits", "probabilities")
+AVERAGES = ("logits", "probabilities", "last")
 
 
 def check_average(average: str) -> str:
@@ -24,6 +27,11 @@ def check_average(average: str) -> str:
     if average not in AVERAGES:
         raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
     return average
+
+
+def leaves(size: int, average: str = "logits") -> range:
+    """The leaves (from 0) whose outputs the answer of `size` is made of."""
+    return range(size - 1 if check_average(average) == "last" else 0, size)
 
 
 def contribution(leaf_logits: Any, average: str = "logits") -> Any:
@@ -36,7 +44,21 @@ def contribution(leaf_logits: Any, average: str = "logits") -> Any:
     Returns:
       The same shape.
     """
-    return leaf_logits if check_average(average) == "logits" else ops.softmax(leaf_logits, axis=-1)
+    averaged = check_average(average) == "probabilities"
+    return ops.softmax(leaf_logits, axis=-1) if averaged else leaf_logits
+
+
+def add(running_sum: Any, leaf_contribution: Any, average: str = "logits") -> Any:
+    """The running sum after one more leaf; where the last leaf answers, it is that leaf's alone.
+
+    Args:
+      running_sum: `[batch, classes]`.
+      leaf_contribution: of the next leaf, the same shape.
+      average: one of `AVERAGES`.
+    """
+    if check_average(average) == "last":
+        return leaf_contribution
+    return running_sum + leaf_contribution
 
 
 def answer(running_sum: Any, size: int, average: str = "logits") -> tuple[Any, Any]:
@@ -44,15 +66,15 @@ def answer(running_sum: Any, size: int, average: str = "logits") -> tuple[Any, A
 
     Args:
       running_sum: `[batch, classes]`.
-      size: number of leaves in the sum.
+      size: number of leaves evaluated.
       average: one of `AVERAGES`.
 
     Returns:
       `(logits, probabilities)`, each `[batch, classes]`; when probabilities are
       averaged, the logits are the log of their mean.
     """
-    mean = running_sum / size
-    if check_average(average) == "logits":
+    mean = running_sum / len(leaves(size, average))
+    if average != "probabilities":
         return mean, ops.softmax(mean, axis=-1)
     return ops.log(ops.maximum(mean, _SMALLEST_FLOAT32)), mean
 
@@ -66,16 +88,17 @@ def ensemble_log_probabilities(
       leaf_logits: `[batch, leaves, classes]`.
       sizes: ensemble sizes, each at most `leaves`.
       average: `"logits"`: softmax of the mean logits; `"probabilities"`: mean
-        of the leaves' softmax.
+        of the leaves' softmax; `"last"`: softmax of the last leaf's logits.
       temperature: divides the logits before the softmax.
 
     Returns:
       `[batch, len(sizes), classes]`.
     """
-    if check_average(average) == "logits":
-        means = [ops.mean(leaf_logits[:, :size], axis=1) for size in sizes]
-        return ops.log_softmax(ops.stack(means, axis=1) / temperature, axis=-1)
-    leaves = ops.log_softmax(leaf_logits / temperature, axis=-1)
-    return ops.stack(
-        [ops.logsumexp(leaves[:, :size], axis=1) - math.log(size) for size in sizes], axis=1
-    )
+    if check_average(average) == "probabilities":
+        scores = ops.log_softmax(leaf_logits / temperature, axis=-1)
+        return ops.stack(
+            [ops.logsumexp(scores[:, :size], axis=1) - math.log(size) for size in sizes], axis=1
+        )
+    spans = [leaves(size, average) for size in sizes]
+    means = [ops.mean(leaf_logits[:, span.start : span.stop], axis=1) for span in spans]
+    return ops.log_softmax(ops.stack(means, axis=1) / temperature, axis=-1)

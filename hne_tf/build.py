@@ -8,33 +8,50 @@ import ml_collections
 
 from hne_tf import objectives
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models import msdnet, resnet
+from hne_tf.models.ensemble import Architecture, TreeEnsemble
 from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import LayerFactory, TrainingLayers
-from hne_tf.models.resnet import PRESETS, ResNet
-from hne_tf.tree import Tree
+from hne_tf.tree import Paths, Tree
 
 
-def tree(config: ml_collections.ConfigDict) -> Tree:
+# Presets of each architecture; those with exits are single networks.
+_WITH_EXITS = ("multi_exit", "msdnet")
+_PRESETS = {"resnet": resnet.PRESETS, "multi_exit": resnet.PRESETS, "msdnet": msdnet.PRESETS}
+
+
+def tree(config: ml_collections.ConfigDict) -> Paths:
     """The tree that the model section describes."""
+    if has_exits(config):
+        return Exits(architecture(config).blocks)
     return Tree(tuple(config.model.branching))
 
 
-def architecture(config: ml_collections.ConfigDict) -> ResNet:
+def has_exits(config: ml_collections.ConfigDict) -> bool:
+    """Whether the model is a single network with exits."""
+    return config.model.architecture in _WITH_EXITS
+
+
+def architecture(config: ml_collections.ConfigDict) -> Architecture:
     """The network that the model section describes.
 
     Raises:
       InputError: for an unknown architecture or settings that it does not take.
     """
     model = config.model
-    if model.architecture != "resnet":
-        raise InputError(f"architecture must be resnet, got {model.architecture!r}")
-    if model.preset not in PRESETS:
-        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {model.preset!r}")
-    fields = (field.name for field in dataclasses.fields(ResNet))
+    if model.architecture not in _PRESETS:
+        raise InputError(
+            f"architecture must be one of {', '.join(_PRESETS)}, got {model.architecture!r}"
+        )
+    presets = _PRESETS[model.architecture]
+    if model.preset not in presets:
+        raise InputError(f"preset must be one of {', '.join(presets)}, got {model.preset!r}")
+    preset = presets[model.preset]
+    fields = (field.name for field in dataclasses.fields(preset))
     settings = {field: model[field] for field in fields if model[field]}
-    return dataclasses.replace(PRESETS[model.preset], **settings)
+    return dataclasses.replace(preset, **settings)
 
 
 def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> TrainingLayers:
@@ -82,6 +99,11 @@ def objective(
     """
     section = config.objective
     sizes = tree(config).sizes
+    if section.average == "last" and not has_exits(config):
+        raise InputError(
+            "average must be logits or probabilities for a tree, whose leaves are equals, "
+            f"got {section.average!r}, which is for {' and '.join(_WITH_EXITS)}"
+        )
     alpha = section.alpha
     if section.ramp_epochs < 0:
         raise InputError(f"ramp_epochs must be 0 or more, got {section.ramp_epochs}")

@@ -31,9 +31,13 @@ def default() -> ml_collections.ConfigDict:
                 "train_examples": 0,
             },
             "model": {
+                # resnet: a tree of networks. multi_exit and msdnet: one network, a residual
+                # or a multi-scale dense one, with an exit after each block.
                 "architecture": "resnet",
+                # Of a tree; networks with exits have none.
                 "branching": (1, 2, 2, 2, 2),
-                # small or large: five blocks of three bottleneck units.
+                # small or large: five blocks of three bottleneck units; five or eleven
+                # blocks of an msdnet.
                 "preset": "small",
                 # What is set here replaces the preset's: bottleneck or basic
                 # units; width, number of units and first stride of each block.
@@ -42,6 +46,12 @@ def default() -> ml_collections.ConfigDict:
                 "units": (),
                 "strides": (),
                 "stem_width": 0,
+                # Of an msdnet, whose units are layers: see hne_tf/models/msdnet.py.
+                "growth": 0,
+                "scale_factors": (),
+                "bottlenecks": (),
+                "reduction": 0.0,
+                "head_width": 0,
             },
             "objective": {
                 # independent, subtree, codistillation or hierarchical.
@@ -51,6 +61,8 @@ def default() -> ml_collections.ConfigDict:
                 # Epochs over which alpha grows from 0; 0 for a constant alpha.
                 "ramp_epochs": 0.0,
                 "combine": "added",
+                # The answer of size n: the mean logits or probabilities of the first n
+                # leaves or exits; with exits also last, the n-th exit alone.
                 "average": "logits",
             },
             "optimizer": {

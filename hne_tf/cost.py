@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
+from hne_tf.averaging import leaves
 from hne_tf.models.ensemble import TreeEnsemble
 
 
@@ -25,18 +26,21 @@ class Cost:
         return Cost(self.multiply_adds + other.multiply_adds, self.parameters + other.parameters)
 
 
-def per_size(model: TreeEnsemble, sizes: Sequence[int]) -> dict[int, Cost]:
-    """Cost of the ensemble of the first leaves, for each size; any factory gives the same."""
-    tree = model.tree
+def per_size(
+    model: TreeEnsemble, sizes: Sequence[int], average: str = "logits"
+) -> dict[int, Cost]:
+    """Cost of the answer of each size in one call; any factory gives the same.
+
+    Args:
+      model: counted.
+      sizes: ensemble sizes.
+      average: one of `averaging.AVERAGES`. Where the last leaf answers alone, what
+        only the leaves before need, such as the classifiers of earlier exits, is
+        not in its cost. Walking from size to size computes them, and costs what
+        the other averages do.
+    """
     return {
-        size: sum(
-            (
-                node_cost(node)
-                for block, row in enumerate(model.node_models)
-                for node in row[: tree.active_nodes(size, block)]
-            ),
-            Cost(0, 0),
-        )
+        size: sum(map(node_cost, model.nodes_of(leaves(size, average))), Cost(0, 0))
         for size in sizes
     }
 

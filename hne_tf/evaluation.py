@@ -73,7 +73,7 @@ def evaluate(
             fitted_on, gathered.result(), [each.multiply_adds for each in all_costs], tree.sizes
         )
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
-    costs = cost.per_size(run.model, sizes)
+    costs = cost.per_size(run.model, sizes, average)
     return {
         "split": split,
         "examples": run.data_set.examples(split),

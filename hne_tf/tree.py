@@ -1,14 +1,17 @@
 """Trees of blocks: which networks share what, in pure Python.
 
-A tree is a tuple of branching factors, one per block. Its leaves are networks,
-numbered depth-first from 0; a network is the path of nodes from block 0 to its
-leaf, and networks whose paths share a node share its weights and computation.
+The leaves of a tree are networks, numbered depth-first from 0; a network is the
+path of nodes from block 0 to its leaf, and networks whose paths share a node share
+its weights and computation. `Tree`, whose leaves all lie in the last block, is a
+tuple of branching factors, one per block. `Exits` has a leaf after every block.
 """
 
+import abc
 import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 
 from hne_tf.errors import InputError
 
@@ -38,8 +41,86 @@ class Step:
     cached_blocks: tuple[int, ...]
 
 
+class Paths(abc.ABC):
+    """What holds for trees of every shape, by the paths to their leaves."""
+
+    @property
+    @abc.abstractmethod
+    def blocks(self) -> int:
+        """Number of blocks on the longest path."""
+
+    @property
+    @abc.abstractmethod
+    def leaves(self) -> int:
+        """Number of networks, `N`."""
+
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> tuple[int, ...]:
+        """Ensemble sizes of objectives and export, increasing; the last one is N."""
+
+    @abc.abstractmethod
+    def nodes(self, block: int) -> int:
+        """Number of nodes in `block`."""
+
+    @abc.abstractmethod
+    def parent(self, block: int, node: int) -> int:
+        """Index in block `block - 1` of the node that `node` of `block` hangs from."""
+
+    @abc.abstractmethod
+    def path(self, leaf: int) -> tuple[int, ...]:
+        """Node index at every block on the way to `leaf` (from 0)."""
+
+    @abc.abstractmethod
+    def is_leaf(self, block: int, node: int) -> bool:
+        """Whether a path ends in this node, in a classifier."""
+
+    @abc.abstractmethod
+    def has_layers(self, block: int, node: int) -> bool:
+        """Whether the node computes block number `block` of a network, not its classifier alone."""
+
+    def check_size(self, size: int) -> None:
+        """Raises `InputError` unless `size` is a number of leaves of this tree."""
+        if not is_positive_integer(size) or size > self.leaves:
+            raise InputError(
+                f"ensemble size must be an integer from 1 to {self.leaves}, got {size!r}"
+            )
+
+    def nodes_of(self, leaves: Iterable[int]) -> list[tuple[int, int]]:
+        """The nodes that some leaves need, as `(block, node)`, one block after the other."""
+        return sorted({place for leaf in leaves for place in enumerate(self.path(leaf))})
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The depth-first steps; step `n` computes exactly the nodes new to size `n`."""
+        paths = [self.path(leaf) for leaf in range(self.leaves)]
+        # Paths of different lengths part before the shorter one ends.
+        branch_blocks = [0] + [
+            next(b for b, (old, new) in enumerate(zip(a, c, strict=False)) if old != new)
+            for a, c in itertools.pairwise(paths)
+        ]
+        continued = {
+            (first - 1, path[first - 1])
+            for path, first in zip(paths, branch_blocks, strict=True)
+            if first > 0
+        }
+        return tuple(
+            Step(
+                size=leaf + 1,
+                branch_block=first,
+                nodes=path[first:],
+                cached_blocks=tuple(
+                    block
+                    for block in range(first, len(path))
+                    if (block, path[block]) in continued
+                ),
+            )
+            for leaf, (path, first) in enumerate(zip(paths, branch_blocks, strict=True))
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class Tree(Paths):
     """A tree of blocks, e.g. `Tree((1, 2, 2, 2, 2))` with 16 leaves.
 
     Attributes:
@@ -101,34 +182,15 @@ class Tree:
         self.check_size(size)
         return -(-size // self.leaves_per_node(block))
 
-    def check_size(self, size: int) -> None:
-        """Raises `InputError` unless `size` is a number of leaves of this tree."""
-        if not is_positive_integer(size) or size > self.leaves:
-            raise InputError(
-                f"ensemble size must be an integer from 1 to {self.leaves}, got {size!r}"
-            )
+    def is_leaf(self, block: int, node: int) -> bool:
+        """All leaves lie in the last block."""
+        del node
+        return block == self.blocks - 1
 
-    @functools.cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """The depth-first steps; step `n` computes exactly the nodes new to size `n`."""
-        paths = [self.path(leaf) for leaf in range(self.leaves)]
-        branch_blocks = [0] + [
-            next(b for b, (old, new) in enumerate(zip(a, c, strict=True)) if old != new)
-            for a, c in itertools.pairwise(paths)
-        ]
-        return tuple(
-            Step(
-                size=leaf + 1,
-                branch_block=first,
-                nodes=paths[leaf][first:],
-                cached_blocks=tuple(
-                    block
-                    for block in range(first, self.blocks - 1)
-                    if self.branching[block + 1] > 1
-                ),
-            )
-            for leaf, first in enumerate(branch_blocks)
-        )
+    def has_layers(self, block: int, node: int) -> bool:
+        """Every node has; a leaf has its classifier too."""
+        del block, node
+        return True
 
     def block_evaluations(self, size: int) -> int:
         """Blocks computed for the first `size` leaves: their cost in equal blocks."""

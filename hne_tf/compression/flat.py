@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.ensemble import TreeEnsemble, node_output
 
 # Kinds of weights by their names in `tf_keras` and in `treatments`; whatever
 # else TFMOT adds, masks and counters, is no weight of the model.
@@ -119,17 +119,17 @@ def flat_model(ensemble: TreeEnsemble, weight_decay: float = 0.0) -> tf_keras.Mo
         [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)],
         name="normalise",
     )
-    activations = [normalise(inputs)]
-    for block in range(tree.blocks):
-        row = []
-        for node in range(tree.nodes(block)):
-            layers = FlatLayers(f"block{block}.node{node}", weight_decay)
-            x = layers.entry(activations[tree.parent(block, node)], "entry")
-            row.append(ensemble.architecture.block(layers, block, x, classes))
-        activations = row
+    images, outputs = normalise(inputs), {}
+    for block, node in tree.nodes_of(range(tree.leaves)):
+        layers = FlatLayers(f"block{block}.node{node}", weight_decay)
+        x = outputs[block - 1, tree.parent(block, node)] if block else images
+        outputs[block, node] = node_output(
+            ensemble.architecture, tree, layers, (block, node), x, classes
+        )
+    paths = map(tree.path, range(tree.leaves))
     leaves = [
-        tf_keras.layers.Reshape((1, classes), name=f"leaf{leaf}")(logits)
-        for leaf, logits in enumerate(activations)
+        tf_keras.layers.Reshape((1, classes), name=f"leaf{leaf}")(outputs[len(path) - 1, path[-1]])
+        for leaf, path in enumerate(paths)
     ]
     if len(leaves) > 1:
         leaves = [tf_keras.layers.Concatenate(axis=1, name="leaf_logits")(leaves)]

@@ -178,12 +178,16 @@ def _inherited_ranges(quantized: TreeEnsemble) -> dict[str, str]:
     """
     tree, nodes = quantized.tree, quantized.node_models
     inherited = {}
-    for block in range(1, tree.blocks):
-        for node in range(tree.nodes(block)):
-            parent = nodes[block - 1][tree.parent(block, node)]
-            # The last of a functional model's layers is the one that gives its output.
-            unit = parent.layers[-1].name.removesuffix(".range")
-            inherited[f"block{block}/node{node}/entry"] = f"{parent.name}.{unit}".replace(".", "/")
+    for block, node in tree.nodes_of(range(tree.leaves)):
+        if block == 0:
+            continue
+        parent = nodes[block - 1][tree.parent(block, node)]
+        several = isinstance(parent.output, list)
+        for index, output in enumerate(parent.outputs):
+            entry = f"entry{index}" if several else "entry"
+            unit = output._keras_history.operation.name.removesuffix(".range")
+            source = f"{parent.name}.{unit}".replace(".", "/")
+            inherited[f"block{block}/node{node}/{entry}"] = source
     return inherited
 
 

@@ -1,5 +1,6 @@
 """The manifest inside an export: what a client or an operator has to know of the model."""
 
+import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -37,20 +38,21 @@ def build_manifest(
       latency: see `profiling.measure`.
 
     Returns:
-      JSON values: `model`, `branching`, `sizes`, `average`, `signatures` (name
+      JSON values: `model`, `branching` (or `exits`), `sizes`, `average`, `signatures` (name
       and size), `steps` (see `step_entry`), `classes`, `input` (of the ensemble
       signatures), `cost` and `accuracy` by size, `early_stopping` (see
       `early_stopping.calibrated`; None if the evaluation is without), `latency`
       and what it was all made with.
     """
-    costs = cost.per_size(model, sizes)
+    average = run.config.objective.average
+    costs = cost.per_size(model, sizes, average)
     accuracy = {str(row["size"]): row["accuracy"] for row in evaluation["sizes"]}
     return {
         "format": FORMAT,
         "model": model_name,
-        "branching": list(model.tree.branching),
+        **dataclasses.asdict(model.tree),
         "sizes": list(sizes),
-        "average": run.config.objective.average,
+        "average": average,
         "signatures": [
             {"name": "serving_default", "size": model.tree.leaves},
             *({"name": f"ensemble_{size}", "size": size} for size in sizes),

@@ -1,14 +1,16 @@
 """The signatures of a SavedModel: one per ensemble size, one per depth-first step."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from hne_tf.averaging import answer, contribution
+from hne_tf.averaging import add, answer, contribution, leaves
 from hne_tf.errors import InputError
-from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.ensemble import Activation, TreeEnsemble
 from hne_tf.tree import Step
 
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
@@ -46,18 +48,14 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
 def ensemble_signature(
     model: TreeEnsemble, size: int, average: str
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The answer of the first `size` leaves in one call."""
-    prefix = model.prefix(size)
-    weights = _values(
-        node
-        for block, row in enumerate(model.node_models)
-        for node in row[: model.tree.active_nodes(size, block)]
-    )
+    """The answer of size `size` in one call, which computes what it needs and no more."""
+    answering = leaves(size, average)
+    network, weights = model.of_leaves(answering), _values(model.nodes_of(answering))
 
     @tf.function(input_signature=[_images(model)])
     def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with _constants(weights):
-            leaf_logits = prefix(_checked(images), training=False)
+            leaf_logits = network(_checked(images), training=False)
         running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
         logits, probabilities = answer(running_sum, size, average)
         return {"logits": logits, "probabilities": probabilities}
@@ -73,13 +71,15 @@ def step_signature(
     Step 1 takes `images`. A later step takes `running_sum` `[batch, classes]`
     and `cache`, the activation at the node where its leaf branches off (or
     `images` where that is the root). Outputs `running_sum`, `probabilities`
-    and a `cache_<block>` for each block from which a later step branches off.
+    and a `cache_<block>` for each block from which a later step branches off. An
+    activation of several tensors is one cache, `[batch, numbers]`.
     """
     nodes = {
         block: model.node_models[block][node]
         for block, node in enumerate(step.nodes, start=step.branch_block)
     }
     weights = _values(nodes.values())
+    start = _start(model, step)
     inputs = [step_input(model, step)]
     if step.size > 1:
         inputs.append(
@@ -89,15 +89,15 @@ def step_signature(
     @tf.function(input_signature=inputs)
     def take_step(x: tf.Tensor, running_sum: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
         x = _checked(x)
-        if step.branch_block == 0:
-            x = model.normalise(x)
+        x = model.normalise(x) if step.branch_block == 0 else _unpacked(x, start)
         outputs = {}
         with _constants(weights):
             for block, node in nodes.items():
                 x = node(x, training=False)
                 if block in step.cached_blocks:
-                    outputs[f"cache_{block}"] = x
-        running_sum = contribution(x, average) + (_checked(running_sum) if step.size > 1 else 0.0)
+                    outputs[f"cache_{block}"] = _packed(x)
+        new = contribution(x, average)
+        running_sum = add(_checked(running_sum), new, average) if step.size > 1 else new
         probabilities = answer(running_sum, step.size, average)[1]
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
@@ -108,8 +108,39 @@ def step_input(model: TreeEnsemble, step: Step) -> tf.TensorSpec:
     """What a step starts from: `images`, or the `cache` of the block before its branch."""
     if step.branch_block == 0:
         return _images(model)
-    parent = model.node_models[step.branch_block - 1][0]
-    return tf.TensorSpec([None, *parent.output.shape[1:]], tf.float32, name="cache")
+    start = _start(model, step)
+    shape = [sum(_numbers(start))] if isinstance(start, list) else start.shape[1:]
+    return tf.TensorSpec([None, *shape], tf.float32, name="cache")
+
+
+def _start(model: TreeEnsemble, step: Step) -> Activation:
+    """The activation that a step continues from, or the images' form."""
+    if step.branch_block == 0:
+        return model.input
+    parent = model.tree.parent(step.branch_block, step.nodes[0])
+    return model.node_models[step.branch_block - 1][parent].output
+
+
+def _numbers(activation: list[Any]) -> list[int]:
+    """How many numbers each tensor of an activation holds per image."""
+    return [math.prod(tensor.shape[1:]) for tensor in activation]
+
+
+def _packed(activation: Activation) -> tf.Tensor:
+    """An activation as one tensor; several are laid side by side, `[batch, numbers]`."""
+    if not isinstance(activation, list):
+        return activation
+    numbers = _numbers(activation)
+    flat = [tf.reshape(x, [-1, count]) for x, count in zip(activation, numbers, strict=True)]
+    return tf.concat(flat, axis=1)
+
+
+def _unpacked(cache: tf.Tensor, like: Activation) -> Activation:
+    """The activation that `_packed` made one tensor of."""
+    if not isinstance(like, list):
+        return cache
+    parts = tf.split(cache, _numbers(like), axis=1)
+    return [tf.reshape(x, [-1, *to.shape[1:]]) for x, to in zip(parts, like, strict=True)]
 
 
 def save(endpoints: Signatures, folder: str) -> None:

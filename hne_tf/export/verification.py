@@ -124,19 +124,22 @@ def answer_findings(
 
 
 def expected_answer(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:
+    """What a signature must give, computed anew from leaf logits `[batch, leaves, classes]`."""
     first = leaf_logits[:, :size].astype(np.float64)
-    if average == "logits":
-        logits = first.mean(axis=1)
+    if average == "probabilities":
+        probabilities = special.softmax(first, axis=-1)
         return {
-            "logits": logits,
-            "probabilities": special.softmax(logits, axis=-1),
-            "running_sum": first.sum(axis=1),
+            "logits": np.log(probabilities.mean(axis=1)),
+            "probabilities": probabilities.mean(axis=1),
+            "running_sum": probabilities.sum(axis=1),
         }
-    probabilities = special.softmax(first, axis=-1)
+    if average == "last":
+        first = first[:, -1:]
+    logits = first.mean(axis=1)
     return {
-        "logits": np.log(probabilities.mean(axis=1)),
-        "probabilities": probabilities.mean(axis=1),
-        "running_sum": probabilities.sum(axis=1),
+        "logits": logits,
+        "probabilities": special.softmax(logits, axis=-1),
+        "running_sum": first.sum(axis=1),
     }
 
 

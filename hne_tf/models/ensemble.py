@@ -1,16 +1,42 @@
 """A tree of networks as one Keras functional model of leaf logits."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import keras
 from keras import ops
 
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.msdnet import MSDNet
 from hne_tf.models.resnet import ResNet
-from hne_tf.tree import Tree
+from hne_tf.tree import Paths, Tree
+
+# What a block gives to the next: a tensor, or a list of one per scale.
+Activation = Any
+
+
+class Architecture(Protocol):
+    """A network cut into blocks: a frozen dataclass of settings, in plain values.
+
+    Attributes:
+      blocks: number of blocks.
+    """
+
+    @property
+    def blocks(self) -> int: ...
+
+    def block(self, layers: LayerFactory, block: int, x: Activation) -> Activation:
+        """Applies block number `block` to the images or to what the block before gives."""
+
+    def head(self, layers: LayerFactory, x: Activation, classes: int) -> Any:
+        """Logits `[batch, classes]` of what a block gives."""
+
+
+_ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MSDNet)}
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -22,8 +48,9 @@ class TreeEnsemble(keras.Model):
     channels]`; normalisation is part of the graph.
 
     Args:
-      architecture: the network that is cut into blocks, `ResNet(…)`.
-      tree: which nodes there are, with one branching factor per block.
+      architecture: the network that is cut into blocks, `ResNet(…)` or `MSDNet(…)`.
+      tree: which nodes there are: `Tree(…)` with one branching factor per block, or
+        `Exits(…)`, a single network with a classifier after each block.
       layers: factory that builds each unit (`TrainingLayers`, `DeployLayers`).
       images: shape, classes and normalisation of the images.
 
@@ -40,17 +67,13 @@ class TreeEnsemble(keras.Model):
 
     def __init__(
         self,
-        architecture: ResNet,
-        tree: Tree,
+        architecture: Architecture,
+        tree: Paths,
         layers: LayerFactory,
         images: ImageSpec,
         name: str = "hne",
     ) -> None:
-        if architecture.blocks != tree.blocks:
-            raise InputError(
-                f"branching needs one factor for each of the {architecture.blocks} blocks, "
-                f"got {tree.branching}"
-            )
+        _check_blocks(architecture, tree)
         inputs = keras.Input(images.shape, dtype="uint8", name="images")
         normalise = keras.layers.Rescaling(
             [1.0 / std for std in images.std],
@@ -58,8 +81,8 @@ class TreeEnsemble(keras.Model):
             name="normalise",
         )
         x = normalise(inputs)
-        nodes = _build_nodes(architecture, tree, layers, x.shape[1:], len(images.class_names))
-        super().__init__(inputs, _leaf_logits(tree, nodes, x, tree.leaves), name=name)
+        nodes = _build_nodes(architecture, tree, layers, x, len(images.class_names))
+        super().__init__(inputs, _leaf_logits(tree, nodes, x, range(tree.leaves)), name=name)
         self.architecture = architecture
         self.tree = tree
         self.factory = layers
@@ -70,8 +93,9 @@ class TreeEnsemble(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """What `from_config` builds the same model from, as plain values."""
         return {
-            "architecture": dataclasses.asdict(self.architecture),
-            "branching": self.tree.branching,
+            "architecture": type(self.architecture).__name__,
+            "architecture_settings": dataclasses.asdict(self.architecture),
+            **dataclasses.asdict(self.tree),
             "factory": type(self.factory).__name__,
             "factory_settings": dataclasses.asdict(self.factory),
             "images": dataclasses.asdict(self.images),
@@ -83,8 +107,8 @@ class TreeEnsemble(keras.Model):
         """Builds the model that `get_config` describes, untrained."""
         del custom_objects
         return cls(
-            ResNet(**config["architecture"]),
-            Tree(config["branching"]),
+            _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
+            Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
             _factory(config["factory"])(**config["factory_settings"]),
             ImageSpec(**config["images"]),
             config["name"],
@@ -100,9 +124,22 @@ class TreeEnsemble(keras.Model):
           InputError: unless `1 <= size <= leaves`.
         """
         self.tree.check_size(size)
+        return self.of_leaves(range(size))
+
+    def of_leaves(self, leaves: range) -> keras.Model:
+        """The model of some leaves, as `prefix` is that of the first ones.
+
+        Returns:
+          A model of images to leaf logits `[batch, len(leaves), classes]`.
+        """
         images = keras.Input(self.images.shape, dtype="uint8", name="images")
-        logits = _leaf_logits(self.tree, self.node_models, self.normalise(images), size)
-        return keras.Model(images, logits, name=f"{self.name}.prefix{size}")
+        logits = _leaf_logits(self.tree, self.node_models, self.normalise(images), leaves)
+        name = f"{self.name}.leaves{leaves.start}to{leaves.stop - 1}"
+        return keras.Model(images, logits, name=name)
+
+    def nodes_of(self, leaves: Iterable[int]) -> list[keras.Model]:
+        """The sub-networks that some leaves need, each once."""
+        return [self.node_models[block][node] for block, node in self.tree.nodes_of(leaves)]
 
 
 def _factory(name: str) -> type[LayerFactory]:
@@ -119,32 +156,69 @@ def _factory(name: str) -> type[LayerFactory]:
     return {factory.__name__: factory for factory in (TrainingLayers, DeployLayers)}[name]
 
 
-def _build_nodes(
-    architecture: ResNet,
-    tree: Tree,
+def node_output(
+    architecture: Architecture,
+    tree: Paths,
     layers: LayerFactory,
-    shape: tuple[int | None, ...],
+    place: tuple[int, int],
+    x: Activation,
     classes: int,
+) -> Activation:
+    """What the node at `place`, `(block, node)`, computes of its parent's activation `x`."""
+    if isinstance(x, list):
+        x = [layers.entry(each, f"entry{index}") for index, each in enumerate(x)]
+    else:
+        x = layers.entry(x, "entry")
+    if tree.has_layers(*place):
+        x = architecture.block(layers, place[0], x)
+    return architecture.head(layers, x, classes) if tree.is_leaf(*place) else x
+
+
+def _check_blocks(architecture: Architecture, tree: Paths) -> None:
+    """Raises `InputError` unless the tree has the network's blocks."""
+    if isinstance(tree, Exits):
+        if architecture.blocks != tree.exits:
+            raise InputError(
+                f"exits must be the number of blocks, {architecture.blocks}, got {tree.exits}"
+            )
+    elif architecture.blocks != tree.blocks:
+        raise InputError(
+            f"branching needs one factor for each of the {architecture.blocks} blocks, "
+            f"got {tree.branching}"
+        )
+
+
+def _build_nodes(
+    architecture: Architecture, tree: Paths, layers: LayerFactory, images: Any, classes: int
 ) -> list[list[keras.Model]]:
     """One functional sub-network per node: `nodes[block][node]`."""
-    nodes = []
+    nodes: list[list[keras.Model]] = []
     for block in range(tree.blocks):
         row = []
         for node in range(tree.nodes(block)):
-            x = keras.Input(shape, name="activation")
-            y = architecture.block(layers, block, layers.entry(x, "entry"), classes)
+            given = nodes[-1][tree.parent(block, node)].output if nodes else images
+            x = _inputs_like(given)
+            y = node_output(architecture, tree, layers, (block, node), x, classes)
             row.append(keras.Model(x, y, name=f"block{block}.node{node}"))
         nodes.append(row)
-        shape = row[0].output.shape[1:]
     return nodes
 
 
-def _leaf_logits(tree: Tree, nodes: list[list[keras.Model]], x: Any, size: int) -> Any:
-    """Logits `[batch, size, classes]` of the first leaves, each node computed once."""
-    activations = [x]
-    for block, row in enumerate(nodes):
-        activations = [
-            row[node](activations[tree.parent(block, node)])
-            for node in range(tree.active_nodes(size, block))
+def _inputs_like(activation: Activation) -> Activation:
+    """Inputs of the shapes of an activation."""
+    if isinstance(activation, list):
+        return [
+            keras.Input(each.shape[1:], name=f"activation{index}")
+            for index, each in enumerate(activation)
         ]
-    return ops.stack(activations, axis=1)
+    return keras.Input(activation.shape[1:], name="activation")
+
+
+def _leaf_logits(tree: Paths, nodes: list[list[keras.Model]], x: Any, leaves: range) -> Any:
+    """Logits `[batch, len(leaves), classes]` of some leaves, each node computed once."""
+    outputs: dict[tuple[int, int], Activation] = {}
+    for block, node in tree.nodes_of(leaves):
+        given = outputs[block - 1, tree.parent(block, node)] if block else x
+        outputs[block, node] = nodes[block][node](given)
+    paths = map(tree.path, leaves)
+    return ops.stack([outputs[len(path) - 1, path[-1]] for path in paths], axis=1)

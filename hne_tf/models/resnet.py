@@ -1,4 +1,4 @@
-"""A CIFAR residual network cut into the blocks of a tree.
+"""A CIFAR residual network cut into blocks, for a tree or with an exit after each.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. The
 bottleneck unit with a depthwise 3x3 is the one of Ruiz and Verbeek (AAAI 2021).
@@ -56,21 +56,23 @@ class ResNet:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks, which a tree's branching must match."""
+        """Number of blocks, which the tree must match."""
         return len(self.widths)
 
     def block(
-        self, layers: LayerFactory, block: int, x: keras.KerasTensor, classes: int
+        self, layers: LayerFactory, block: int, x: keras.KerasTensor
     ) -> keras.KerasTensor:
-        """Applies block number `block`; the last one ends in logits `[batch, classes]`."""
+        """Applies block number `block`."""
         if block == 0:
             x = layers.conv(x, "stem", self.stem_width, kernel_size=3)
         for index in range(self.units[block]):
             strides = self.strides[block] if index == 0 else 1
             x = _residual(layers, f"unit{index}", x, _UNITS[self.unit], self.widths[block], strides)
-        if block == self.blocks - 1:
-            x = layers.head(layers.pool(x, "pool"), "head", classes)
         return x
+
+    def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+        """Logits `[batch, classes]` of what a block gives."""
+        return layers.head(layers.pool(x, "pool"), "head", classes)
 
 
 def _residual(
