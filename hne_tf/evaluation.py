@@ -1,6 +1,6 @@
 """One pass over a split gives every figure of every ensemble size."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import tensorflow as tf
 from hne_tf import cost, early_stopping
 from hne_tf.averaging import ensemble_log_probabilities
 from hne_tf.early_stopping import Answers
+from hne_tf.exits import Exits
 from hne_tf.metrics import (
     BrierScore,
     Disagreement,
@@ -18,10 +19,14 @@ from hne_tf.metrics import (
     LeafAccuracy,
     NegativeLogLikelihood,
 )
+from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.trained import TrainedRun
 
 # Figures per ensemble size, in the order of tables.
 FIGURES = ("accuracy", "nll", "ece", "brier", "disagreement")
+
+# How networks with exits answer, alone and together.
+_EXIT_AVERAGES = ("last", "logits")
 
 _BATCH_SIZE = 256
 
@@ -46,6 +51,9 @@ def evaluate(
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`, `nll`
       (nats), `ece`, `brier`, `disagreement`, `multiply_adds` and `parameters`;
+      `sizes_by_average`: for a network with exits the rows for each way in which
+      they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
+      of the exits, whichever the run itself has; empty for a tree;
       `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
       `early_stopping.calibrated`, fitted on the validation split, and None for
       that split, on which the thresholds would be judged by what they were
@@ -53,14 +61,9 @@ def evaluate(
     """
     tree, average = run.model.tree, run.config.objective.average
     sizes = tuple(sizes or tree.sizes)
-    metrics = [
-        EnsembleAccuracy(sizes, average),
-        NegativeLogLikelihood(sizes, average),
-        ExpectedCalibrationError(sizes, average=average),
-        BrierScore(sizes, average),
-        Disagreement(sizes),
-        LeafAccuracy(tree.leaves),
-    ]
+    averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
+    metrics = [metric for each in averages for metric in _size_metrics(sizes, each)]
+    metrics.append(LeafAccuracy(tree.leaves))
     predict = inference(run.model)
     gathered = _AnswerGatherer(tree.leaves, average)
     batches = run.data_set.evaluation_batches(split, batch_size)
@@ -73,25 +76,45 @@ def evaluate(
             fitted_on, gathered.result(), [each.multiply_adds for each in all_costs], tree.sizes
         )
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
-    costs = cost.per_size(run.model, sizes, average)
+    rows = {each: _rows(run.model, sizes, each, measured) for each in averages}
     return {
         "split": split,
         "examples": run.data_set.examples(split),
         "step": run.step,
         "total_steps": run.total_steps,
-        "sizes": [
-            {
-                "size": size,
-                **{figure: measured[f"{figure}_{size}"] for figure in FIGURES},
-                "multiply_adds": costs[size].multiply_adds,
-                "parameters": costs[size].parameters,
-            }
-            for size in sizes
-        ],
+        "sizes": rows[average],
+        "sizes_by_average": rows if len(rows) > 1 else {},
         "leaf_accuracy": leaves,
         "mean_leaf_accuracy": sum(leaves) / len(leaves),
         "early_stopping": stopping,
     }
+
+
+def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metric]:
+    """Metrics for the `FIGURES` of each size, which begin with the average's name."""
+    return [
+        EnsembleAccuracy(sizes, average, f"{average}_accuracy"),
+        NegativeLogLikelihood(sizes, average, f"{average}_nll"),
+        ExpectedCalibrationError(sizes, average=average, name=f"{average}_ece"),
+        BrierScore(sizes, average, f"{average}_brier"),
+        Disagreement(sizes, f"{average}_disagreement"),
+    ]
+
+
+def _rows(
+    model: TreeEnsemble, sizes: Sequence[int], average: str, measured: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """A row per size of what `_size_metrics` measured, and of costs."""
+    costs = cost.per_size(model, sizes, average)
+    return [
+        {
+            "size": size,
+            **{figure: measured[f"{average}_{figure}_{size}"] for figure in FIGURES},
+            "multiply_adds": costs[size].multiply_adds,
+            "parameters": costs[size].parameters,
+        }
+        for size in sizes
+    ]
 
 
 def answers(

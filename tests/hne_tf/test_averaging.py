@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from keras import ops
@@ -16,16 +18,17 @@ def random_logits(batch=6, leaves=5, classes=4, scale=3.0):
 def mean_of_first(leaf_logits, size, average, temperature=1.0):
     """Probabilities of the ensemble of the first leaves, in float64."""
     first = leaf_logits[:, :size].astype(np.float64) / temperature
-    if average == "logits":
-        return special.softmax(first.mean(axis=1), axis=-1)
-    return special.softmax(first, axis=-1).mean(axis=1)
+    if average == "probabilities":
+        return special.softmax(first, axis=-1).mean(axis=1)
+    return special.softmax(first[:, -1] if average == "last" else first.mean(axis=1), axis=-1)
 
 
 def running_answer(leaf_logits, size, average):
     """Logits and probabilities from contributions added up leaf by leaf."""
-    running_sum = 0.0
-    for leaf in range(size):
-        running_sum = running_sum + averaging.contribution(leaf_logits[:, leaf], average)
+    running_sum = averaging.contribution(leaf_logits[:, 0], average)
+    for leaf in range(1, size):
+        contribution = averaging.contribution(leaf_logits[:, leaf], average)
+        running_sum = averaging.add(running_sum, contribution, average)
     return [ops.convert_to_numpy(x) for x in averaging.answer(running_sum, size, average)]
 
 
@@ -40,19 +43,29 @@ def test_ensembles_equal_numpy(average, temperature):
 
 def test_the_averages_differ_and_logits_is_the_default():
     leaf_logits = random_logits()
-    logits, probabilities = (
+    logits, probabilities, last = (
         np.asarray(averaging.ensemble_log_probabilities(leaf_logits, (1, 5), average))
         for average in averaging.AVERAGES
     )
     np.testing.assert_array_equal(averaging.ensemble_log_probabilities(leaf_logits, (1, 5)), logits)
-    np.testing.assert_allclose(logits[:, 0], probabilities[:, 0], atol=1e-6)
-    assert np.abs(logits[:, 1] - probabilities[:, 1]).max() > 0.1
+    for one, other in itertools.combinations((logits, probabilities, last), 2):
+        np.testing.assert_allclose(one[:, 0], other[:, 0], atol=1e-6)
+        assert np.abs(one[:, 1] - other[:, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [("logits", [0, 1, 2]), ("probabilities", [0, 1, 2]), ("last", [2])],
+)
+def test_an_answer_is_made_of_the_first_leaves_or_the_last_of_them(average, expected):
+    assert list(averaging.leaves(3, average)) == expected
 
 
 @pytest.mark.parametrize("average", averaging.AVERAGES)
 def test_contributions_are_logits_or_probabilities_of_each_leaf(average):
     leaf_logits = random_logits()
-    expected = leaf_logits if average == "logits" else special.softmax(leaf_logits, axis=-1)
+    averaged = average == "probabilities"
+    expected = special.softmax(leaf_logits, axis=-1) if averaged else leaf_logits
     np.testing.assert_allclose(averaging.contribution(leaf_logits, average), expected, atol=1e-6)
 
 
@@ -66,6 +79,8 @@ def test_answers_from_running_sums_equal_ensembles_at_once(average):
         np.testing.assert_allclose(np.log(probabilities), expected, rtol=1e-5, atol=1e-5)
         if average == "logits":
             np.testing.assert_allclose(logits, leaf_logits[:, :size].mean(axis=1), atol=1e-5)
+        elif average == "last":
+            np.testing.assert_array_equal(logits, leaf_logits[:, size - 1])
         else:
             np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -87,11 +102,13 @@ def test_extreme_logits_give_finite_logits_and_probabilities(average):
     "ask",
     [
         averaging.check_average,
+        lambda average: averaging.leaves(1, average),
+        lambda average: averaging.add(0.0, 0.0, average),
         lambda average: averaging.contribution(random_logits(), average),
         lambda average: averaging.answer(random_logits()[:, 0], 1, average),
         lambda average: averaging.ensemble_log_probabilities(random_logits(), (1,), average),
     ],
 )
 def test_unknown_average_is_named(ask):
-    with pytest.raises(InputError, match="one of logits, probabilities, got 'median'"):
+    with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
         ask("median")

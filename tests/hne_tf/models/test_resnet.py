@@ -16,8 +16,11 @@ def block_models(resnet, shape, layers=None):
     """The network's blocks, each a model of its own, fed by the one before."""
     models = []
     for block in range(resnet.blocks):
-        x = keras.Input(shape)
-        models.append(keras.Model(x, resnet.block(layers or DeployLayers(), block, x, CLASSES)))
+        x, layers = keras.Input(shape), layers or DeployLayers()
+        y = resnet.block(layers, block, x)
+        if block == resnet.blocks - 1:
+            y = resnet.head(layers, y, CLASSES)
+        models.append(keras.Model(x, y))
         shape = models[-1].output.shape[1:]
     return models
 
