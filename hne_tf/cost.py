@@ -26,9 +26,7 @@ class Cost:
         return Cost(self.multiply_adds + other.multiply_adds, self.parameters + other.parameters)
 
 
-def per_size(
-    model: TreeEnsemble, sizes: Sequence[int], average: str = "logits"
-) -> dict[int, Cost]:
+def per_size(model: TreeEnsemble, sizes: Sequence[int], average: str = "logits") -> dict[int, Cost]:
     """Cost of the answer of each size in one call; any factory gives the same.
 
     Args:

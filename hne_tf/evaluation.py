@@ -1,5 +1,6 @@
 """One pass over a split gives every figure of every ensemble size."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hne_tf import cost, early_stopping
+from hne_tf import averaging, cost, early_stopping
 from hne_tf.averaging import ensemble_log_probabilities
 from hne_tf.early_stopping import Answers
 from hne_tf.exits import Exits
@@ -17,13 +18,14 @@ from hne_tf.metrics import (
     EnsembleAccuracy,
     ExpectedCalibrationError,
     LeafAccuracy,
+    LeafVariance,
     NegativeLogLikelihood,
 )
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.trained import TrainedRun
 
 # Figures per ensemble size, in the order of tables.
-FIGURES = ("accuracy", "nll", "ece", "brier", "disagreement")
+FIGURES = ("accuracy", "nll", "ece", "brier", "disagreement", "variance")
 
 # How networks with exits answer, alone and together.
 _EXIT_AVERAGES = ("last", "logits")
@@ -50,7 +52,10 @@ def evaluate(
 
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`, `nll`
-      (nats), `ece`, `brier`, `disagreement`, `multiply_adds` and `parameters`;
+      (nats), `ece`, `brier`, `disagreement`, `variance` (see
+      `metrics.LeafVariance`), `mean_member_accuracy` of the leaves that answer,
+      each alone, the ensemble's `gain` over it, `multiply_adds`, `parameters`
+      and `reliability`, see `metrics.ExpectedCalibrationError.diagrams`;
       `sizes_by_average`: for a network with exits the rows for each way in which
       they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
       of the exits, whichever the run itself has; empty for a tree;
@@ -62,12 +67,12 @@ def evaluate(
     tree, average = run.model.tree, run.config.objective.average
     sizes = tuple(sizes or tree.sizes)
     averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
-    metrics = [metric for each in averages for metric in _size_metrics(sizes, each)]
-    metrics.append(LeafAccuracy(tree.leaves))
+    metrics = {each: _size_metrics(sizes, each) for each in averages}
+    all_metrics = [*itertools.chain(*metrics.values()), LeafAccuracy(tree.leaves)]
     predict = inference(run.model)
     gathered = _AnswerGatherer(tree.leaves, average)
     batches = run.data_set.evaluation_batches(split, batch_size)
-    measured = measure(predict, batches, metrics, gathered)
+    measured = measure(predict, batches, all_metrics, gathered)
     stopping = None
     if split != "validation":
         fitted_on = answers(run, "validation", batch_size, predict)
@@ -76,7 +81,9 @@ def evaluate(
             fitted_on, gathered.result(), [each.multiply_adds for each in all_costs], tree.sizes
         )
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
-    rows = {each: _rows(run.model, sizes, each, measured) for each in averages}
+    rows = {
+        each: _rows(run.model, sizes, each, measured, _diagrams(metrics[each])) for each in averages
+    }
     return {
         "split": split,
         "examples": run.data_set.examples(split),
@@ -98,23 +105,42 @@ def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metr
         ExpectedCalibrationError(sizes, average=average, name=f"{average}_ece"),
         BrierScore(sizes, average, f"{average}_brier"),
         Disagreement(sizes, f"{average}_disagreement"),
+        LeafVariance(sizes, f"{average}_variance"),
     ]
+
+
+def _diagrams(metrics: Sequence[keras.metrics.Metric]) -> dict[int, Any]:
+    """Reliability diagrams of the calibration error among some metrics."""
+    (calibration,) = (each for each in metrics if isinstance(each, ExpectedCalibrationError))
+    return calibration.diagrams()
 
 
 def _rows(
-    model: TreeEnsemble, sizes: Sequence[int], average: str, measured: Mapping[str, float]
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    average: str,
+    measured: Mapping[str, float],
+    diagrams: Mapping[int, Any],
 ) -> list[dict[str, Any]]:
     """A row per size of what `_size_metrics` measured, and of costs."""
     costs = cost.per_size(model, sizes, average)
-    return [
-        {
-            "size": size,
-            **{figure: measured[f"{average}_{figure}_{size}"] for figure in FIGURES},
-            "multiply_adds": costs[size].multiply_adds,
-            "parameters": costs[size].parameters,
-        }
-        for size in sizes
-    ]
+    rows = []
+    for size in sizes:
+        members = averaging.leaves(size, average)
+        mean_member = sum(measured[f"leaf_accuracy_{leaf}"] for leaf in members) / len(members)
+        figures = {figure: measured[f"{average}_{figure}_{size}"] for figure in FIGURES}
+        rows.append(
+            {
+                "size": size,
+                **figures,
+                "mean_member_accuracy": mean_member,
+                "gain": figures["accuracy"] - mean_member,
+                "multiply_adds": costs[size].multiply_adds,
+                "parameters": costs[size].parameters,
+                "reliability": diagrams[size],
+            }
+        )
+    return rows
 
 
 def answers(

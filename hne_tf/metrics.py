@@ -142,10 +142,11 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         self._sizes = tuple(sizes)
         self._bins = bins
         self._average = check_average(average)
-        # Confidence minus hit, summed by bin: its absolute value over the
-        # number of examples is the bin's share of the error.
-        self._gap = self.add_weight(shape=(len(self._sizes), bins), initializer="zeros", name="gap")
-        self._count = self.add_weight(shape=(), initializer="zeros", name="count")
+        # Sums over the examples of each bin.
+        shape = (len(self._sizes), bins)
+        self._counts = self.add_weight(shape=shape, initializer="zeros", name="counts")
+        self._confidence = self.add_weight(shape=shape, initializer="zeros", name="confidence")
+        self._hits = self.add_weight(shape=shape, initializer="zeros", name="hits")
 
     def get_config(self) -> dict[str, Any]:
         settings = {"sizes": self._sizes, "bins": self._bins, "average": self._average}
@@ -157,15 +158,42 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         log_probabilities = ensemble_log_probabilities(y_pred, self._sizes, self._average)
         confidence = ops.max(ops.exp(log_probabilities), axis=-1)
-        gap = confidence - _hits(labels, log_probabilities)
+        hits = _hits(labels, log_probabilities)
         bins = ops.cast(ops.ceil(confidence * self._bins), "int32") - 1
-        membership = ops.one_hot(ops.clip(bins, 0, self._bins - 1), self._bins, dtype=gap.dtype)
-        self._gap.assign_add(ops.einsum("bs,bsk->sk", gap, membership))
-        self._count.assign_add(ops.cast(ops.shape(gap)[0], self.dtype))
+        membership = ops.one_hot(ops.clip(bins, 0, self._bins - 1), self._bins, dtype=hits.dtype)
+        self._counts.assign_add(ops.sum(membership, axis=0))
+        self._confidence.assign_add(ops.einsum("bs,bsk->sk", confidence, membership))
+        self._hits.assign_add(ops.einsum("bs,bsk->sk", hits, membership))
 
     def result(self) -> dict[str, Any]:
-        errors = ops.divide_no_nan(ops.sum(ops.abs(self._gap), axis=-1), self._count)
+        # A bin's share of the error is its gap, weighted by its share of the examples.
+        gaps = ops.sum(ops.abs(self._confidence - self._hits), axis=-1)
+        errors = ops.divide_no_nan(gaps, ops.sum(self._counts, axis=-1))
         return {f"{self.name}_{size}": errors[i] for i, size in enumerate(self._sizes)}
+
+    def diagrams(self) -> dict[int, dict[str, list[float | None]]]:
+        """The reliability diagram of each size, which the error sums up.
+
+        Returns:
+          Per size, from the least confident bin to the most: `count`, the bin's
+          examples, and their mean `confidence` and `accuracy`, None where it has none.
+        """
+        sums = [ops.convert_to_numpy(w) for w in (self._counts, self._confidence, self._hits)]
+        diagrams = {}
+        for size, counts, *rows in zip(self._sizes, *sums, strict=True):
+            confidence, accuracy = (
+                [
+                    float(total / count) if count else None
+                    for total, count in zip(row, counts, strict=True)
+                ]
+                for row in rows
+            )
+            diagrams[size] = {
+                "count": [int(count) for count in counts],
+                "confidence": confidence,
+                "accuracy": accuracy,
+            }
+        return diagrams
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -209,6 +237,31 @@ class Disagreement(_MeanPerColumn):
             pairs = max(1, size * (size - 1))
             columns.append((size * (size - 1) - agreeing) / pairs)
         return ops.stack(columns, axis=1)
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+class LeafVariance(_MeanPerColumn):
+    """How far the probabilities of the first leaves lie apart; 0 for one leaf.
+
+    Mean over examples of the sum over classes of the variance over leaves. It is
+    what averaging their probabilities takes off the mean leaf's Brier score.
+
+    Args:
+      sizes: ensemble sizes, `tree.sizes`.
+    """
+
+    def __init__(self, sizes: Sequence[int], name: str = "variance", **kwargs: Any) -> None:
+        super().__init__(name, sizes, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "sizes": self._columns}
+
+    def _values(self, labels, leaf_logits):
+        probabilities = ops.softmax(leaf_logits, axis=-1)
+        return ops.stack(
+            [ops.sum(ops.var(probabilities[:, :size], axis=1), axis=-1) for size in self._columns],
+            axis=1,
+        )
 
 
 def _one_hot(labels: Any, log_probabilities: Any) -> Any:

@@ -21,6 +21,8 @@ _COLUMNS = {
     "ece": "{:.4f}",
     "brier": "{:.4f}",
     "disagreement": "{:.4f}",
+    "variance": "{:.4f}",
+    "gain": "{:+.2%}",
     "multiply_adds": "{:,d}",
     "parameters": "{:,d}",
 }
@@ -47,6 +49,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
         f"{evaluation['split']} split, {evaluation['examples']} examples, "
         f"weights of step {evaluation['step']} of {evaluation['total_steps']}.",
         f"Accuracy of each leaf: {leaves} (mean {evaluation['mean_leaf_accuracy']:.2%}).",
+        "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
+        "that answer.",
     ]
     stopping = evaluation.get("early_stopping")
     if stopping and stopping["curve"]:

@@ -110,9 +110,7 @@ class Paths(abc.ABC):
                 branch_block=first,
                 nodes=path[first:],
                 cached_blocks=tuple(
-                    block
-                    for block in range(first, len(path))
-                    if (block, path[block]) in continued
+                    block for block in range(first, len(path)) if (block, path[block]) in continued
                 ),
             )
             for leaf, (path, first) in enumerate(zip(paths, branch_blocks, strict=True))

@@ -1,9 +1,9 @@
-"""The objectives compared on 2,000 images of CIFAR-10, three seeds.
+"""The objectives compared on 1,500 images of CIFAR-10, three seeds.
 
     hne-sweep --config=configs/sweeps/objectives_cifar10.py \\
         --root=runs/sweeps --jobs=2 --results=results/objectives_cifar10.md
 
-15 runs of about 4 CPU minutes each, half an hour on 2 cores with --jobs=2. Few images and
+15 runs of about 3 CPU minutes each, half an hour on 2 cores with --jobs=2. Few images and
 no crops, because objectives differ where the networks can fit their training
 set: with twenty thousand images and a dozen epochs they cannot, and what is
 taken from the labels is lost.
@@ -19,7 +19,7 @@ from hne_tf.sweeps import plan
 def get_config() -> ml_collections.ConfigDict:
     """The settings of the sweep."""
     return plan.describe(
-        title="Objectives on 2,000 images of CIFAR-10",
+        title="Objectives on 1,500 images of CIFAR-10",
         base=base(),
         groups=objectives_digits.OBJECTIVES,
         seeds=range(3),
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
 def base() -> ml_collections.ConfigDict:
     """What its runs have in common."""
     config = cifar10_cpu.get_config()
-    config.data.train_examples = 2000
+    config.data.train_examples = 1500
     config.data.pad_pixels = 0
     config.objective.alpha = 0.5
     config.objective.temperature = 2.0

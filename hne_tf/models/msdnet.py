@@ -146,9 +146,7 @@ class MSDNet:
             x = layers.conv(x, f"{name}.conv1", min(x.shape[-1], bottleneck * width))
         return layers.conv(x, f"{name}.conv2", width, kernel_size=3, strides=strides)
 
-    def _transition(
-        self, layers: LayerFactory, name: str, features: list[Tensor]
-    ) -> list[Tensor]:
+    def _transition(self, layers: LayerFactory, name: str, features: list[Tensor]) -> list[Tensor]:
         """1x1 convolutions to the reduced number of channels."""
         scales = len(self.scale_factors)
         thinned = []

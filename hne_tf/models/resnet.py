@@ -59,9 +59,7 @@ class ResNet:
         """Number of blocks, which the tree must match."""
         return len(self.widths)
 
-    def block(
-        self, layers: LayerFactory, block: int, x: keras.KerasTensor
-    ) -> keras.KerasTensor:
+    def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
         """Applies block number `block`."""
         if block == 0:
             x = layers.conv(x, "stem", self.stem_width, kernel_size=3)

@@ -21,6 +21,7 @@ def test_figures_are_those_of_numpy_on_all_leaf_logits(run, measured):
     (images, labels) = batches[0]
     labels = labels.numpy()
     leaf_logits = run.model(images, training=False).numpy()
+    leaf_hits = (leaf_logits.argmax(axis=2) == labels[:, None]).mean(axis=0)
     for row in measured["sizes"]:
         logits = leaf_logits[:, : row["size"]].mean(axis=1)
         log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -28,7 +29,15 @@ def test_figures_are_those_of_numpy_on_all_leaf_logits(run, measured):
         assert row["accuracy"] == pytest.approx(hits.mean())
         nll = -log_probabilities[np.arange(len(labels)), labels].mean()
         assert row["nll"] == pytest.approx(nll, rel=1e-4)
-    leaf_hits = (leaf_logits.argmax(axis=2) == labels[:, None]).mean(axis=0)
+        members = leaf_hits[: row["size"]].mean()
+        assert row["mean_member_accuracy"] == pytest.approx(members)
+        assert row["gain"] == pytest.approx(hits.mean() - members, abs=1e-6)
+        diagram = row["reliability"]
+        assert sum(diagram["count"]) == len(labels)
+        right = [
+            n * share for n, share in zip(diagram["count"], diagram["accuracy"], strict=True) if n
+        ]
+        assert sum(right) == pytest.approx(hits.sum(), abs=1e-3)
     np.testing.assert_allclose(measured["leaf_accuracy"], leaf_hits, rtol=1e-5)
     assert measured["mean_leaf_accuracy"] == pytest.approx(leaf_hits.mean())
 

@@ -132,6 +132,49 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
     assert float(metric.result()["ece_1"]) == pytest.approx((0.5 + 0.75) / 2, abs=1e-6)
 
 
+@every_average
+def test_diagrams_hold_what_the_calibration_error_sums_up(average):
+    bins = 8
+    metric = metrics.ExpectedCalibrationError(SIZES, bins, average)
+    errors = measured(metric)
+    diagrams = metric.diagrams()
+    assert list(diagrams) == list(SIZES)
+    for size, diagram in diagrams.items():
+        p = probabilities(size, average)
+        confidence, hits = p.max(axis=-1), p.argmax(axis=-1) == LABELS
+        edges = np.linspace(0, 1, bins + 1)
+        for low, high, count, mean, accuracy in zip(
+            edges, edges[1:], *diagram.values(), strict=False
+        ):
+            inside = (confidence > low) & (confidence <= high)
+            assert count == inside.sum()
+            if count:
+                assert mean == pytest.approx(confidence[inside].mean(), abs=1e-5)
+                assert accuracy == pytest.approx(hits[inside].mean(), abs=1e-5)
+            else:
+                assert mean is accuracy is None
+        gaps = [
+            count * abs(mean - accuracy)
+            for count, mean, accuracy in zip(*diagram.values(), strict=True)
+            if count
+        ]
+        assert errors[f"ece_{size}"] == pytest.approx(sum(gaps) / EXAMPLES, abs=1e-6)
+
+
+def test_variance_is_what_averaging_takes_off_the_mean_leafs_brier_score():
+    def brier(p):
+        return ((p - np.eye(CLASSES)[LABELS]) ** 2).sum(axis=-1).mean()
+
+    leaves = special.softmax(LEAF_LOGITS.astype(np.float64), axis=-1)
+    expected = {
+        f"variance_{size}": np.mean([brier(leaves[:, leaf]) for leaf in range(size)])
+        - brier(leaves[:, :size].mean(axis=1))
+        for size in SIZES
+    }
+    assert expected["variance_6"] > 0.05
+    assert_measures(metrics.LeafVariance(SIZES), expected)
+
+
 def test_leaf_accuracy_equals_sklearn_per_leaf():
     expected = {
         f"leaf_accuracy_{leaf}": sklearn.metrics.accuracy_score(
@@ -168,6 +211,7 @@ MEANS = {
     "brier": lambda: metrics.BrierScore(SIZES),
     "leaf_accuracy": lambda: metrics.LeafAccuracy(LEAVES),
     "disagreement": lambda: metrics.Disagreement(SIZES),
+    "variance": lambda: metrics.LeafVariance(SIZES),
 }
 EVERY_METRIC = {**MEANS, "ece": lambda: metrics.ExpectedCalibrationError(SIZES)}
 
@@ -252,6 +296,7 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
         metrics.BrierScore(sizes),
         metrics.ExpectedCalibrationError(sizes, bins=7),
         metrics.Disagreement(sizes),
+        metrics.LeafVariance(sizes),
         metrics.LeafAccuracy(2),
     ]
     inputs = keras.Input((3,))
