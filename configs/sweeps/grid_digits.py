@@ -1,11 +1,11 @@
 """The grid that settings of hierarchical distillation are chosen by, judged on validation.
 
-    hne-sweep --config=configs/sweeps/grid_digits.py --root=runs/sweeps/grid_digits \\
+    hne-sweep --config=configs/sweeps/grid_digits.py --root=runs/sweeps --jobs=2 \\
         --results=results/grid_digits.md
 
 Declared before it was run; digits with 150 labelled images as in
-`objectives_digits.py`, three seeds. 27 groups, 81 runs of 40 CPU seconds each,
-three quarters of an hour on 2 cores with --jobs=2:
+`objectives_digits.py`, three seeds. 27 groups, 81 runs of 30 CPU seconds each,
+half an hour on 2 cores:
 
 - `alpha` in 0.25, 0.5, 1 and temperature in 1, 2, 4, each added and traded, with
   a constant alpha (15: traded with an alpha of 1 would leave no labels);

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from configs import cifar10_large, cifar10_small, cifar100_large, cifar100_small
-from configs.sweeps import grid_digits, objectives_cifar10, objectives_digits
+from configs.sweeps import grid_cifar10, grid_digits, objectives_cifar10, objectives_digits
 from hne_tf import build
 from hne_tf.config import default, digest
 from hne_tf.data.sources import STATISTICS
@@ -220,6 +220,7 @@ SWEEPS = {
     objectives_digits: (30, "test"),
     objectives_cifar10: (15, "test"),
     grid_digits: (81, "validation"),
+    grid_cifar10: (6, "validation"),
 }
 
 
