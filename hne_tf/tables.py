@@ -1,6 +1,7 @@
 """Evaluations and profiles as tables, and as pictures of accuracy against compute."""
 
 import pathlib
+import statistics
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
     """A Markdown table with a row per ensemble size, and the leaves' accuracy below.
 
     A second table is of early stopping, if the evaluation has it: a row per target
-    cost.
+    cost; a third of corrupted images.
     """
     leaves = " ".join(f"{accuracy:.2%}" for accuracy in evaluation["leaf_accuracy"])
     lines = [
@@ -64,7 +65,29 @@ def markdown(evaluation: dict[str, Any]) -> str:
             f"examples, judged on the {evaluation['split']} split; means per image.",
             "anytime_accuracy: of stopping all images at one size, for the same multiply_adds.",
         ]
+    if corruptions := evaluation.get("corruptions"):
+        lines += ["", *_corruptions_markdown(corruptions)]
     return "\n".join(lines)
+
+
+def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:
+    """Lines on accuracy by corruption and size, see `robustness.evaluate`."""
+    sizes = list(corruptions["mean"])
+    by_name = {
+        name: {size: statistics.fmean(row[size] for row in rows.values()) for size in sizes}
+        for name, rows in corruptions["accuracy"].items()
+    }
+    cells = [
+        [name, *(f"{accuracy[size]:.2%}" for size in sizes)]
+        for name, accuracy in {**by_name, "mean": corruptions["mean"]}.items()
+    ]
+    severities = ", ".join(map(str, corruptions["severities"]))
+    return [
+        aligned(["corruption", *sizes], cells, left=1),
+        "",
+        f"Accuracy of each ensemble size on {corruptions['examples']} corrupted test images, mean "
+        f"over the severities {severities}.",
+    ]
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Networks of one budget compared on 2,000 images of CIFAR-10, two seeds.
+"""Networks of one budget compared on 1,500 images of CIFAR-10, two seeds.
 
     hne-sweep --config=configs/sweeps/architectures_cifar10.py \\
         --root=runs/sweeps --jobs=2 --results=results/architectures_cifar10.md
@@ -41,7 +41,7 @@ ARCHITECTURES = (
 def get_config() -> ml_collections.ConfigDict:
     """The settings of the sweep."""
     return plan.describe(
-        title="Architectures on 2,000 images of CIFAR-10",
+        title="Architectures on 1,500 images of CIFAR-10",
         base=objectives_cifar10.base(),
         groups=ARCHITECTURES,
         seeds=range(2),

@@ -1,7 +1,8 @@
 """Measures every ensemble size of a run in one pass: hne-evaluate --workdir=runs/digits.
 
 Prints a table, and one of early stopping unless the split is validation, on which the
-thresholds are fitted; writes evaluation.json and accuracy.png and .svg into the workdir.
+thresholds are fitted; with --corruption_examples also one of corrupted test images. Writes
+evaluation.json and accuracy.png and .svg into the workdir.
 """
 
 import pathlib
@@ -25,6 +26,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
     )
+    flags.DEFINE_integer(
+        "corruption_examples",
+        0,
+        "Also measure that many test images under common corruptions; 0 for none.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "results",
         None,
@@ -38,13 +46,15 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Evaluates with the parsed flags."""
     app.reject_positional(positional)
     with app.quiet_import():
-        from hne_tf import evaluation, results, tables, trained
+        from hne_tf import evaluation, results, robustness, tables, trained
         from hne_tf.files import write_json
         from hne_tf.workdir import Workdir
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
     result = evaluation.evaluate(run, values.split)
+    examples = values.corruption_examples
+    result["corruptions"] = robustness.evaluate(run, examples) if examples else None
     path = workdir.evaluation_path(values.split)
     write_json(path, result)
     name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"

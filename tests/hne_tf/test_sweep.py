@@ -218,9 +218,9 @@ def test_settings_are_told_without_the_place_of_data():
 
 SWEEPS = {
     objectives_digits: (30, "test"),
-    objectives_cifar10: (15, "test"),
+    objectives_cifar10: (12, "test"),
     grid_digits: (81, "validation"),
-    grid_cifar10: (6, "validation"),
+    grid_cifar10: (3, "validation"),
 }
 
 

@@ -75,3 +75,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(
         file.write_bytes(file.read_bytes()[:20])
     assert_refused(evaluate, [f"--workdir={folder}"], "sound checkpoint", "--restart")
     assert all(file.exists() for file in damaged)
+
+
+def test_corrupted_images_are_measured_when_asked_for(run_binary, trained_workdir):
+    arguments = [f"--workdir={trained_workdir.path}", "--corruption_examples=50"]
+    code, lines, _ = run_binary(evaluate, *arguments)
+    assert code == 0
+    corruptions = json.loads(trained_workdir.evaluation_path("test").read_text())["corruptions"]
+    assert corruptions["examples"] == 50
+    (row,) = (line for line in lines if line.startswith("| mean "))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        f"{accuracy:.2%}" for accuracy in corruptions["mean"].values()
+    ]
+    run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    assert json.loads(trained_workdir.evaluation_path("test").read_text())["corruptions"] is None
