@@ -6,8 +6,8 @@ from typing import Any
 
 import ml_collections
 
-# Where data lie and come from is no setting of an experiment.
-_PLACES = ("data.data_dir", "data.download")
+# Where data lie and come from is no setting of an experiment, nor is what to do if some are broken.
+_CIRCUMSTANCES = ("data.data_dir", "data.download", "data.skip_corrupt")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -16,17 +16,27 @@ def default() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "data": {
-                # digits, cifar10, cifar100 or image_folder.
+                # digits, cifar10, cifar100, imagenet2012 or image_folder.
                 "name": "digits",
                 # Where TFDS keeps its sets, or the image folder; TFDS's own default if empty.
                 "data_dir": "",
                 # Downloads a set that is missing.
                 "download": False,
-                # Pixels a side that pictures of an image folder are resized to.
+                # Pixels a side that pictures of ImageNet or an image folder are resized to.
                 "image_size": 0,
-                # Augmentation: zero padding before a random crop, and random mirroring.
+                # Of these, the central square with sides of this share of the shorter
+                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture.
+                "central_crop": 0.0,
+                # Goes on without pictures that cannot be decoded, and counts them.
+                "skip_corrupt": False,
+                # Augmentation: zero padding before a random crop, random mirroring,
+                # random brightness, contrast and saturation (0.4 for up to 40%), and for
+                # ImageNet and image folders a random crop of at least this share of the
+                # picture (0.08 is usual), resized. 0 for none.
                 "pad_pixels": 0,
                 "flip": False,
+                "color_jitter": 0.0,
+                "random_resized_crop": 0.0,
                 # A fixed stratified part of the training split; 0 for all of it.
                 "train_examples": 0,
             },
@@ -123,7 +133,7 @@ def differences(
 ) -> list[tuple[str, tuple[Any, Any]]]:
     """Fields that differ, `("objective.alpha", (0.5, 0.25))`, in order of their names.
 
-    Where the data lie does not count.
+    Where the data lie, and whether corrupt ones are skipped, does not count.
     """
     before, after = _flat(old), _flat(new)
     return [
@@ -134,10 +144,10 @@ def differences(
 
 
 def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Settings by dotted name, without the places of data."""
+    """Settings by dotted name, without the circumstances."""
     fields = {
         f"{section}.{name}" if isinstance(values, dict) else section: value
         for section, values in config.to_dict().items()
         for name, value in (values.items() if isinstance(values, dict) else [(section, values)])
     }
-    return {name: value for name, value in fields.items() if name not in _PLACES}
+    return {name: value for name, value in fields.items() if name not in _CIRCUMSTANCES}

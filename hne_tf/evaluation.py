@@ -62,7 +62,8 @@ def evaluate(
       `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
       `early_stopping.calibrated`, fitted on the validation split, and None for
       that split, on which the thresholds would be judged by what they were
-      fitted on; and `split`, `examples`, `step` and `total_steps`.
+      fitted on; `examples`, the number measured, and `skipped`, that of corrupt
+      images left out; and `split`, `step` and `total_steps`.
     """
     tree, average = run.model.tree, run.config.objective.average
     sizes = tuple(sizes or tree.sizes)
@@ -73,12 +74,14 @@ def evaluate(
     gathered = _AnswerGatherer(tree.leaves, average)
     batches = run.data_set.evaluation_batches(split, batch_size)
     measured = measure(predict, batches, all_metrics, gathered)
+    answered = gathered.result()
+    examples = len(answered.correct)
     stopping = None
     if split != "validation":
         fitted_on = answers(run, "validation", batch_size, predict)
         all_costs = cost.per_size(run.model, range(1, tree.leaves + 1)).values()
         stopping = early_stopping.calibrated(
-            fitted_on, gathered.result(), [each.multiply_adds for each in all_costs], tree.sizes
+            fitted_on, answered, [each.multiply_adds for each in all_costs], tree.sizes
         )
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
     rows = {
@@ -86,7 +89,8 @@ def evaluate(
     }
     return {
         "split": split,
-        "examples": run.data_set.examples(split),
+        "examples": examples,
+        "skipped": run.data_set.examples(split) - examples,
         "step": run.step,
         "total_steps": run.total_steps,
         "sizes": rows[average],

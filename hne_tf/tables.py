@@ -47,7 +47,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
     lines = [
         _formatted(_COLUMNS, evaluation["sizes"]),
         "",
-        f"{evaluation['split']} split, {evaluation['examples']} examples, "
+        f"{evaluation['split']} split, {evaluation['examples']} examples{_skipped(evaluation)}, "
         f"weights of step {evaluation['step']} of {evaluation['total_steps']}.",
         f"Accuracy of each leaf: {leaves} (mean {evaluation['mean_leaf_accuracy']:.2%}).",
         "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
@@ -88,6 +88,12 @@ def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:
         f"Accuracy of each ensemble size on {corruptions['examples']} corrupted test images, mean "
         f"over the severities {severities}.",
     ]
+
+
+def _skipped(evaluation: dict[str, Any]) -> str:
+    """What to say of corrupt images, which evaluations of old know nothing of."""
+    count = evaluation.get("skipped", 0)
+    return f" ({count} corrupt ones skipped)" if count else ""
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:

@@ -61,6 +61,8 @@ def train(
     progress = Progress(schedule.total, (tree.sizes[0], tree.leaves))
     with progress.started_at(step), tf.summary.create_file_writer(str(workdir.events)).as_default():
         step = _loop(run, workdir, step, progress)
+    if corrupt := data_set.skipped:
+        report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
     if step < schedule.total:
         report(f"stopped at step {step} of {schedule.total}; the same command goes on from there")
     else:

@@ -97,6 +97,8 @@ class Workdir:
                     f"{self.path} was made with other settings ({lines}); "
                     "use another --workdir, or --restart to move the old run aside"
                 )
+            # Data may have moved since, or been found to be corrupt in places.
+            write_json(self.config_path, config.to_dict())
             return
         if self.path.is_file() or (self.path.exists() and any(self.path.iterdir())):
             raise InputError(

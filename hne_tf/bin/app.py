@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, raised_in_graph
 
 if typing.TYPE_CHECKING:
     from hne_tf.trained import TrainedRun
@@ -58,6 +58,11 @@ def run(
         main(values, positional)
     except InputError as error:
         return _fail(name, error, 1)
+    except Exception as error:
+        refused = raised_in_graph(error)
+        if refused is None:
+            raise
+        return _fail(name, refused, 1)
     return 0
 
 

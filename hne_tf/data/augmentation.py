@@ -1,30 +1,103 @@
-"""Random crops and flips of whole batches, as pure functions of a seed."""
+"""Random crops, flips and colours of whole batches, as pure functions of a seed."""
+
+import dataclasses
+from typing import NamedTuple
 
 import tensorflow as tf
 
+from hne_tf.errors import InputError
 
-def augment(images: tf.Tensor, pad_pixels: int, flip: bool, seed: tf.Tensor) -> tf.Tensor:
-    """Pads and crops, then mirrors, each image at random.
 
-    Args:
-      images: uint8 `[batch, height, width, channels]` of static shape.
-      pad_pixels: zeros added on each side before a crop of the original size;
-        0 for none.
-      flip: whether to mirror half of the images left to right.
-      seed: int64 `[2]`.
+class Draws(NamedTuple):
+    """What is random about a batch, a row per image: workers take their rows of it.
 
-    Returns:
-      Images of the same shape and type.
+    Attributes:
+      offsets: int32 `[batch, 2]`, top and left of the crop in the padded image.
+      flips: int32 `[batch]`, 1 to mirror, else 0.
+      colors: int64 `[batch, 2]`, seeds of the colour jitter.
+      windows: int64 `[batch, 2]`, seeds of the crops that are made in decoding.
     """
-    if not pad_pixels and not flip:
+
+    offsets: tf.Tensor
+    flips: tf.Tensor
+    colors: tf.Tensor
+    windows: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images, once they are pixels.
+
+    Attributes:
+      pad_pixels: zeros added on each side before a crop of the original size
+        at a random position; 0 for none.
+      flip: whether to mirror half of the images left to right.
+      color_jitter: brightness changes by up to this share of the range of
+        pixels, contrast and saturation by factors of `1 - color_jitter` to
+        `1 + color_jitter`; 0 for none.
+
+    Raises:
+      InputError: if a number is out of range.
+    """
+
+    pad_pixels: int = 0
+    flip: bool = False
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pad_pixels < 0:
+            raise InputError(f"data.pad_pixels must be at least 0, got {self.pad_pixels}")
+        if not 0 <= self.color_jitter < 1:
+            raise InputError(f"data.color_jitter must lie in [0, 1), got {self.color_jitter}")
+
+    def draw(self, batch_size: int, seed: tf.Tensor) -> Draws:
+        """Everything random about a batch of images.
+
+        Args:
+          batch_size: number of images.
+          seed: int64 `[2]`.
+        """
+        crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+        color_seed, window_seed = (tf.random.fold_in(seed, number) for number in (2, 3))
+        offsets = tf.random.stateless_uniform(
+            [batch_size, 2], crop_seed, maxval=2 * self.pad_pixels + 1, dtype=tf.int32
+        )
+        flips = tf.random.stateless_uniform([batch_size], flip_seed, maxval=2, dtype=tf.int32)
+        return Draws(
+            offsets,
+            flips * int(self.flip),
+            _seeds(batch_size, color_seed),
+            _seeds(batch_size, window_seed),
+        )
+
+    def apply(self, images: tf.Tensor, draws: Draws) -> tf.Tensor:
+        """Crops, mirrors and colours each image by its row of the draws.
+
+        Args:
+          images: uint8 `[batch, height, width, channels]` of static shape; three
+            channels for a colour jitter.
+          draws: of `batch` rows.
+
+        Returns:
+          Images of the same shape and type.
+        """
+        if self.pad_pixels:
+            images = crop_and_flip(images, self.pad_pixels, draws.offsets, draws.flips)
+        elif self.flip:
+            mirrored = tf.reverse(images, [2])
+            images = tf.where(draws.flips[:, None, None, None] == 1, mirrored, images)
+        if self.color_jitter:
+            images = tf.map_fn(
+                lambda each: jitter_colors(each[0], self.color_jitter, each[1]),
+                (images, draws.colors),
+                fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+            )
         return images
-    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
-    batch = images.shape[0]
-    offsets = tf.random.stateless_uniform(
-        [batch, 2], crop_seed, maxval=2 * pad_pixels + 1, dtype=tf.int32
-    )
-    flips = tf.random.stateless_uniform([batch], flip_seed, maxval=2, dtype=tf.int32)
-    return crop_and_flip(images, pad_pixels, offsets, flips * int(flip))
+
+
+def _seeds(count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Seeds int64 `[count, 2]` drawn from one."""
+    return tf.random.stateless_uniform([count, 2], seed, None, None, tf.int64)
 
 
 def crop_and_flip(
@@ -51,3 +124,24 @@ def crop_and_flip(
     first_rows = tf.range(batch)[:, None] * (height + 2 * pad_pixels)
     pixels = (first_rows + rows)[:, :, None] * (width + 2 * pad_pixels) + columns[:, None, :]
     return tf.gather(tf.reshape(padded, [-1, channels]), pixels)
+
+
+def jitter_colors(image: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
+    """Changes saturation, contrast and brightness of an image at random.
+
+    Args:
+      image: uint8 `[height, width, 3]`.
+      strength: above 0 and below 1, see `Augmentation.color_jitter`.
+      seed: int64 `[2]`.
+
+    Returns:
+      An image of the same shape and type.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 3))
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    # Saturation first: it takes pixels in [0, 1], which the others may leave.
+    factors = 1 - strength, 1 + strength
+    image = tf.image.stateless_random_saturation(image, *factors, seeds[0])
+    image = tf.image.stateless_random_contrast(image, *factors, seeds[1])
+    image = tf.image.stateless_random_brightness(image, strength, seeds[2])
+    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from hne_tf.data import augmentation
+from hne_tf.data.augmentation import Augmentation
+from hne_tf.data.encoded import EncodedSplit
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 
@@ -21,16 +22,28 @@ Batch = tuple[tf.Tensor, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples of one split.
+    """Examples of one split whose images are at hand as pixels.
 
     Attributes:
       labels: int32 `[examples]`.
       images: maps indices `[batch]` to images uint8
         `[batch, height, width, channels]`; runs inside `tf.data`.
+      skipped: names of images that could not be decoded: none.
     """
 
     labels: tf.Tensor
     images: Callable[[tf.Tensor], tf.Tensor]
+    skipped: frozenset[str] = frozenset()
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return int(self.labels.shape[0])
+
+    def batch(self, indices: tf.Tensor, seeds: tf.Tensor | None = None) -> Batch:
+        """The examples of `indices`; there is nothing to draw by `seeds`."""
+        del seeds
+        return self.images(indices), tf.gather(self.labels, indices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +54,13 @@ class DataSet:
       name: as in the config that loaded it.
       spec: shape, classes and normalisation of the images.
       splits: the examples of `train`, `validation` and `test`.
-      pad_pixels: training images are padded with this many zeros on each side
-        and cropped back at a random position.
-      flip: whether training images are mirrored left to right at random.
+      augmentation: what is done to training images.
     """
 
     name: str
     spec: ImageSpec
-    splits: Mapping[str, Split] = dataclasses.field(repr=False)
-    pad_pixels: int = 0
-    flip: bool = False
+    splits: Mapping[str, Split | EncodedSplit] = dataclasses.field(repr=False)
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def examples(self, split: str) -> int:
         """Number of examples in `split`.
@@ -58,10 +68,21 @@ class DataSet:
         Raises:
           InputError: if there is no such split.
         """
-        return int(self._split(split).labels.shape[0])
+        return self._split(split).examples
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the corrupt images that batches have been made without so far."""
+        return sorted(set().union(*(split.skipped for split in self.splits.values())))
 
     def train_batches(
-        self, *, batch_size: int, start_step: int, total_steps: int, seed: int
+        self,
+        *,
+        batch_size: int,
+        start_step: int,
+        total_steps: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Shuffled and augmented training batches, one per step.
 
@@ -74,27 +95,31 @@ class DataSet:
           start_step: step of the first batch, from 0.
           total_steps: step at which the data set ends; not itself included.
           seed: of order and augmentation.
+          shard: `(index, count)`, which of `count` equal parts of every batch to
+            read; together, the parts of all workers are the whole batch.
 
         Returns:
           `total_steps - start_step` pairs of images uint8
-          `[batch_size, height, width, channels]` and labels int32 `[batch_size]`.
+          `[batch_size / count, height, width, channels]` and labels int32
+          `[batch_size / count]`.
 
         Raises:
-          InputError: if a number is out of range.
+          InputError: if a number is out of range or the batch does not divide.
         """
         check_at_least("batch_size", batch_size, 1)
         check_at_least("start_step", start_step, 0)
         check_at_least("total_steps", total_steps, 0)
+        rows = shard_rows(batch_size, shard)
         split = self._split("train")
-        examples = self.examples("train")
 
         def batch(step: tf.Tensor) -> Batch:
-            indices = shuffled_indices(step, batch_size, examples, seed)
-            images = tf.ensure_shape(split.images(indices), (batch_size, *self.spec.shape))
-            images = augmentation.augment(
-                images, self.pad_pixels, self.flip, tf.stack([seed, step])
-            )
-            return images, tf.gather(split.labels, indices)
+            indices = shuffled_indices(step, batch_size, split.examples, seed)[rows]
+            # Drawn for the whole batch, so that a shard changes nothing.
+            draws = self.augmentation.draw(batch_size, tf.stack([seed, step]))
+            draws = type(draws)(*(draw[rows] for draw in draws))
+            images, labels = split.batch(indices, draws.windows)
+            images = tf.ensure_shape(images, (rows.stop - rows.start, *self.spec.shape))
+            return self.augmentation.apply(images, draws), labels
 
         steps = tf.data.Dataset.range(start_step, total_steps)
         return _pipeline(steps, batch)
@@ -104,7 +129,8 @@ class DataSet:
 
         Returns:
           Pairs of images uint8 `[batch, height, width, channels]` and labels
-          int32 `[batch]`; the last batch may be smaller than `batch_size`.
+          int32 `[batch]`; the last batch may be smaller than `batch_size`, and
+          so is one without its corrupt images.
 
         Raises:
           InputError: if there is no such split or `batch_size` is below 1.
@@ -113,13 +139,14 @@ class DataSet:
         source = self._split(split)
 
         def batch(indices: tf.Tensor) -> Batch:
-            images = tf.ensure_shape(source.images(indices), (None, *self.spec.shape))
-            return images, tf.gather(source.labels, indices)
+            images, labels = source.batch(indices)
+            return tf.ensure_shape(images, (None, *self.spec.shape)), labels
 
-        indices = tf.data.Dataset.range(self.examples(split)).batch(batch_size)
-        return _pipeline(indices, batch)
+        indices = tf.data.Dataset.range(source.examples).batch(batch_size)
+        # One is empty if all of its images are corrupt and skipped.
+        return _pipeline(indices, batch).filter(lambda images, labels: tf.size(labels) > 0)
 
-    def _split(self, name: str) -> Split:
+    def _split(self, name: str) -> Split | EncodedSplit:
         if name not in self.splits:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         return self.splits[name]
@@ -128,6 +155,21 @@ class DataSet:
 def check_at_least(name: str, value: int, minimum: int) -> None:
     if value < minimum:
         raise InputError(f"{name} must be at least {minimum}, got {value!r}")
+
+
+def shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:
+    """The rows of a batch that belong to a shard `(index, count)`.
+
+    Raises:
+      InputError: unless `0 <= index < count` and the batch divides by `count`.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise InputError(f"shard must be (index, count) with 0 <= index < count, got {shard}")
+    if batch_size % count:
+        raise InputError(f"batch_size must divide by the {count} shards, got {batch_size}")
+    rows = batch_size // count
+    return slice(index * rows, (index + 1) * rows)
 
 
 def _pipeline(keys: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:

@@ -232,7 +232,8 @@ def _representative(run: TrainedRun, count: int) -> Iterator[tf.Tensor]:
     count = min(count, examples)
     indices = np.arange(count) * examples // count
     for start in range(0, count, _BATCH_SIZE):
-        yield run.data_set.splits["train"].images(tf.constant(indices[start : start + _BATCH_SIZE]))
+        batch = tf.constant(indices[start : start + _BATCH_SIZE])
+        yield run.data_set.splits["train"].batch(batch)[0]
 
 
 def _describe(

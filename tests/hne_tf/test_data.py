@@ -11,7 +11,8 @@ from PIL import Image
 
 from hne_tf import data
 from hne_tf.config import default
-from hne_tf.data import augmentation, pipeline, sources
+from hne_tf.data import pipeline, tfds_sets
+from hne_tf.data.augmentation import Augmentation, crop_and_flip
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 
@@ -22,7 +23,7 @@ def load(**settings):
     return data.load(config)
 
 
-def in_memory_set(examples, **fields):
+def in_memory_set(examples):
     """A set of 1x1 images, each example's pixel its index and its label too."""
     indices = np.arange(examples)
     images = tf.constant(indices.reshape(-1, 1, 1, 1), tf.uint8)
@@ -31,7 +32,6 @@ def in_memory_set(examples, **fields):
         name="numbered",
         spec=ImageSpec((1, 1, 1), tuple(map(str, indices)), (0.0,), (1.0,)),
         splits=dict.fromkeys(data.SPLITS, split),
-        **fields,
     )
 
 
@@ -119,13 +119,14 @@ def test_crop_and_flip_equals_numpy_per_image():
     for image, (top, left), flip in zip(images, offsets, flips, strict=True):
         crop = np.pad(image, ((2, 2), (2, 2), (0, 0)))[top : top + 5, left : left + 7]
         expected.append(crop[:, ::-1] if flip else crop)
-    got = augmentation.crop_and_flip(tf.constant(images), 2, offsets, flips)
+    got = crop_and_flip(tf.constant(images), 2, offsets, flips)
     np.testing.assert_array_equal(got, expected)
 
 
 def test_flip_alone_mirrors_about_half_of_the_images():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), np.uint8)
-    got = augmentation.augment(tf.constant(images), 0, True, tf.constant([1, 2], tf.int64)).numpy()
+    flip = Augmentation(flip=True)
+    got = flip.apply(tf.constant(images), flip.draw(400, tf.constant([1, 2], tf.int64))).numpy()
     kept = (got == images).all((1, 2, 3))
     mirrored = (got == images[:, :, ::-1]).all((1, 2, 3))
     assert (kept ^ mirrored).all()
@@ -135,7 +136,8 @@ def test_flip_alone_mirrors_about_half_of_the_images():
 def test_crops_use_every_offset_and_never_flip_unasked():
     image = np.random.default_rng(0).integers(1, 256, (1, 4, 4, 1), np.uint8)
     images = tf.repeat(tf.constant(image), 500, axis=0)
-    got = augmentation.augment(images, 1, False, tf.constant([1, 2], tf.int64)).numpy()
+    crop = Augmentation(pad_pixels=1)
+    got = crop.apply(images, crop.draw(500, tf.constant([1, 2], tf.int64))).numpy()
     padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
     crops = {padded[t : t + 4, left : left + 4].tobytes() for t in range(3) for left in range(3)}
     assert {image.tobytes() for image in got} == crops
@@ -211,7 +213,7 @@ def test_cifar_validation_is_the_last_5000_of_train(name, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (5040, 32, 32, 3), np.uint8)
     labels = np.arange(5040) % 4
     arrays = tuple("abcd"), (images, labels), (images[:8], labels[:8])
-    monkeypatch.setattr(sources, "_read_tfds", lambda config: arrays)
+    monkeypatch.setattr(tfds_sets, "read_arrays", lambda config: arrays)
     dataset = load(name=name, train_examples=20)
     assert [dataset.examples(split) for split in data.SPLITS] == [20, 5000, 8]
     got, _ = next(dataset.evaluation_batches("validation", 5000).as_numpy_iterator())
@@ -230,7 +232,7 @@ def test_missing_set_is_not_downloaded(tmp_path):
 def test_failed_download_is_one_line(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def fail(self):
+    def fail(self, **settings):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
@@ -324,8 +326,6 @@ def test_bad_layouts_of_an_image_folder(folder):
     (folder / "test" / "bee").rename(folder / "test" / "cow")
     assert "missing ['bee'], extra ['cow']" in message()
     (folder / "test" / "cow").rename(folder / "test" / "bee")
-    (folder / "test" / "bee" / "broken.png").write_bytes(b"not an image")
-    assert str(folder / "test" / "bee" / "broken.png") in message()
     (folder / "test").rename(folder / "elsewhere")
     assert f"{folder / 'test'}/<class>/" in message()
     (folder / "train" / "void").mkdir()
@@ -345,7 +345,7 @@ def test_one_image_per_class_leaves_no_validation(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "mnist"}, "digits, cifar10, cifar100, image_folder, got 'mnist'"),
+        ({"name": "mnist"}, "digits, cifar10, cifar100, imagenet2012, image_folder, got 'mnist'"),
         ({"pad_pixels": -1}, "data.pad_pixels must be at least 0, got -1"),
         ({"image_size": 8}, "must be 0 for digits, got 8"),
         ({"name": "image_folder", "data_dir": "x"}, "image_size .* at least 1, got 0"),

@@ -149,11 +149,11 @@ def test_a_quantised_run_goes_into_int8_as_it_is(files, run, reference, tmp_path
 
 
 def test_representative_images_are_spread_over_the_training_split(run):
-    images = run.data_set.splits["train"].images
+    train = run.data_set.splits["train"]
     batches = list(tflite._representative(run, 150))
     assert [len(batch) for batch in batches] == [100, 50]
     examples = run.data_set.examples("train")
-    np.testing.assert_array_equal(batches[1][-1], images([149 * examples // 150])[0])
+    np.testing.assert_array_equal(batches[1][-1], train.images([149 * examples // 150])[0])
     assert sum(len(batch) for batch in tflite._representative(run, 10**6)) == examples
 
 

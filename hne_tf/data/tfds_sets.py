@@ -1,0 +1,147 @@
+"""Data sets of TensorFlow Datasets, prepared on the disk."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from ml_collections import config_dict
+
+from hne_tf.data.encoded import Fetch, Readers
+from hne_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+IMAGENET_VALIDATION_EXAMPLES = 50_000
+
+# Arrays of one split: images uint8 [n, height, width, channels], labels [n].
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays, Arrays]:
+    """Class names, train and test arrays of an image classification set.
+
+    Args:
+      config: the `data` section of `hne_tf.config.default()`.
+
+    Raises:
+      InputError: if the set is missing or cannot be downloaded.
+    """
+    import tensorflow_datasets as tfds
+
+    with _only_errors_logged():
+        builder = _prepared(config)
+        wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
+        train, test = (
+            (split["image"].numpy(), split["label"].numpy())
+            for split in builder.as_dataset(split=["train", "test"], batch_size=-1, decoders=wanted)
+        )
+    return tuple(builder.info.features["label"].names), train, test
+
+
+def find_imagenet(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers]:
+    """ImageNet's pictures, read by index from ArrayRecord files.
+
+    Validation is the last 50,000 of train, which TFDS has shuffled; the public
+    validation split is test.
+
+    Args:
+      config: the `data` section of `hne_tf.config.default()`.
+
+    Returns:
+      Class names; number of examples and their reader by split.
+
+    Raises:
+      InputError: if the set is missing, in another format or smaller than
+        `train_examples`.
+    """
+    held_out = IMAGENET_VALIDATION_EXAMPLES
+    parts = {
+        "train": f"train[:-{held_out}]",
+        "validation": f"train[-{held_out}:]",
+        "test": "validation",
+    }
+    with _only_errors_logged():
+        builder = _prepared(config, file_format="array_record")
+        readers = {split: _by_index(builder, part) for split, part in parts.items()}
+    examples, fetch = readers["train"]
+    if config.train_examples > examples:
+        raise InputError(
+            f"data.train_examples must be between 0 (all) and {examples}, "
+            f"got {config.train_examples}"
+        )
+    readers["train"] = config.train_examples or examples, fetch
+    return tuple(builder.info.features["label"].names), readers
+
+
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """TFDS warns of what is reported as an error here, or does not matter."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _prepared(
+    config: config_dict.ConfigDict, file_format: str | None = None
+) -> "tfds.core.DatasetBuilder":
+    """The builder of a set that is on the disk, downloaded if that is asked for."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(config.name, data_dir=config.data_dir or None)
+    # TFDS would try for minutes to download without a network: only when told.
+    if not builder.is_prepared():
+        if not config.download:
+            raise InputError(
+                f"data set {config.name} must be prepared in {builder.data_dir}, found none; "
+                "--config.data.download=True gets it, --config.data.data_dir looks elsewhere"
+            )
+        try:
+            builder.download_and_prepare(file_format=file_format)
+        # An AssertionError asks for files that only a user can get.
+        except (OSError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"--config.data.download=True needs a network and room on the disk: fetching "
+                f"{config.name} into {builder.data_dir} ended with {reason}"
+            ) from error
+    return builder
+
+
+def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetch]:
+    """Number of examples of a part of a split, and their reader."""
+    import tensorflow_datasets as tfds
+
+    try:
+        source = builder.as_data_source(
+            part, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except NotImplementedError as error:
+        command = (
+            f"{sys.executable} -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={shlex.quote(str(builder.data_dir))} "
+            "--out_file_format=array_record"
+        )
+        raise InputError(
+            f"{builder.name} must be in the format array_record, which is read by index, got "
+            f"{builder.info.file_format.value} in {builder.data_dir}; `{command}` adds it"
+        ) from error
+    encoded = {"image": tfds.decode.SkipDecoding()}
+
+    def fetch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Python only hands on the bytes; records are parsed in the graph.
+        record = tf.numpy_function(lambda i: source[i], [index], tf.string, stateful=False)
+        example = builder.info.features.deserialize_example(
+            tf.ensure_shape(record, []), decoders=encoded
+        )
+        return example["image"], tf.cast(example["label"], tf.int32), example["file_name"]
+
+    return len(source), fetch

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from hne_tf import data
+from hne_tf.config import default
+from hne_tf.errors import InputError
+
+
+def load(**settings):
+    config = default().data
+    config.update(name="imagenet2012", image_size=16, **settings)
+    return data.load(config)
+
+
+@pytest.fixture
+def mocked():
+    """TFDS's own stand-in for ImageNet: every split has twelve random pictures."""
+    with tfds.testing.mock_data(num_examples=12):
+        # Downloading is mocked, too.
+        yield {"download": True, "random_resized_crop": 0.5, "central_crop": 0.875, "flip": True}
+
+
+def test_mocked_imagenet(mocked):
+    dataset = load(**mocked)
+    assert [dataset.examples(split) for split in data.SPLITS] == [12, 12, 12]
+    assert dataset.spec.shape == (16, 16, 3)
+    assert len(dataset.spec.class_names) == 1000
+    assert dataset.spec.class_names[0] == "n01440764"
+    assert load(**mocked, train_examples=5).examples("train") == 5
+    ((images, labels),) = dataset.evaluation_batches("test", 12).as_numpy_iterator()
+    assert len({image.tobytes() for image in images}) == 12
+    settings = {"batch_size": 12, "seed": 1}
+    whole = dataset.train_batches(start_step=0, total_steps=3, **settings).as_numpy_iterator()
+    first, _, third = whole
+    assert sorted(first[1]) == sorted(labels)
+    ((images, labels),) = dataset.train_batches(
+        start_step=2, total_steps=3, **settings
+    ).as_numpy_iterator()
+    np.testing.assert_array_equal(images, third[0])
+    np.testing.assert_array_equal(labels, third[1])
+
+
+def test_more_examples_than_there_are(mocked):
+    with pytest.raises(InputError, match=r"between 0 \(all\) and 12, got 13"):
+        load(**mocked, train_examples=13)
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """ImageNet's features and splits, of a few pictures."""
+
+    VERSION = tfds.core.Version("5.1.0")
+    name = "imagenet2012"
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=["ant", "bee"]),
+            "file_name": tfds.features.Text(),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(9), "validation": self._generate_examples(4)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            image = np.full((20, 30, 3), 20 * i, np.uint8)
+            yield i, {"image": image, "label": i % 2, "file_name": f"{i}.JPEG"}
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """Writes the tiny set in a file format and has it found as ImageNet."""
+
+    def write(file_format):
+        builder = Tiny(data_dir=tmp_path, file_format=file_format)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+        monkeypatch.setattr(tfds, "builder", lambda name, data_dir: Tiny(data_dir=data_dir))
+        monkeypatch.setattr("hne_tf.data.tfds_sets.IMAGENET_VALIDATION_EXAMPLES", 3)
+        return {"data_dir": str(tmp_path)}
+
+    return write
+
+
+def test_records_are_read_by_index(prepare):
+    dataset = load(**prepare("array_record"))
+    assert [dataset.examples(split) for split in data.SPLITS] == [6, 3, 4]
+    assert dataset.spec.class_names == ("ant", "bee")
+    pixels = {}
+    for split in data.SPLITS:
+        ((images, labels),) = dataset.evaluation_batches(split, 10).as_numpy_iterator()
+        pixels[split] = np.round(images.mean((1, 2, 3)) / 20).astype(int)
+        np.testing.assert_array_equal(labels, pixels[split] % 2)
+    # Validation is a part of train, test is the public validation split.
+    assert sorted([*pixels["train"], *pixels["validation"]]) == list(range(9))
+    assert sorted(pixels["test"]) == list(range(4))
+
+
+def test_another_format_is_refused_with_the_command_that_converts(prepare):
+    with pytest.raises(InputError) as error:
+        load(**prepare("tfrecord"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "must be in the format array_record" in message
+    assert "got tfrecord in" in message
+    assert "convert_format --dataset_version_dir=" in message
+
+
+def test_missing_imagenet_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"imagenet2012 must be prepared .* found none"):
+        load(data_dir=str(tmp_path))
+    # Its archives cannot be downloaded but by hand: TFDS says where they go.
+    with pytest.raises(InputError, match="ILSVRC2012_img_train.tar") as error:
+        load(data_dir=str(tmp_path), download=True)
+    assert "\n" not in str(error.value)
