@@ -348,6 +348,8 @@ def test_one_image_per_class_leaves_no_validation(tmp_path):
         ({"name": "mnist"}, "digits, cifar10, cifar100, imagenet2012, image_folder, got 'mnist'"),
         ({"pad_pixels": -1}, "data.pad_pixels must be at least 0, got -1"),
         ({"image_size": 8}, "must be 0 for digits, got 8"),
+        ({"central_crop": 0.5}, "central_crop is for imagenet2012 and image_folder .* got 0.5"),
+        ({"color_jitter": 0.4}, "color_jitter is for coloured images .* 0 for digits, got 0.4"),
         ({"name": "image_folder", "data_dir": "x"}, "image_size .* at least 1, got 0"),
         ({"name": "image_folder", "image_size": 8}, "data.data_dir must name"),
         (

@@ -14,8 +14,8 @@ def window_of(crops, size, seed):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_only_the_window_is_kept(kind, smooth_picture, encode):
-    picture = smooth_picture(0)
-    encoded = encode(picture, kind)
+    # With colours at full resolution, which are else interpolated over the edge of the window.
+    encoded = encode(smooth_picture(0), kind, subsampling=0)
     got = decode(tf.constant(encoded), lambda size: tf.constant([3, 10, 16, 16]), 16)
     whole = tf.io.decode_image(encoded).numpy()
     np.testing.assert_array_equal(got, whole[3:19, 10:26])
@@ -28,7 +28,8 @@ def test_evaluation_is_resize_256_crop_224(smooth_picture, encode):
     got = crops.evaluated(tf.constant(encode(picture, "PNG")))
     resized = picture.resize((96, 64), Image.Resampling.BILINEAR)
     expected = np.asarray(resized.crop((20, 4, 76, 60)), int)
-    assert np.abs(got.numpy() - expected).max() <= 3
+    assert np.abs(got.numpy() - expected).max() <= 5
+    assert np.abs(got.numpy() - expected).mean() < 1
 
 
 def test_training_windows_keep_area_and_aspect():

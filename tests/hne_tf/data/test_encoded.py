@@ -8,6 +8,7 @@ from hne_tf.config import default
 from hne_tf.data.decoding import Crops
 from hne_tf.data.encoded import EncodedSplit
 from hne_tf.errors import InputError, raised_in_graph
+from hne_tf.image_spec import ImageSpec
 
 AUGMENTED = {"flip": True, "color_jitter": 0.3, "random_resized_crop": 0.3, "central_crop": 0.875}
 
@@ -70,18 +71,13 @@ def test_a_shard_is_all_that_is_read():
         return tf.constant(b""), tf.constant(0), tf.constant("a")
 
     split = EncodedSplit(100, fetch, Crops(4), skip_corrupt=True)
-    dataset = data.DataSet("any", load_spec(), dict.fromkeys(data.SPLITS, split))
+    spec = ImageSpec((4, 4, 3), ("a",), (0.0,) * 3, (1.0,) * 3)
+    dataset = data.DataSet("any", spec, dict.fromkeys(data.SPLITS, split))
     with pytest.raises(tf.errors.OpError, match="only corrupt ones"):
         list(
             dataset.train_batches(batch_size=20, start_step=0, total_steps=1, seed=0, shard=(1, 5))
         )
     assert len(read) == 4
-
-
-def load_spec():
-    from hne_tf.image_spec import ImageSpec
-
-    return ImageSpec((4, 4, 3), ("a",), (0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
