@@ -3,13 +3,13 @@
     hne-train --config=configs/imagenet_small.py --workdir=runs/imagenet_small \\
         --config.data.data_dir=/data/tfds
 
-For eight GPUs: 444,000 steps of 256 images are months on a CPU. It has not been
-run here, so no accuracy is stated. ImageNet takes 145 GB; README.md says how to
-prepare it, or to read a folder instead.
+For a machine of several GPUs and 160 GB for the data, see "ImageNet" in
+README.md: 432,832 steps of 256 images. It has not been run here, so neither its
+time nor an accuracy is stated.
 
-The paper trains hierarchical ensembles of N = 8 MobileNetV2 on ImageNet; blocks
-and widths are the project's own preset `small`, and schedule and augmentation
-the field's usual ones, which need not be the paper's in every number.
+The paper's ensembles for ImageNet are of MobileNetV2, too. Blocks and widths are
+the project's own preset `small`; augmentation, batch size, epochs and weight
+decay are usual ones for MobileNetV2. They need not be the paper's in every number.
 """
 
 import ml_collections
