@@ -89,7 +89,8 @@ def default() -> ml_collections.ConfigDict:
                 "checkpoint_every_epochs": 1.0,
                 "keep_checkpoints": 3,
                 "validate_every_epochs": 1.0,
-                # Slower on some devices; a resumed run ends with the same bits.
+                # A resumed run ends with the same bits. Slower on some devices; pictures
+                # are decoded one batch at a time. Data are the same in any case.
                 "deterministic": False,
                 # One kernel per batch norm. auto: unless norms are synchronised; else on or off.
                 "fused_norm": "auto",

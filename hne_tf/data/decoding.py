@@ -106,7 +106,6 @@ def attempt(
       decode_image: returns the image; traced into a graph.
       spec: shape and type of the image.
     """
-    # A graph can catch an error only in a data set that drops the element.
-    decoded = tf.data.Dataset.from_tensors(0).map(lambda _: (decode_image(), True))
-    otherwise = tf.data.Dataset.from_tensors((tf.zeros(spec.shape, spec.dtype), False))
-    return decoded.ignore_errors().concatenate(otherwise).take(1).get_single_element()
+    # What catches an error in a graph is a data set that leaves out its element.
+    decoded = tf.data.Dataset.range(1).map(lambda _: (decode_image(), True)).ignore_errors()
+    return decoded.reduce((tf.zeros(spec.shape, spec.dtype), False), lambda _, image: image)

@@ -1,6 +1,7 @@
 """Examples that are kept as encoded pictures and decoded when a batch needs them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -46,7 +47,8 @@ class EncodedSplit:
 
         In training the place of a corrupt picture is taken by a sound one of the
         same batch, in evaluation it stays out. So batches depend on nothing but
-        their indices and seeds.
+        their indices and seeds. Where TensorFlow's op determinism is on, tf.data
+        runs this for one batch at a time.
 
         Args:
           indices: int64 `[batch]`.
@@ -74,17 +76,8 @@ class EncodedSplit:
         )
 
         def choose() -> tf.Tensor:
-            # Without state, or the whole map would run one batch at a time
-            # where determinism is asked for.
-            return tf.ensure_shape(
-                tf.numpy_function(
-                    lambda names, sound: self.kept(names, sound, training),
-                    [names, sound],
-                    tf.int64,
-                    stateful=False,
-                ),
-                [None],
-            )
+            kept = functools.partial(self.kept, training=training)
+            return tf.ensure_shape(tf.numpy_function(kept, [names, sound], tf.int64), [None])
 
         every = tf.range(tf.size(sound, tf.int64))
         kept = tf.cond(tf.reduce_all(sound), lambda: every, choose)

@@ -138,7 +138,7 @@ def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetc
 
     def fetch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # Python only hands on the bytes; records are parsed in the graph.
-        record = tf.numpy_function(lambda i: source[i], [index], tf.string, stateful=False)
+        record = tf.numpy_function(lambda i: source[i], [index], tf.string)
         example = builder.info.features.deserialize_example(
             tf.ensure_shape(record, []), decoders=encoded
         )

@@ -49,7 +49,15 @@ def test_data_may_move_between_resumptions(workdir):
     moved.data.data_dir = "/elsewhere"
     moved.data.download = True
     workdir.claim(moved, restart=False)
-    assert workdir.read_config().data.data_dir == ""
+    assert workdir.read_config().data.data_dir == "/elsewhere"
+
+
+def test_corrupt_data_may_be_skipped_from_a_resumption_on(workdir):
+    workdir.claim(default(), restart=False)
+    told = default()
+    told.data.skip_corrupt = True
+    workdir.claim(told, restart=False)
+    assert workdir.read_config().data.skip_corrupt
 
 
 def test_restart_moves_older_runs_aside(workdir):

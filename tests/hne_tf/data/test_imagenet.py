@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hne_tf import data
+from configs import imagenet_large, imagenet_small
+from hne_tf import build, data
 from hne_tf.config import default
 from hne_tf.errors import InputError
 
@@ -39,6 +40,21 @@ def test_mocked_imagenet(mocked):
     ).as_numpy_iterator()
     np.testing.assert_array_equal(images, third[0])
     np.testing.assert_array_equal(labels, third[1])
+
+
+@pytest.mark.parametrize("module", [imagenet_small, imagenet_large])
+def test_configs(module, mocked):
+    config = module.get_config()
+    config.data.download = True
+    dataset = data.load(config.data)
+    ((images, _),) = dataset.train_batches(
+        batch_size=2, start_step=0, total_steps=1, seed=config.seed
+    ).as_numpy_iterator()
+    assert images.shape == (2, 224, 224, 3)
+    assert build.tree(config).leaves == 8
+    assert build.architecture(config).blocks == 4
+    name = module.__name__.rpartition(".")[2]
+    assert f"--config=configs/{name}.py --workdir=runs/{name}" in module.__doc__
 
 
 def test_more_examples_than_there_are(mocked):
