@@ -1,4 +1,4 @@
-"""The one exception for input that a user can put right."""
+"""Exceptions that are no defects."""
 
 import re
 
@@ -19,3 +19,11 @@ def raised_in_graph(error: Exception) -> InputError | None:
     """
     found = re.search(rf"\b{InputError.__name__}: (.*)", str(error))
     return InputError(found.group(1)) if found else None
+
+
+class InterruptedRunError(RuntimeError):
+    """A run has ended before its end, and goes on when its command is given again.
+
+    Binaries turn it into one line on standard error and exit code 138, which
+    says that trying again makes sense.
+    """

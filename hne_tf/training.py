@@ -1,5 +1,6 @@
 """The training loop: distributed, resumable, several steps per host call."""
 
+import contextlib
 import math
 import signal
 import time
@@ -13,13 +14,15 @@ import tensorflow as tf
 
 from hne_tf import build, checkpoints
 from hne_tf.data import DataSet, load
-from hne_tf.distribution import mirrored_strategy
-from hne_tf.errors import InputError
+from hne_tf.cluster import Cluster
+from hne_tf.distribution import strategy_of
+from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.evaluation import inference, measure
 from hne_tf.metrics import EnsembleAccuracy
-from hne_tf.progress import Progress
+from hne_tf.run_log import RunLog
 from hne_tf.schedule import Schedule
 from hne_tf.workdir import Workdir
+from hne_tf.workers import Workers, lost_workers_told
 
 
 def train(
@@ -34,6 +37,10 @@ def train(
     sound checkpoint; with `training.deterministic` the end is the same, bit
     for bit, as without the interruption.
 
+    With `TF_CONFIG` for several workers, each calls this, takes its part of
+    every global batch, and returns at the same step. The first of them, the
+    chief, writes the workdir, from which all restore.
+
     Args:
       config: settings, see `config.default()`.
       workdir: where the run is kept.
@@ -45,28 +52,33 @@ def train(
 
     Raises:
       InputError: for settings that break a rule or a workdir of another run.
+      InterruptedRunError: if one of several workers was lost or asked to stop.
     """
-    tree = build.tree(config)
+    build.tree(config)
     build.architecture(config)
-    # Devices come first: loading data starts TensorFlow, which fixes them.
-    strategy = mirrored_strategy(config.distribution.logical_devices, config.training.batch_size)
-    data_set = load(config.data)
-    schedule = Schedule.of(config, data_set.examples("train"))
-    if config.training.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(config.seed)
-    run = _Run(config, data_set, schedule, strategy)
-    workdir.claim(config, restart)
-    step = _resume(run.checkpoint, workdir, schedule, config.training.keep_checkpoints, report)
-    progress = Progress(schedule.total, (tree.sizes[0], tree.leaves))
-    with progress.started_at(step), tf.summary.create_file_writer(str(workdir.events)).as_default():
-        step = _loop(run, workdir, step, progress)
+    cluster = Cluster.from_environment()
+    with lost_workers_told(cluster):
+        # Devices come first: loading data starts TensorFlow, which fixes them.
+        strategy = strategy_of(
+            cluster, config.distribution.logical_devices, config.training.batch_size
+        )
+        data_set = load(config.data)
+        schedule = Schedule.of(config, data_set.examples("train"))
+        if config.training.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        keras.utils.set_random_seed(config.seed)
+        run = _Run(config, data_set, schedule, strategy)
+        step = _to_its_end(run, Workers(cluster, strategy), workdir, restart, report)
     if corrupt := data_set.skipped:
         report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
-    if step < schedule.total:
-        report(f"stopped at step {step} of {schedule.total}; the same command goes on from there")
-    else:
+    if step == schedule.total:
         report(f"trained {schedule.total} steps; the run is in {workdir.path}")
+        return step
+    stopped = f"stopped at step {step} of {schedule.total}; the same command goes on from there"
+    if cluster.workers > 1:
+        # To what started the workers, success of one would be the end of the run.
+        raise InterruptedRunError(stopped)
+    report(stopped)
     return step
 
 
@@ -84,14 +96,14 @@ class _Run:
         self.data_set = data_set
         self.schedule = schedule
         self.strategy = strategy
-        self._sizes = build.tree(config).sizes
+        self.sizes = build.tree(config).sizes
         with strategy.scope():
             layers = build.training_layers(config, strategy.num_replicas_in_sync)
             self.model = build.ensemble(config, layers, data_set.spec)
             self.optimizer = sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
-            self.accuracy = EnsembleAccuracy(self._sizes, config.objective.average)
+            self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
         self.objective = build.objective(
             config, schedule.steps_per_epoch, self.optimizer.iterations
         )
@@ -119,10 +131,15 @@ class _Run:
 
     def validate(self) -> dict[str, float]:
         """Accuracy of every size on the validation split."""
-        accuracy = EnsembleAccuracy(self._sizes, self.config.objective.average)
+        accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
         batches = self.data_set.evaluation_batches("validation", self.config.training.batch_size)
         measured = measure(self._predict, batches, [accuracy])
         return {f"validation_{name}": value for name, value in measured.items()}
+
+    def save(self, workdir: Workdir, step: int) -> None:
+        """Writes the checkpoint of `step`."""
+        keep = self.config.training.keep_checkpoints
+        checkpoints.save(self.checkpoint, workdir.checkpoints, step, keep)
 
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
@@ -174,19 +191,46 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
     return keras.optimizers.SGD(rate, momentum=section.momentum, nesterov=section.momentum > 0)
 
 
-def _resume(
-    checkpoint: tf.train.Checkpoint,
+def _to_its_end(
+    run: _Run,
+    workers: Workers,
     workdir: Workdir,
-    schedule: Schedule,
-    keep: int,
+    restart: bool,
     report: Callable[[str], None],
 ) -> int:
+    """Trains from the step that the workdir holds; returns the step reached.
+
+    Raises:
+      InputError: for a workdir of another run, or one that the workers do not share.
+    """
+    step = None
+    if workers.cluster.is_chief:
+        workdir.claim(run.config, restart)
+        step = _resume(run, workdir, report)
+    # Only the chief writes, so the others see what it has begun or cleared away.
+    workers.wait()
+    if not workers.cluster.is_chief:
+        step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
+    if not workers.agree(-1 if step is None else step):
+        raise InputError(
+            f"all workers must see the same --workdir, got {workdir.path}, in which worker "
+            f"{workers.cluster.index} found {'nothing' if step is None else f'step {step}'}"
+        )
+    log = RunLog(workdir, run.schedule, (run.sizes[0], run.sizes[-1]))
+    with log.opened_at(step) if workers.cluster.is_chief else contextlib.nullcontext():
+        step = _loop(run, workers, workdir, step, log)
+    # A worker that left while the chief still writes would be taken for dead.
+    workers.wait()
+    return step
+
+
+def _resume(run: _Run, workdir: Workdir, report: Callable[[str], None]) -> int:
     """Restores the newest sound checkpoint, or begins with one of step 0.
 
     Raises:
       InputError: if the workdir has lost its checkpoints.
     """
-    step = checkpoints.restore_newest(checkpoint, workdir.checkpoints, report)
+    step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
     if step is None:
         # The first checkpoint is older than the first record, so they were lost.
         if workdir.metrics_path.exists():
@@ -194,20 +238,20 @@ def _resume(
                 f"{workdir.path} has trained before but {workdir.checkpoints} is empty; "
                 "use --restart to move the run aside and start afresh"
             )
-        checkpoints.save(checkpoint, workdir.checkpoints, 0, keep)
+        run.save(workdir, 0)
         return 0
     workdir.drop_metrics_after(step)
-    report(f"resumed at step {step} of {schedule.total}")
+    report(f"resumed at step {step} of {run.schedule.total}")
     return step
 
 
-def _loop(run: _Run, workdir: Workdir, step: int, progress: Progress) -> int:
+def _loop(run: _Run, workers: Workers, workdir: Workdir, step: int, log: RunLog) -> int:
     """Takes steps until the schedule ends or a signal asks to stop; returns the step reached."""
     schedule = run.schedule
-    keep = run.config.training.keep_checkpoints
+    is_chief = workers.cluster.is_chief
     batches = run.batches(step)
     with _StopRequest() as stop:
-        while step < schedule.total and not stop.requested:
+        while step < schedule.total and not workers.any(stop.requested):
             target = schedule.next_stop(step)
             started = time.perf_counter()
             record = run.take_steps(batches, target - step)
@@ -222,16 +266,12 @@ def _loop(run: _Run, workdir: Workdir, step: int, progress: Progress) -> int:
             record["learning_rate"] = run.learning_rate()
             if schedule.is_due(step, schedule.validate_every):
                 record |= run.validate()
-            if schedule.is_due(step, schedule.checkpoint_every):
-                checkpoints.save(run.checkpoint, workdir.checkpoints, step, keep)
-            workdir.append_metrics(
-                {"step": step, "epoch": step / schedule.steps_per_epoch, **record}
-            )
-            for name, value in record.items():
-                tf.summary.scalar(name, value, step=step)
-            progress.show(step, record)
-        if step not in checkpoints.steps(workdir.checkpoints):
-            checkpoints.save(run.checkpoint, workdir.checkpoints, step, keep)
+            if is_chief:
+                if schedule.is_due(step, schedule.checkpoint_every):
+                    run.save(workdir, step)
+                log.add(step, record)
+        if is_chief and step not in checkpoints.steps(workdir.checkpoints):
+            run.save(workdir, step)
     return step
 
 

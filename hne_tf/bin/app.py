@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from hne_tf.errors import InputError, raised_in_graph
+from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
 
 if typing.TYPE_CHECKING:
     from hne_tf.trained import TrainedRun
+
+# Kubeflow takes codes below 128 for failures that would come again, 128 and above
+# for those to restart from; a process killed by SIGUSR1, which this would be, is
+# the one that it leaves to programs.
+_EXIT_INTERRUPTED = 138
 
 
 def run(
@@ -35,7 +40,8 @@ def run(
       argv: arguments without the program name; `sys.argv[1:]` by default.
 
     Returns:
-      The exit code: 0, 1 for bad input found by the library, 2 for bad flags.
+      The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
+      138 for a run that the same command continues.
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -58,6 +64,8 @@ def run(
         main(values, positional)
     except InputError as error:
         return _fail(name, error, 1)
+    except InterruptedRunError as error:
+        return _fail(name, error, _EXIT_INTERRUPTED)
     except Exception as error:
         refused = raised_in_graph(error)
         if refused is None:
