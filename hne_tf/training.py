@@ -13,8 +13,8 @@ import ml_collections
 import tensorflow as tf
 
 from hne_tf import build, checkpoints
-from hne_tf.data import DataSet, load
 from hne_tf.cluster import Cluster
+from hne_tf.data import DataSet, load
 from hne_tf.distribution import strategy_of
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.evaluation import inference, measure
