@@ -216,6 +216,8 @@ def _to_its_end(
             f"all workers must see the same --workdir, got {workdir.path}, in which worker "
             f"{workers.cluster.index} found {'nothing' if step is None else f'step {step}'}"
         )
+    if step:
+        report(f"resumed at step {step} of {run.schedule.total}")
     log = RunLog(workdir, run.schedule, (run.sizes[0], run.sizes[-1]))
     with log.opened_at(step) if workers.cluster.is_chief else contextlib.nullcontext():
         step = _loop(run, workers, workdir, step, log)
@@ -241,7 +243,6 @@ def _resume(run: _Run, workdir: Workdir, report: Callable[[str], None]) -> int:
         run.save(workdir, 0)
         return 0
     workdir.drop_metrics_after(step)
-    report(f"resumed at step {step} of {run.schedule.total}")
     return step
 
 

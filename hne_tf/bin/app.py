@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
 # Kubeflow takes codes below 128 for failures that would come again, 128 and above
 # for those to restart from; a process killed by SIGUSR1, which this would be, is
 # the one that it leaves to programs.
-_EXIT_INTERRUPTED = 138
+EXIT_INTERRUPTED = 138
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
     except InputError as error:
         return _fail(name, error, 1)
     except InterruptedRunError as error:
-        return _fail(name, error, _EXIT_INTERRUPTED)
+        return _fail(name, error, EXIT_INTERRUPTED)
     except Exception as error:
         refused = raised_in_graph(error)
         if refused is None:

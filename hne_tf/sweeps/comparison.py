@@ -125,8 +125,7 @@ def area(points: Curve, low: float, high: float) -> float:
         return within(points, low)
     edges = [low, *sorted(cost for cost, _ in points if low < cost < high), high]
     steps = [
-        math.log(right / left) * within(points, left)
-        for left, right in itertools.pairwise(edges)
+        math.log(right / left) * within(points, left) for left, right in itertools.pairwise(edges)
     ]
     return sum(steps) / math.log(high / low)
 

@@ -49,7 +49,9 @@ def get_config():
 
 def free_addresses(count):
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
