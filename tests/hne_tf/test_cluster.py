@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from configs import digits
 from hne_tf.bin import train
 from hne_tf.cluster import Cluster
 from hne_tf.errors import InputError
@@ -74,7 +75,7 @@ def test_what_is_no_cluster_is_refused(text, message):
 
 
 def test_the_binary_says_in_one_line_what_is_wrong(assert_refused, monkeypatch, tmp_path):
-    arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    arguments = [f"--config={digits.__file__}", f"--workdir={tmp_path / 'run'}"]
     monkeypatch.setenv("TF_CONFIG", '{"cluster": ')
     assert_refused(train, arguments, "TF_CONFIG must be JSON")
     tasks = {"cluster": TWO, "task": {"type": "worker", "index": 0}}
