@@ -112,14 +112,24 @@ class _Run:
         self._predict = inference(self.model)
 
     def batches(self, start_step: int) -> Iterator[Any]:
-        """Global batches from `start_step` on, split over the replicas."""
-        batches = self.data_set.train_batches(
-            batch_size=self.config.training.batch_size,
-            start_step=start_step,
-            total_steps=self.schedule.total,
-            seed=self.config.seed,
-        )
-        return iter(self.strategy.experimental_distribute_dataset(batches))
+        """Global batches from `start_step` on, split over the replicas.
+
+        A machine reads and decodes only what its own replicas take.
+        """
+        batch_size = self.config.training.batch_size
+
+        def part(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = self.data_set.train_batches(
+                batch_size=batch_size,
+                start_step=start_step,
+                total_steps=self.schedule.total,
+                seed=self.config.seed,
+                shard=(context.input_pipeline_id, context.num_input_pipelines),
+            )
+            per_replica = context.get_per_replica_batch_size(batch_size)
+            return batches.rebatch(per_replica, drop_remainder=True)
+
+        return iter(self.strategy.distribute_datasets_from_function(part))
 
     def take_steps(self, batches: Iterator[Any], count: int) -> dict[str, float]:
         """Takes `count` steps; returns their mean loss and accuracies."""
