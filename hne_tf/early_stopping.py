@@ -6,8 +6,8 @@ are fitted on one split so that the mean cost per image meets a target, and judg
 on another: the "budgeted batch classification" of Huang et al., "Multi-Scale Dense
 Networks for Resource Efficient Image Classification", ICLR 2018, section 4.2.
 
-Costs are those of all leaves up to a size, as in `cost.per_size`: increasing, in
-any unit, here multiply-adds.
+Costs are those of all leaves up to a size, as in `cost.per_size_walked`: increasing,
+in any unit, here multiply-adds.
 """
 
 import dataclasses

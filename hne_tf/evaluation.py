@@ -79,7 +79,7 @@ def evaluate(
     stopping = None
     if split != "validation":
         fitted_on = answers(run, "validation", batch_size, predict)
-        all_costs = cost.per_size(run.model, range(1, tree.leaves + 1)).values()
+        all_costs = cost.per_size_walked(run.model).values()
         stopping = early_stopping.calibrated(
             fitted_on, answered, [each.multiply_adds for each in all_costs], tree.sizes
         )

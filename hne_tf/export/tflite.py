@@ -130,9 +130,7 @@ def export_tflite(
         test, validation = answers(runner, run, "test"), answers(runner, run, "validation")
     accuracy = enumerate(test.correct.mean(axis=0), start=1)
     manifest["accuracy"]["by_size"] = {str(size): float(value) for size, value in accuracy}
-    costs = [
-        each.multiply_adds for each in cost.per_size(model, range(1, tree.leaves + 1)).values()
-    ]
+    costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
     manifest["early_stopping"] = early_stopping.calibrated(validation, test, costs, tree.sizes)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
