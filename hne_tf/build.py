@@ -16,7 +16,6 @@ from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import LayerFactory, TrainingLayers
 from hne_tf.tree import Paths, Tree
 
-
 # Presets of each architecture; those with exits are single networks.
 _WITH_EXITS = ("multi_exit", "msdnet")
 _PRESETS = {"resnet": resnet.PRESETS, "multi_exit": resnet.PRESETS, "msdnet": msdnet.PRESETS}

@@ -5,27 +5,37 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from scipy import special
 
+from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.ensemble import Architecture, TreeEnsemble
 from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.msdnet import MSDNet
 from hne_tf.models.resnet import ResNet
-from hne_tf.tree import Tree
+from hne_tf.tree import Paths, Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.0, 60.0, 50.0))
 
+BASIC = ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3)
+BOTTLENECK = ResNet("bottleneck", (4, 6, 8), (1, 2, 1), (1, 2, 1), stem_width=3)
+# Two scales between its blocks, and one in the end.
+DENSE = MSDNet((1, 2), 2, (1, 2), (2, 1), stem_width=3, reduction=0.5, head_width=4)
+
 # Each architecture with the trees that it is checked on, splits in different
-# places; the first tree is also trained on two devices.
+# places, and how they answer; the first tree is also trained on two devices.
 ARCHITECTURES = {
     "resnet_basic": (
-        ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3),
-        [(1, 1, 2), (1, 2, 3)],
+        BASIC,
+        {Tree((1, 1, 2)): "probabilities", Tree((1, 2, 3)): "probabilities"},
     ),
     "resnet_bottleneck": (
-        ResNet("bottleneck", (4, 6, 8), (1, 2, 1), (1, 2, 1), stem_width=3),
-        [(1, 2, 1), (2, 1, 2)],
+        BOTTLENECK,
+        {Tree((1, 2, 1)): "probabilities", Tree((2, 1, 2)): "logits"},
     ),
+    "multi_exit": (BASIC, {Exits(3): "logits"}),
+    "msdnet": (DENSE, {Exits(2): "last"}),
 }
 FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}
 
@@ -34,27 +44,37 @@ FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}
 class Case:
     """One model under test, and how to build it again."""
 
-    architecture: ResNet
-    branching: tuple[int, ...]
+    architecture: Architecture
+    tree: Paths
+    average: str
     layers: LayerFactory
 
     def build(self, layers: LayerFactory | None = None) -> TreeEnsemble:
         """The model with fresh weights, by another factory if one is given."""
-        return TreeEnsemble(self.architecture, Tree(self.branching), layers or self.layers, IMAGES)
+        return TreeEnsemble(self.architecture, self.tree, layers or self.layers, IMAGES)
+
+
+def shape(tree):
+    """A tree as a part of a test's name."""
+    return "x".join(str(factor) for value in dataclasses.astuple(tree) for factor in listed(value))
+
+
+def listed(value):
+    return value if isinstance(value, tuple) else (value,)
 
 
 CASES = {
-    f"{name}-{'x'.join(map(str, branching))}-{factory}": Case(architecture, branching, layers)
-    for name, (architecture, branchings) in ARCHITECTURES.items()
-    for branching in branchings
+    f"{name}-{shape(tree)}-{factory}": Case(architecture, tree, average, layers)
+    for name, (architecture, trees) in ARCHITECTURES.items()
+    for tree, average in trees.items()
     for factory, layers in FACTORIES.items()
 }
 
 
 TRAINED_CASES = {
     # Synchronized norms make two replicas comparable with the whole batch.
-    name: Case(architecture, branchings[0], TrainingLayers(synchronized=True))
-    for name, (architecture, branchings) in ARCHITECTURES.items()
+    name: Case(architecture, *next(iter(trees.items())), TrainingLayers(synchronized=True))
+    for name, (architecture, trees) in ARCHITECTURES.items()
 }
 
 
@@ -82,6 +102,35 @@ def randomised(case):
 def model(case):
     """A model that no test changes."""
     return randomised(case)
+
+
+@pytest.fixture(scope="module")
+def average(case):
+    """How the model answers."""
+    return case.average
+
+
+@pytest.fixture(scope="module")
+def numpy_answer(average):
+    """Gives logits, probabilities and running sum of a size from leaf logits, in NumPy."""
+
+    def answer(leaf_logits, size):
+        first = leaf_logits[:, :size].astype(np.float64)
+        if average == "probabilities":
+            contributions = special.softmax(first, axis=-1)
+            probabilities = contributions.mean(axis=1)
+            logits = np.log(probabilities)
+        else:
+            contributions = first[:, -1:] if average == "last" else first
+            logits = contributions.mean(axis=1)
+            probabilities = special.softmax(logits, axis=-1)
+        return {
+            "logits": logits,
+            "probabilities": probabilities,
+            "running_sum": contributions.sum(axis=1),
+        }
+
+    return answer
 
 
 @pytest.fixture

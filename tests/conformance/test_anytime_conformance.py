@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from scipy import special
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf import step_runners, tflite_file
 from hne_tf.anytime import AnytimeSession
-from hne_tf.averaging import AVERAGES
 from hne_tf.export import manifest, signatures
 from hne_tf.files import write_json
 
@@ -22,12 +20,6 @@ TFLITE_CONVOLUTIONS = {
     schema.BuiltinOperator.CONV_2D,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
 }
-
-
-@pytest.fixture(scope="module")
-def average(model):
-    """Half of the cases average probabilities."""
-    return AVERAGES[model.tree.branching[0] % 2]
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +64,16 @@ def description(runner):
     }
 
 
-def ensemble(leaf_logits, size, average):
-    first = leaf_logits[:, :size].astype(np.float64)
-    if average == "logits":
-        return special.softmax(first.mean(axis=1), axis=-1)
-    return special.softmax(first, axis=-1).mean(axis=1)
-
-
 every_form = pytest.mark.parametrize("form", ["live", "saved_model", "tflite"])
 
 
 @every_form
 def test_after_each_step_the_answer_is_that_of_the_ensemble(
-    form, model, runners, images, leaf_logits, average
+    form, model, runners, images, leaf_logits, numpy_answer
 ):
     sizes = []
     for size, probabilities in AnytimeSession(runners[form], images):
-        expected = ensemble(leaf_logits, size, average)
+        expected = numpy_answer(leaf_logits, size)["probabilities"]
         np.testing.assert_allclose(probabilities, expected, rtol=0, atol=TOLERANCE)
         sizes.append(size)
     assert sizes == list(range(1, model.tree.leaves + 1))
@@ -96,15 +81,16 @@ def test_after_each_step_the_answer_is_that_of_the_ensemble(
 
 @every_form
 def test_images_that_stop_apart_have_the_answers_of_their_sizes(
-    form, model, runners, images, leaf_logits, average
+    form, model, runners, images, leaf_logits, numpy_answer
 ):
     session = AnytimeSession(runners[form], images)
-    confidence = float(np.median(ensemble(leaf_logits, 1, average).max(axis=1)))
+    confidence = float(np.median(numpy_answer(leaf_logits, 1)["probabilities"].max(axis=1)))
     stopped = session.run(confidence=confidence)
     assert len(set(stopped.sizes)) > 1
     for answer in (stopped, session.run(confidence=0.999), session.run()):
         expected = [
-            ensemble(leaf_logits[[row]], size, average)[0] for row, size in enumerate(answer.sizes)
+            numpy_answer(leaf_logits[[row]], size)["probabilities"][0]
+            for row, size in enumerate(answer.sizes)
         ]
         np.testing.assert_allclose(answer.probabilities, expected, rtol=0, atol=TOLERANCE)
     assert set(answer.sizes) == {model.tree.leaves}

@@ -8,9 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import special
 
-from hne_tf.averaging import AVERAGES
 from hne_tf.export import signatures
 from hne_tf.export.folding import fold
 from hne_tf.models import weights
@@ -70,36 +68,18 @@ def test_checkpoint(case, model, images, leaf_logits, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def endpoints(model, tmp_path_factory):
-    """Signatures of a SavedModel with every size; half the cases average probabilities."""
-    average = AVERAGES[model.tree.branching[0] % 2]
+def endpoints(model, average, tmp_path_factory):
+    """A SavedModel with every size."""
     folder = str(tmp_path_factory.mktemp("saved") / "model")
     sizes = range(1, model.tree.leaves + 1)
     signatures.save(signatures.signatures(model, sizes, average), folder)
     # Signatures live only as long as the model that they were loaded with.
-    return average, tf.saved_model.load(folder)
+    return tf.saved_model.load(folder)
 
 
-def expected_answer(leaf_logits, size, average):
-    first = leaf_logits[:, :size].astype(np.float64)
-    if average == "logits":
-        logits, contributions = first.mean(axis=1), first
-        probabilities = special.softmax(logits, axis=-1)
-    else:
-        contributions = special.softmax(first, axis=-1)
-        probabilities = contributions.mean(axis=1)
-        logits = np.log(probabilities)
-    return {
-        "logits": logits,
-        "probabilities": probabilities,
-        "running_sum": contributions.sum(axis=1),
-    }
-
-
-def test_saved_model_answers_for_every_size(model, endpoints, images, leaf_logits):
-    average, loaded = endpoints
+def test_saved_model_answers_for_every_size(model, endpoints, images, leaf_logits, numpy_answer):
     sizes = range(1, model.tree.leaves + 1)
-    assert set(loaded.signatures) == {
+    assert set(endpoints.signatures) == {
         "serving_default",
         *(f"ensemble_{size}" for size in sizes),
         *(f"step_{size}" for size in sizes),
@@ -108,23 +88,24 @@ def test_saved_model_answers_for_every_size(model, endpoints, images, leaf_logit
         ("serving_default", model.tree.leaves),
         *((f"ensemble_{size}", size) for size in sizes),
     ]:
-        got = loaded.signatures[name](images=tf.constant(images))
-        expected = expected_answer(leaf_logits, size, average)
+        got = endpoints.signatures[name](images=tf.constant(images))
+        expected = numpy_answer(leaf_logits, size)
         assert got.keys() == {"logits", "probabilities"}
         for output, value in got.items():
             assert_close(value, expected[output])
 
 
-def test_saved_model_steps_walk_through_every_size(model, endpoints, images, leaf_logits):
-    average, loaded = endpoints
+def test_saved_model_steps_walk_through_every_size(
+    model, endpoints, images, leaf_logits, numpy_answer
+):
     newest = {"images": tf.constant(images)}
     for step in model.tree.steps:
         start = f"cache_{step.branch_block - 1}" if step.branch_block else "images"
         inputs = {"cache" if step.branch_block else "images": newest[start]}
         if step.size > 1:
             inputs["running_sum"] = newest["running_sum"]
-        got = loaded.signatures[f"step_{step.size}"](**inputs)
-        expected = expected_answer(leaf_logits, step.size, average)
+        got = endpoints.signatures[f"step_{step.size}"](**inputs)
+        expected = numpy_answer(leaf_logits, step.size)
         assert got.keys() == {
             "running_sum",
             "probabilities",
@@ -135,11 +116,10 @@ def test_saved_model_steps_walk_through_every_size(model, endpoints, images, lea
         newest |= got
 
 
-def test_saved_model_takes_any_batch(model, endpoints, images, leaf_logits):
-    average, loaded = endpoints
+def test_saved_model_takes_any_batch(model, endpoints, images, leaf_logits, numpy_answer):
     for batch in (1, 3):
-        got = loaded.signatures["serving_default"](images=tf.constant(images[:batch]))
-        expected = expected_answer(leaf_logits[:batch], model.tree.leaves, average)
+        got = endpoints.signatures["serving_default"](images=tf.constant(images[:batch]))
+        expected = numpy_answer(leaf_logits[:batch], model.tree.leaves)
         assert_close(got["probabilities"], expected["probabilities"])
 
 

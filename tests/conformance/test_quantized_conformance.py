@@ -114,7 +114,7 @@ def test_convolutions_and_sums_are_integer_in_every_signature(quantized, convert
                 assert len(kernel.quantization.scale) == channels, (name, kind)
             elif kind in ("FULLY_CONNECTED", "SOFTMAX", "SUM"):
                 assert set(types) - {schema.TensorType.INT32} == {float32}, (name, kind)
-    depthwise = quantized.architecture.unit == "bottleneck"
+    depthwise = getattr(quantized.architecture, "unit", "") == "bottleneck"
     assert {"CONV_2D", "SOFTMAX"} | ({"DEPTHWISE_CONV_2D"} if depthwise else set()) <= seen
 
 

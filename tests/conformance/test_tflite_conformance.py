@@ -5,15 +5,14 @@ factory is quantised and becomes one in int8.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from scipy import special
 from tensorflow.lite.python import schema_py_generated as schema
 
-from hne_tf.averaging import AVERAGES
 from hne_tf.compression.post_training import post_training
 from hne_tf.export import tflite
 from hne_tf.export.folding import fold
@@ -38,7 +37,7 @@ class Converted:
     flatbuffer: bytes
     model: TreeEnsemble
     leaf_logits: np.ndarray
-    average: str
+    numpy_answer: Callable[..., dict[str, np.ndarray]]
     mode: str
 
     @property
@@ -63,16 +62,7 @@ class Converted:
     def assert_answers(self, got, size):
         """Compares all answers for the first images with NumPy on the model's leaf logits."""
         batch = len(got["probabilities"])
-        first = self.leaf_logits[:batch, :size].astype(np.float64)
-        if self.average == "logits":
-            logits, contributions = first.mean(axis=1), first
-            probabilities = special.softmax(logits, axis=-1)
-        else:
-            contributions = special.softmax(first, axis=-1)
-            probabilities = contributions.mean(axis=1)
-            logits = np.log(probabilities)
-        running_sum = contributions.sum(axis=1)
-        expected = {"logits": logits, "probabilities": probabilities, "running_sum": running_sum}
+        expected = self.numpy_answer(self.leaf_logits[:batch], size)
         tolerance = TOLERANCES[self.mode]
         for output in got.keys() & expected.keys():
             np.testing.assert_allclose(
@@ -81,19 +71,18 @@ class Converted:
 
 
 @pytest.fixture(scope="module")
-def converted(case, model, images, leaf_logits):
-    """The model's file with every size; half the cases average probabilities."""
-    average = AVERAGES[model.tree.branching[0] % 2]
+def converted(case, model, images, leaf_logits, average, numpy_answer):
+    """The model's file with every size."""
     sizes = range(1, model.tree.leaves + 1)
     if isinstance(case.layers, TrainingLayers):
         deployed = case.build(DeployLayers())
         weights.load(deployed, fold(weights.read(model)))
         flatbuffer = tflite.convert(deployed, sizes, average, "float32")
-        return Converted(flatbuffer, model, leaf_logits, average, "float32")
+        return Converted(flatbuffer, model, leaf_logits, numpy_answer, "float32")
     quantized = post_training(model, [images])
     flatbuffer = tflite.convert(quantized, sizes, average, "int8")
     leaf_logits = keras.ops.convert_to_numpy(quantized(images, training=False))
-    return Converted(flatbuffer, quantized, leaf_logits, average, "int8")
+    return Converted(flatbuffer, quantized, leaf_logits, numpy_answer, "int8")
 
 
 def walk(interpreter, tree, images):
