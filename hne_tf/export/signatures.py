@@ -1,5 +1,6 @@
 """The signatures of a SavedModel: one per ensemble size, one per depth-first step."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -109,7 +110,7 @@ def step_input(model: TreeEnsemble, step: Step) -> tf.TensorSpec:
     if step.branch_block == 0:
         return _images(model)
     start = _start(model, step)
-    shape = [sum(_numbers(start))] if isinstance(start, list) else start.shape[1:]
+    shape = [_spans(start)[-1][1]] if isinstance(start, list) else start.shape[1:]
     return tf.TensorSpec([None, *shape], tf.float32, name="cache")
 
 
@@ -121,26 +122,42 @@ def _start(model: TreeEnsemble, step: Step) -> Activation:
     return model.node_models[step.branch_block - 1][parent].output
 
 
-def _numbers(activation: list[Any]) -> list[int]:
-    """How many numbers each tensor of an activation holds per image."""
-    return [math.prod(tensor.shape[1:]) for tensor in activation]
+def _spans(activation: list[Any]) -> list[tuple[int, int]]:
+    """Where the numbers of each tensor lie if all of an image's are side by side."""
+    counts = [math.prod(tensor.shape[1:]) for tensor in activation]
+    return list(itertools.pairwise(itertools.accumulate(counts, initial=0)))
 
 
 def _packed(activation: Activation) -> tf.Tensor:
-    """An activation as one tensor; several are laid side by side, `[batch, numbers]`."""
+    """An activation as one tensor; several are laid side by side, `[batch, numbers]`.
+
+    Not by a concatenation, which would round integers anew, to one scale for all:
+    zeros around each tensor and a sum leave the numbers as they are.
+    """
     if not isinstance(activation, list):
         return activation
-    numbers = _numbers(activation)
-    flat = [tf.reshape(x, [-1, count]) for x, count in zip(activation, numbers, strict=True)]
-    return tf.concat(flat, axis=1)
+    spans = _spans(activation)
+    total = spans[-1][1]
+    return tf.add_n(
+        [
+            tf.pad(tf.reshape(x, [-1, stop - start]), [[0, 0], [start, total - stop]])
+            for x, (start, stop) in zip(activation, spans, strict=True)
+        ]
+    )
 
 
 def _unpacked(cache: tf.Tensor, like: Activation) -> Activation:
     """The activation that `_packed` made one tensor of."""
     if not isinstance(like, list):
         return cache
-    parts = tf.split(cache, _numbers(like), axis=1)
-    return [tf.reshape(x, [-1, *to.shape[1:]]) for x, to in zip(parts, like, strict=True)]
+    activation = []
+    for tensor, (start, stop) in zip(like, _spans(like), strict=True):
+        part = cache[:, start:stop]
+        # Parts that become integers at once would share one scale. A sum, here of what
+        # is above zero and below, is in floating point and leaves each its own.
+        part = tf.maximum(part, 0.0) + tf.minimum(part, 0.0)
+        activation.append(tf.reshape(part, [-1, *tensor.shape[1:]]))
+    return activation
 
 
 def save(endpoints: Signatures, folder: str) -> None:
