@@ -28,6 +28,12 @@ _COLUMNS = {
     "parameters": "{:,d}",
 }
 
+# Ways in which networks with exits answer, by average.
+_EXIT_ANSWERS = {
+    "last": "Each exit alone",
+    "logits": "Running ensemble of the exits",
+}
+
 _STOPPING_COLUMNS = {
     "target_multiply_adds": "{:,d}",
     "multiply_adds": "{:,d}",
@@ -40,8 +46,8 @@ _STOPPING_COLUMNS = {
 def markdown(evaluation: dict[str, Any]) -> str:
     """A Markdown table with a row per ensemble size, and the leaves' accuracy below.
 
-    A second table is of early stopping, if the evaluation has it: a row per target
-    cost; a third of corrupted images.
+    Further tables, if the evaluation has them, are of the other way in which exits
+    answer; of early stopping, a row per target cost; and of corrupted images.
     """
     leaves = " ".join(f"{accuracy:.2%}" for accuracy in evaluation["leaf_accuracy"])
     lines = [
@@ -53,6 +59,9 @@ def markdown(evaluation: dict[str, Any]) -> str:
         "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
         "that answer.",
     ]
+    for average, rows in evaluation.get("sizes_by_average", {}).items():
+        if rows != evaluation["sizes"]:
+            lines += ["", f"{_EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
     stopping = evaluation.get("early_stopping")
     if stopping and stopping["curve"]:
         lines += [
@@ -139,12 +148,14 @@ def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> N
 
     rows = evaluation["sizes"]
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(
-        [row["multiply_adds"] / 1e6 for row in rows],
-        [100 * row["accuracy"] for row in rows],
-        marker="o",
-        label="first n leaves",
-    )
+    answers = evaluation.get("sizes_by_average") or {"": rows}
+    for average, each in answers.items():
+        axes.plot(
+            [row["multiply_adds"] / 1e6 for row in each],
+            [100 * row["accuracy"] for row in each],
+            marker="o",
+            label=_EXIT_ANSWERS.get(average, "first n leaves").lower(),
+        )
     for row in rows:
         axes.annotate(
             f"n = {row['size']}",

@@ -5,9 +5,12 @@ import pytest
 from hne_tf import build, objectives
 from hne_tf.config import default
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
+from hne_tf.models import msdnet
 from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import TrainingLayers
-from hne_tf.models.resnet import PRESETS
+from hne_tf.models.msdnet import MSDNet
+from hne_tf.models.resnet import PRESETS, ResNet
 
 
 def test_a_preset_is_the_network_unless_settings_replace_parts_of_it():
@@ -71,3 +74,39 @@ def test_norms_are_fused_unless_they_are_synchronised_or_told_not_to_be():
     config.training.fused_norm = "on"
     with pytest.raises(InputError, match="cannot be synchronised"):
         build.training_layers(config, replicas=2)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("multi_exit", ResNet), ("msdnet", MSDNet)])
+def test_networks_with_exits_have_one_after_each_block(architecture, kind):
+    config = default()
+    config.model.architecture = architecture
+    config.model.units = (2, 1, 2)
+    if architecture == "multi_exit":
+        config.model.update(widths=(4, 4, 8), strides=(1, 2, 1))
+    config.objective.average = "last"
+    network = build.architecture(config)
+    assert isinstance(network, kind)
+    assert network.units == (2, 1, 2)
+    assert build.tree(config) == Exits(3)
+    assert build.objective(config, 1.0, 0).get_config()["sizes"] == (1, 2, 3)
+
+
+def test_settings_of_a_dense_network_replace_the_presets():
+    config = default()
+    config.model.update(architecture="msdnet", growth=4, bottlenecks=(0, 0, 0), head_width=32)
+    small = dataclasses.replace(msdnet.PRESETS["small"], growth=4, head_width=32)
+    assert build.architecture(config) == dataclasses.replace(small, bottlenecks=(0, 0, 0))
+
+
+def test_unknown_architecture_is_named():
+    config = default()
+    config.model.architecture = "vgg"
+    with pytest.raises(InputError, match="one of resnet, multi_exit, msdnet, got 'vgg'"):
+        build.architecture(config)
+
+
+def test_the_leaves_of_a_tree_do_not_answer_alone():
+    config = default()
+    config.objective.average = "last"
+    with pytest.raises(InputError, match=r"logits or probabilities for a tree, .* got 'last'"):
+        build.objective(config, 1.0, 0)

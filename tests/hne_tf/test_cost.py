@@ -2,6 +2,7 @@ import pytest
 
 from hne_tf import cost
 from hne_tf.cost import Cost
+from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import DeployLayers
@@ -90,3 +91,17 @@ def test_equal_blocks_cost_as_many_blocks_as_the_tree_counts(unit, branching):
         assert measured == total([stem] + [block] * (2 * leaves - 1) + [head] * leaves)
     if branching == (8, 1, 1, 1):
         assert measured == total([stem] * leaves + [block] * 4 * leaves + [head] * leaves)
+
+
+def test_an_exit_alone_does_without_the_classifiers_of_the_others():
+    model = TreeEnsemble(BASIC, Exits(2), DeployLayers(), IMAGES)
+    first, second = BY_HAND["basic"]
+    early_head = Cost(4 * 5, 4 * 5 + 5)
+    assert cost.per_size(model, (1, 2), "last") == {
+        1: total([*first, early_head]),
+        2: total([*first, *second]),
+    }
+    assert cost.per_size(model, (1, 2)) == {
+        1: total([*first, early_head]),
+        2: total([*first, early_head, *second]),
+    }

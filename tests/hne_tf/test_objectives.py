@@ -282,7 +282,7 @@ def test_alpha_one_may_be_traded_and_any_may_be_added():
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"combine": "mixed"}, "one of added, traded, got 'mixed'"),
-        ({"average": "median"}, "one of logits, probabilities, got 'median'"),
+        ({"average": "median"}, "one of logits, probabilities, last, got 'median'"),
     ],
 )
 def test_bad_settings_of_distillation(build, settings, message):
@@ -291,7 +291,7 @@ def test_bad_settings_of_distillation(build, settings, message):
 
 
 def test_bad_average_of_subtrees():
-    with pytest.raises(InputError, match="one of logits, probabilities, got 'median'"):
+    with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
         SubtreeLoss(SIZES, "median")
 
 
@@ -299,3 +299,34 @@ def test_bad_average_of_subtrees():
 def test_bad_ramp(steps):
     with pytest.raises(InputError, match=f"1 step or more, got {steps}"):
         LinearRamp(0.5, steps, keras.Variable(0))
+
+
+def test_hierarchical_distillation_from_the_last_is_exit_distillation():
+    """Phuong and Lampert, ICCV 2019: every exit but the last learns from the last one.
+
+    `(1 - a) sum_k CE(f_k, y) + a T^2 sum_{k<K} CE(f_k / T, softmax(f_K / T))`, theirs
+    but for a constant factor.
+    """
+    alpha, temperature = 0.25, 3.0
+    loss = HierarchicalDistillationLoss(
+        range(1, LEAVES + 1),
+        alpha=alpha,
+        temperature=temperature,
+        combine="traded",
+        average="last",
+    )
+    expected = []
+    for label, (*early, last) in zip(LABELS, LEAF_LOGITS, strict=True):
+        labels = -sum(special.log_softmax(logits)[label] for logits in (*early, last))
+        target = special.softmax(last / temperature)
+        distilled = -sum(target @ special.log_softmax(logits / temperature) for logits in early)
+        expected.append((1 - alpha) * labels + alpha * temperature**2 * distilled)
+    np.testing.assert_allclose(loss.call(LABELS, LEAF_LOGITS), expected, rtol=1e-5)
+    with tf.GradientTape() as tape:
+        logits = tf.constant(LEAF_LOGITS)
+        tape.watch(logits)
+        value = tf.reduce_sum(loss.call(LABELS, logits))
+    # The teacher learns from the labels alone.
+    softmax = special.softmax(LEAF_LOGITS[:, -1], axis=-1)
+    from_labels = (1 - alpha) * (softmax - np.eye(CLASSES)[LABELS])
+    np.testing.assert_allclose(tape.gradient(value, logits)[:, -1], from_labels, atol=1e-5)
