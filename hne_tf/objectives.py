@@ -169,6 +169,11 @@ class CoDistillationLoss(_DistillationLoss):
 class HierarchicalDistillationLoss(_DistillationLoss):
     """`D = sum_{b<B} CE(E_{2^b} / T, soft target)`: pulls only the nested sub-ensembles.
 
+    For a network with exits, with all sizes and `average="last"`, the last exit
+    teaches each of those before it: the exit distillation of Phuong and Lampert,
+    "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019, at a constant
+    temperature; theirs is `"traded"`, times a constant factor.
+
     Args:
       sizes: ensemble sizes, `tree.sizes`; the last one is the teacher.
 
