@@ -10,7 +10,7 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import msdnet, resnet
+from hne_tf.models import mobilenet_v2, msdnet, resnet
 from hne_tf.models.ensemble import Architecture, TreeEnsemble
 from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import LayerFactory, TrainingLayers
@@ -18,7 +18,12 @@ from hne_tf.tree import Paths, Tree
 
 # Presets of each architecture; those with exits are single networks.
 _WITH_EXITS = ("multi_exit", "msdnet")
-_PRESETS = {"resnet": resnet.PRESETS, "multi_exit": resnet.PRESETS, "msdnet": msdnet.PRESETS}
+_PRESETS = {
+    "resnet": resnet.PRESETS,
+    "mobilenet_v2": mobilenet_v2.PRESETS,
+    "multi_exit": resnet.PRESETS,
+    "msdnet": msdnet.PRESETS,
+}
 
 
 def tree(config: ml_collections.ConfigDict) -> Paths:

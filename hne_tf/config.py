@@ -22,7 +22,8 @@ def default() -> ml_collections.ConfigDict:
                 "data_dir": "",
                 # Downloads a set that is missing.
                 "download": False,
-                # Pixels a side that pictures of ImageNet or an image folder are resized to.
+                # Pixels a side that pictures are resized to, before augmentation; 0 leaves
+                # them as they are, but those of ImageNet and image folders differ.
                 "image_size": 0,
                 # Of these, the central square with sides of this share of the shorter
                 # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture.
@@ -41,21 +42,26 @@ def default() -> ml_collections.ConfigDict:
                 "train_examples": 0,
             },
             "model": {
-                # resnet: a tree of networks. multi_exit and msdnet: one network, a residual
-                # or a multi-scale dense one, with an exit after each block.
+                # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
+                # network, a residual or a multi-scale dense one, with an exit after each
+                # block.
                 "architecture": "resnet",
                 # Of a tree; networks with exits have none.
                 "branching": (1, 2, 2, 2, 2),
-                # small or large: five blocks of three bottleneck units; five or eleven
-                # blocks of an msdnet.
+                # small or large: five blocks of three bottleneck units; the four blocks
+                # of a mobilenet_v2 in half or in full width; five or eleven blocks of an
+                # msdnet.
                 "preset": "small",
                 # What is set here replaces the preset's: bottleneck or basic
-                # units; width, number of units and first stride of each block.
+                # units; width, number of units and first stride of each block, or of
+                # each of mobilenet_v2's seven stages, which scale their widths.
                 "unit": "",
                 "widths": (),
                 "units": (),
                 "strides": (),
                 "stem_width": 0,
+                "width_multiplier": 0.0,
+                "stem_stride": 0,
                 # Of an msdnet, whose units are layers: see hne_tf/models/msdnet.py.
                 "growth": 0,
                 "scale_factors": (),

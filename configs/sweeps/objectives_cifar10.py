@@ -15,7 +15,6 @@ from configs import cifar10_cpu
 from configs.sweeps import objectives_digits
 from hne_tf.sweeps import plan
 
-
 # The traded form of hierarchical distillation is left to digits, which are cheaper.
 GROUPS = tuple(
     group for group in objectives_digits.OBJECTIVES if group[0] != "hierarchical, traded"

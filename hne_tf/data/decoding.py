@@ -92,9 +92,13 @@ def decode(encoded: tf.Tensor, window: Window, image_size: int) -> tf.Tensor:
         top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
         return image[top : top + height, left : left + width]
 
-    image = tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_whole)
-    image = tf.image.resize(image, [image_size, image_size], antialias=True)
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+    return resize(tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_whole), image_size)
+
+
+def resize(images: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Bilinear and antialiased: uint8 `[…, height, width, channels]` to squares."""
+    resized = tf.image.resize(images, [image_size, image_size], antialias=True)
+    return tf.saturate_cast(tf.round(resized), tf.uint8)
 
 
 def attempt(

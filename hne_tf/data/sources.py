@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from hne_tf.data import image_folder, subsets, tfds_sets
 from hne_tf.data.augmentation import Augmentation
-from hne_tf.data.decoding import Crops
+from hne_tf.data.decoding import Crops, resize
 from hne_tf.data.encoded import EncodedSplit, Readers
 from hne_tf.data.pipeline import SPLITS, DataSet, Split, check_at_least
 from hne_tf.data.tfds_sets import Arrays
@@ -44,10 +44,11 @@ def load(config: config_dict.ConfigDict) -> DataSet:
     if config.name not in _LOADERS:
         raise InputError(f"data.name must be one of {', '.join(_LOADERS)}, got {config.name!r}")
     check_at_least("data.train_examples", config.train_examples, 0)
-    if config.name in _ENCODED:
-        check_at_least(f"data.image_size of {config.name}", config.image_size, 1)
-    else:
-        _check_unset(config, ("image_size", *_CROPS))
+    # Encoded pictures have no size in common.
+    least = int(config.name in _ENCODED)
+    check_at_least(f"data.image_size of {config.name}", config.image_size, least)
+    if config.name not in _ENCODED:
+        _check_unset(config, _CROPS)
     augmentation = Augmentation(config.pad_pixels, config.flip, config.color_jitter)
     class_names, image_shape, splits = _LOADERS[config.name](config)
     if config.color_jitter and image_shape[-1] != 3:
@@ -87,7 +88,7 @@ def _load_digits(config: config_dict.ConfigDict) -> _Loaded:
         name: (images[indices], labels[indices])
         for name, indices in zip(SPLITS, (train, validation, test), strict=True)
     }
-    return tuple(map(str, digits.target_names)), (8, 8, 1), _in_memory(arrays, config)
+    return _in_memory(tuple(map(str, digits.target_names)), arrays, config)
 
 
 def _load_cifar(config: config_dict.ConfigDict) -> _Loaded:
@@ -99,11 +100,13 @@ def _load_cifar(config: config_dict.ConfigDict) -> _Loaded:
         "validation": (images[validation], labels[validation]),
         "test": test,
     }
-    return class_names, (32, 32, 3), _in_memory(arrays, config)
+    return _in_memory(class_names, arrays, config)
 
 
-def _in_memory(arrays: Mapping[str, Arrays], config: config_dict.ConfigDict) -> dict[str, Split]:
-    """Splits that hold their images in host memory."""
+def _in_memory(
+    class_names: tuple[str, ...], arrays: Mapping[str, Arrays], config: config_dict.ConfigDict
+) -> _Loaded:
+    """Splits that hold their images in host memory, and resize those of a batch."""
     splits = {}
     # Pipelines run on the host; on an accelerator they would copy from it.
     with tf.device("CPU:0"):
@@ -111,9 +114,17 @@ def _in_memory(arrays: Mapping[str, Arrays], config: config_dict.ConfigDict) -> 
             if name == "train":
                 kept = subsets.stratified(labels, config.train_examples)
                 images, labels = images[kept], labels[kept]
-            gather = functools.partial(tf.gather, tf.constant(images))
+            gather = functools.partial(_gather, tf.constant(images), config.image_size)
             splits[name] = Split(tf.constant(labels, tf.int32), gather)
-    return splits
+    height, width, channels = arrays["train"][0].shape[1:]
+    shape = (config.image_size or height, config.image_size or width, channels)
+    return class_names, shape, splits
+
+
+def _gather(images: tf.Tensor, image_size: int, indices: tf.Tensor) -> tf.Tensor:
+    """Images of some indices, resized unless `image_size` is 0."""
+    gathered = tf.gather(images, indices)
+    return resize(gathered, image_size) if image_size else gathered
 
 
 def _load_encoded(

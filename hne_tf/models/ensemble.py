@@ -11,6 +11,7 @@ from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.mobilenet_v2 import MobileNetV2
 from hne_tf.models.msdnet import MSDNet
 from hne_tf.models.resnet import ResNet
 from hne_tf.tree import Paths, Tree
@@ -36,7 +37,7 @@ class Architecture(Protocol):
         """Logits `[batch, classes]` of what a block gives."""
 
 
-_ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MSDNet)}
+_ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MobileNetV2, MSDNet)}
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -48,7 +49,8 @@ class TreeEnsemble(keras.Model):
     channels]`; normalisation is part of the graph.
 
     Args:
-      architecture: the network that is cut into blocks, `ResNet(…)` or `MSDNet(…)`.
+      architecture: the network that is cut into blocks: `ResNet(…)`,
+        `MobileNetV2(…)` or `MSDNet(…)`.
       tree: which nodes there are: `Tree(…)` with one branching factor per block, or
         `Exits(…)`, a single network with a classifier after each block.
       layers: factory that builds each unit (`TrainingLayers`, `DeployLayers`).

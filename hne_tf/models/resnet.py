@@ -10,8 +10,8 @@ from collections.abc import Callable
 import keras
 
 from hne_tf.errors import InputError
+from hne_tf.models import settings
 from hne_tf.models.layers import LayerFactory
-from hne_tf.tree import is_positive_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,14 @@ class ResNet:
         if self.unit not in _UNITS:
             raise InputError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
         for field in ("widths", "units", "strides"):
-            values = getattr(self, field)
-            listed = isinstance(values, (tuple, list))
-            if not listed or not values or not all(map(is_positive_integer, values)):
-                raise InputError(f"{field} must be positive integers, got {values}")
-            object.__setattr__(self, field, tuple(values))
+            values = settings.positive_integers(field, getattr(self, field))
+            object.__setattr__(self, field, values)
         if not len(self.widths) == len(self.units) == len(self.strides):
             raise InputError(
                 "widths, units and strides must have one entry per block, got "
                 f"{self.widths}, {self.units} and {self.strides}"
             )
-        if not is_positive_integer(self.stem_width):
-            raise InputError(f"stem_width must be a positive integer, got {self.stem_width}")
+        settings.positive_integer("stem_width", self.stem_width)
 
     @property
     def blocks(self) -> int:

@@ -185,4 +185,6 @@ def test_a_step_on_two_replicas_equals_one_on_the_whole_batch(trained_model, two
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
-        assert np.abs(value - before[name]).max() > 1e-6, f"{name} stood still"
+        # The norm after the next convolution takes out what a linear unit adds to all pixels.
+        if not name.endswith("project/norm/beta"):
+            assert np.abs(value - before[name]).max() > 1e-6, f"{name} stood still"

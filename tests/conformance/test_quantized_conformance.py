@@ -114,8 +114,10 @@ def test_convolutions_and_sums_are_integer_in_every_signature(quantized, convert
                 assert len(kernel.quantization.scale) == channels, (name, kind)
             elif kind in ("FULLY_CONNECTED", "SOFTMAX", "SUM"):
                 assert set(types) - {schema.TensorType.INT32} == {float32}, (name, kind)
-    depthwise = getattr(quantized.architecture, "unit", "") == "bottleneck"
-    assert {"CONV_2D", "SOFTMAX"} | ({"DEPTHWISE_CONV_2D"} if depthwise else set()) <= seen
+    assert {"CONV_2D", "SOFTMAX"} <= seen
+    assert ("DEPTHWISE_CONV_2D" in seen) == any(
+        name.endswith("depthwise_kernel") for name in weights.read(quantized)
+    )
 
 
 def test_the_integer_model_answers_as_the_simulation(

@@ -6,22 +6,31 @@ from hne_tf import build, objectives
 from hne_tf.config import default
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
-from hne_tf.models import msdnet
+from hne_tf.models import mobilenet_v2, msdnet, resnet
 from hne_tf.models.fused import FusedTrainingLayers
 from hne_tf.models.layers import TrainingLayers
+from hne_tf.models.mobilenet_v2 import MobileNetV2
 from hne_tf.models.msdnet import MSDNet
-from hne_tf.models.resnet import PRESETS, ResNet
+from hne_tf.models.resnet import ResNet
 
 
 def test_a_preset_is_the_network_unless_settings_replace_parts_of_it():
     config = default()
     config.model.preset = "large"
-    assert build.architecture(config) == PRESETS["large"]
+    assert build.architecture(config) == resnet.PRESETS["large"]
     config.model.widths = (8,) * 5
     config.model.unit = "basic"
     assert build.architecture(config) == dataclasses.replace(
-        PRESETS["large"], widths=(8,) * 5, unit="basic"
+        resnet.PRESETS["large"], widths=(8,) * 5, unit="basic"
     )
+
+
+def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
+    config = default()
+    config.model.architecture = "mobilenet_v2"
+    assert build.architecture(config) == mobilenet_v2.PRESETS["small"]
+    config.model.update(preset="large", width_multiplier=0.75, units=(1,) * 7, stem_stride=1)
+    assert build.architecture(config) == MobileNetV2(0.75, units=(1,) * 7, stem_stride=1)
 
 
 @pytest.mark.parametrize(

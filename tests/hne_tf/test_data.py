@@ -240,6 +240,34 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
         load(name="cifar100", data_dir=str(tmp_path), download=True)
 
 
+def test_sets_in_memory_are_resized_as_pillow_does_before_augmentation(monkeypatch):
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (5040, 4, 4, 3), np.uint8)
+    images = np.asarray([Image.fromarray(image).resize((32, 32)) for image in small])
+    labels = np.arange(5040) % 4
+    arrays = tuple("abcd"), (images, labels), (images[:8], labels[:8])
+    monkeypatch.setattr(tfds_sets, "read_arrays", lambda config: arrays)
+    for size in (64, 12):
+        dataset = load(name="cifar10", image_size=size)
+        assert dataset.spec.shape == (size, size, 3)
+        got, _ = next(dataset.evaluation_batches("test", 8).as_numpy_iterator())
+        resized = [Image.fromarray(i).resize((size, size), Image.BILINEAR) for i in images[:8]]
+        np.testing.assert_allclose(got, np.asarray(resized, int), atol=2)
+    # A black margin of so many pixels of the resized picture.
+    dataset = load(name="cifar10", image_size=64, pad_pixels=60, train_examples=8)
+    ((got, _),) = batches_of(dataset, 0, 1, batch_size=16)
+    assert got.shape == (16, 64, 64, 3)
+    black = (got == 0).all(axis=(2, 3)).sum(axis=1)
+    assert 32 < black.max() <= 60
+
+
+def test_digits_are_resized_too():
+    dataset = load(image_size=32)
+    assert dataset.spec.shape == (32, 32, 1)
+    got, _ = next(dataset.evaluation_batches("test", 5).as_numpy_iterator())
+    assert got.shape == (5, 32, 32, 1)
+
+
 @pytest.mark.skipif("HNE_TFDS_DIR" not in os.environ, reason="HNE_TFDS_DIR holds no CIFAR-10")
 def test_real_cifar10():
     dataset = load(name="cifar10", data_dir=os.environ["HNE_TFDS_DIR"], pad_pixels=4, flip=True)
@@ -347,7 +375,7 @@ def test_one_image_per_class_leaves_no_validation(tmp_path):
     [
         ({"name": "mnist"}, "digits, cifar10, cifar100, imagenet2012, image_folder, got 'mnist'"),
         ({"pad_pixels": -1}, "data.pad_pixels must be at least 0, got -1"),
-        ({"image_size": 8}, "must be 0 for digits, got 8"),
+        ({"image_size": -1}, "data.image_size of digits must be at least 0, got -1"),
         ({"central_crop": 0.5}, "central_crop is for imagenet2012 and image_folder .* got 0.5"),
         ({"color_jitter": 0.4}, "color_jitter is for coloured images .* 0 for digits, got 0.4"),
         ({"name": "image_folder", "data_dir": "x"}, "image_size .* at least 1, got 0"),

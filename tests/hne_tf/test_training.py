@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
         ("model__branching", (1, 2), r"one factor for each of the 3 blocks, got \(1, 2\)"),
         ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
         ("model__preset", "huge", "preset must be one of small, large, got 'huge'"),
-        ("model__architecture", "vgg", "architecture must be resnet, got 'vgg'"),
+        ("model__architecture", "vgg", "architecture must be one of resnet, .*, got 'vgg'"),
         ("distribution__synchronized_norm", "maybe", "auto, on or off, got 'maybe'"),
         ("distribution__logical_devices", 0, "logical_devices must be 1 or more, got 0"),
     ],

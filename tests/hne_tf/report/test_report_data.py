@@ -122,5 +122,5 @@ def test_older_and_damaged_evaluations_are_refused(tmp_path):
     with pytest.raises(InputError, match="must be readable JSON"):
         data.read_evaluation(workdir)
     workdir.evaluation_path("test").write_text('{"sizes": [{"size": 1, "accuracy": 1.0}]}')
-    with pytest.raises(InputError, match="got none of nll, .*, reliability"):
+    with pytest.raises(InputError, match=r"got none of nll, .*, reliability"):
         data.read_evaluation(workdir)
