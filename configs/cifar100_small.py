@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.flip = True
     config.model.preset = "small"
     config.model.branching = (1, 2, 2, 2, 2)
+    config.optimizer.learning_rate = 0.1
     config.training.epochs = 300.0
     config.training.batch_size = 128
     return config

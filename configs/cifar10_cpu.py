@@ -24,5 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.units = (1, 1, 1, 1)
     config.model.strides = (1, 2, 1, 2)
     config.objective.ramp_epochs = 4.0
+    config.optimizer.learning_rate = 0.1
     config.training.epochs = 22.0
     return config

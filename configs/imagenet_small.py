@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.branching = (1, 2, 2, 2)
     config.optimizer.warmup_epochs = 5.0
     config.optimizer.weight_decay = 4e-5
+    config.optimizer.learning_rate = 0.1
     config.training.epochs = 90.0
     config.training.batch_size = 256
     return config

@@ -69,6 +69,7 @@ def default() -> ml_collections.ConfigDict:
                 "reduction": 0.0,
                 "head_width": 0,
             },
+            # Of the objective and the learning rate: what results/grid_digits.md shows to be best.
             "objective": {
                 # independent, subtree, codistillation or hierarchical.
                 "name": "hierarchical",
@@ -82,7 +83,7 @@ def default() -> ml_collections.ConfigDict:
                 "average": "logits",
             },
             "optimizer": {
-                "learning_rate": 0.1,
+                "learning_rate": 0.2,
                 "warmup_epochs": 1.0,
                 "momentum": 0.9,
                 "weight_decay": 5e-4,

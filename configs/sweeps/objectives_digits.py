@@ -47,9 +47,6 @@ def base() -> ml_collections.ConfigDict:
     config.model.widths = (16, 16, 32, 32)
     config.model.units = (1, 1, 1, 1)
     config.model.strides = (1, 2, 1, 1)
-    config.objective.alpha = 0.5
-    config.objective.temperature = 2.0
-    config.optimizer.learning_rate = 0.2
     config.training.epochs = 60.0
     config.training.batch_size = 32
     # An epoch is five steps, shorter than saving or validating takes.
