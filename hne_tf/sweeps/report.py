@@ -10,12 +10,15 @@ import matplotlib
 from hne_tf.config import default, differences
 from hne_tf.files import replacing
 from hne_tf.sweeps import comparison
-from hne_tf.sweeps.plan import Sweep
+from hne_tf.sweeps.plan import Run, Sweep
 from hne_tf.sweeps.store import Evaluations
 from hne_tf.tables import aligned
 
 # Figures of a run that are one number each; those per size come under `accuracy`.
 _SINGLE_FIGURES = ("mean_leaf_accuracy", "gain", "disagreement", "train_accuracy")
+
+# Networks with exits are shown in both ways in which they answer.
+_EXITS_ANSWER = {"last": "each exit alone", "logits": "exits together"}
 
 
 def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dict[str, Any]:
@@ -27,46 +30,68 @@ def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dic
         runs that failed are missing.
 
     Returns:
-      `title`, `split`, `seeds` and `groups`: per group its `name`, `overrides`,
+      `title`, `split`, `seeds` and `groups`: per group, or per group and way in
+      which its exits answer, its `name`, `overrides`,
       `multiply_adds` per size, `runs` with the figures of each, and `mean` and
       `deviation` (of the sample; None for a single run) of those figures:
       `accuracy` per size, `mean_leaf_accuracy`, and at full size `gain` over
       the mean leaf, `disagreement` and `train_accuracy`.
     """
-    digests = {(run.group, run.seed): run.digest for run in sweep.runs}
     groups = []
     for name, overrides in sweep.groups.items():
-        runs, multiply_adds = [], {}
-        for seed in sweep.seeds:
-            evaluations = found.get((name, seed))
-            if evaluations is None:
-                continue
-            rows = evaluations[sweep.split]["sizes"]
-            mean_leaf = evaluations[sweep.split]["mean_leaf_accuracy"]
-            multiply_adds = {str(row["size"]): row["multiply_adds"] for row in rows}
-            runs.append(
+        made = {
+            run: found[name, run.seed]
+            for run in sweep.runs
+            if run.group == name and (name, run.seed) in found
+        }
+        some = next(iter(made.values()), {}).get(sweep.split, {})
+        for average in some.get("sizes_by_average") or (None,):
+            groups.append(
                 {
-                    "seed": seed,
-                    "digest": digests[name, seed],
-                    "accuracy": {str(row["size"]): row["accuracy"] for row in rows},
-                    "mean_leaf_accuracy": mean_leaf,
-                    "gain": rows[-1]["accuracy"] - mean_leaf,
-                    "disagreement": rows[-1]["disagreement"],
-                    "train_accuracy": evaluations["train"]["sizes"][-1]["accuracy"],
+                    "name": name if average is None else f"{name}, {_EXITS_ANSWER[average]}",
+                    "overrides": dict(overrides),
+                    **_figures(made, sweep.split, average),
                 }
             )
-        groups.append(
-            {
-                "name": name,
-                "overrides": dict(overrides),
-                "multiply_adds": multiply_adds,
-                "runs": runs,
-                "mean": _over_runs(statistics.fmean, runs) if runs else None,
-                "deviation": _over_runs(statistics.stdev, runs) if len(runs) > 1 else None,
-            }
-        )
     seeds = list(sweep.seeds)
     return {"title": sweep.title, "split": sweep.split, "seeds": seeds, "groups": groups}
+
+
+def _figures(made: Mapping[Run, Evaluations], split: str, average: str | None) -> dict[str, Any]:
+    """What a group's runs measured, each and together.
+
+    Args:
+      made: evaluations by run.
+      split: the sweep's.
+      average: how exits answer; None for the way that the run itself has.
+    """
+    runs, multiply_adds = [], {}
+    for run, evaluations in made.items():
+        rows, train_rows = (
+            evaluations[each]["sizes_by_average"][average]
+            if average
+            else evaluations[each]["sizes"]
+            for each in (split, "train")
+        )
+        mean_leaf = evaluations[split]["mean_leaf_accuracy"]
+        multiply_adds = {str(row["size"]): row["multiply_adds"] for row in rows}
+        runs.append(
+            {
+                "seed": run.seed,
+                "digest": run.digest,
+                "accuracy": {str(row["size"]): row["accuracy"] for row in rows},
+                "mean_leaf_accuracy": mean_leaf,
+                "gain": rows[-1]["accuracy"] - mean_leaf,
+                "disagreement": rows[-1]["disagreement"],
+                "train_accuracy": train_rows[-1]["accuracy"],
+            }
+        )
+    return {
+        "multiply_adds": multiply_adds,
+        "runs": runs,
+        "mean": _over_runs(statistics.fmean, runs) if runs else None,
+        "deviation": _over_runs(statistics.stdev, runs) if len(runs) > 1 else None,
+    }
 
 
 def _over_runs(statistic: Any, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

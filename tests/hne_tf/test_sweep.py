@@ -193,6 +193,23 @@ def test_figures_are_means_and_sample_deviations(tmp_path):
     ]
 
 
+def test_networks_with_exits_are_shown_in_both_ways_in_which_they_answer(tmp_path):
+    sweep, store = plan.parse(described(seeds=(0,))), Store(tmp_path)
+    rows = [{"size": 1, "accuracy": 0.6, "disagreement": 0.0, "multiply_adds": 900}]
+    by_average = {"last": rows, "logits": [{**rows[0], "accuracy": 0.8, "multiply_adds": 1000}]}
+    run = sweep.runs[0]
+    found = {(run.group, 0): evaluated(store, run, {1: 0.6}, sizes_by_average=by_average)}
+    alone, together, tree = report.summarise(sweep, found)["groups"]
+    assert (alone["name"], together["name"]) == (
+        "independent, each exit alone",
+        "independent, exits together",
+    )
+    assert (alone["mean"]["accuracy"], alone["multiply_adds"]) == ({"1": 0.6}, {"1": 900})
+    assert (together["mean"]["accuracy"], together["multiply_adds"]) == ({"1": 0.8}, {"1": 1000})
+    assert together["mean"]["train_accuracy"] == 0.8
+    assert (tree["name"], tree["runs"]) == ("hierarchical", [])
+
+
 def test_one_run_has_no_deviation(tmp_path):
     summary = summary_of([{1: 0.6}], (0, 1), tmp_path)
     assert cells(report.markdown(summary).splitlines()[2]) == [
