@@ -1,0 +1,37 @@
+"""Pages of results say what was measured: tables are those of the figures beside them."""
+
+import json
+import pathlib
+
+import pytest
+
+from hne_tf.sweeps import report
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+SWEEPS = sorted(path.with_suffix(".md") for path in RESULTS.glob("*.json"))
+# Pages in words, whose tables are copied from pages that a command has written.
+IN_WORDS = [RESULTS / "objectives.md", RESULTS / "architectures.md"]
+
+
+def rows(page):
+    return [line for line in page.read_text().splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", SWEEPS, ids=lambda page: page.stem)
+def test_the_table_of_a_sweep_is_that_of_its_runs(page):
+    summary = json.loads(page.with_suffix(".json").read_text())
+    assert report.markdown(summary) in page.read_text()
+    assert all(group["runs"] for group in summary["groups"])
+
+
+@pytest.mark.parametrize("page", IN_WORDS, ids=lambda page: page.stem)
+def test_tables_in_words_are_copied(page):
+    measured = {line for sweep in SWEEPS for line in rows(sweep)}
+    assert set(rows(page)) <= measured
+    assert len(rows(page)) > 5
+
+
+def test_the_index_names_every_page():
+    index = (RESULTS / "README.md").read_text()
+    missing = [page.name for page in RESULTS.glob("*.md") if f"({page.name})" not in index]
+    assert missing == ["README.md"]
