@@ -11,7 +11,10 @@ import tensorflow as tf
 
 from hne_tf.averaging import add, answer, contribution, leaves
 from hne_tf.errors import InputError
+from hne_tf.models import weights
 from hne_tf.models.ensemble import Activation, TreeEnsemble
+from hne_tf.models.layers import DeployLayers
+from hne_tf.models.served import ServedLayers
 from hne_tf.tree import Step
 
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
@@ -23,7 +26,7 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
     `ensemble_<n>` maps `images`, uint8 `[batch, height, width, channels]`, to
     `logits` and `probabilities`, float32 `[batch, classes]`; `serving_default`
     is the full ensemble. `step_<n>` goes from n - 1 to n leaves, see
-    `step_signature`.
+    `step_signature`. All may be called from several threads at once.
 
     Args:
       model: built by the deploy factory.
@@ -37,6 +40,9 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
         raise InputError(f"sizes must be different ensemble sizes, got {tuple(sizes)}")
     for size in sizes:
         model.tree.check_size(size)
+    # The rounding of quantised layers keeps sums and convolutions apart by itself.
+    if type(model.factory) is DeployLayers:
+        model = _served(model)
     full = model.tree.leaves
     ensembles = {
         f"ensemble_{size}": ensemble_signature(model, size, average)
@@ -46,16 +52,23 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
     return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
 
 
+def _served(model: TreeEnsemble) -> TreeEnsemble:
+    """The same model as `ServedLayers` builds it."""
+    copy = TreeEnsemble(model.architecture, model.tree, ServedLayers(), model.images, model.name)
+    weights.load(copy, weights.read(model))
+    return copy
+
+
 def ensemble_signature(
     model: TreeEnsemble, size: int, average: str
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """The answer of size `size` in one call, which computes what it needs and no more."""
     answering = leaves(size, average)
-    network, weights = model.of_leaves(answering), _values(model.nodes_of(answering))
+    network, values = model.of_leaves(answering), _values(model.nodes_of(answering))
 
     @tf.function(input_signature=[_images(model)])
     def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        with _constants(weights):
+        with _constants(values):
             leaf_logits = network(_checked(images), training=False)
         running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
         logits, probabilities = answer(running_sum, size, average)
@@ -79,7 +92,7 @@ def step_signature(
         block: model.node_models[block][node]
         for block, node in enumerate(step.nodes, start=step.branch_block)
     }
-    weights = _values(nodes.values())
+    values = _values(nodes.values())
     start = _start(model, step)
     inputs = [step_input(model, step)]
     if step.size > 1:
@@ -92,7 +105,7 @@ def step_signature(
         x = _checked(x)
         x = model.normalise(x) if step.branch_block == 0 else _unpacked(x, start)
         outputs = {}
-        with _constants(weights):
+        with _constants(values):
             for block, node in nodes.items():
                 x = node(x, training=False)
                 if block in step.cached_blocks:
@@ -171,14 +184,14 @@ def _values(nodes: Iterable[keras.Model]) -> list[tuple[keras.Variable, np.ndarr
     return [(variable, variable.numpy()) for node in nodes for variable in node.variables]
 
 
-def _constants(weights: list[tuple[keras.Variable, np.ndarray]]) -> keras.StatelessScope:
+def _constants(values: list[tuple[keras.Variable, np.ndarray]]) -> keras.StatelessScope:
     """A scope in which variables are constants of the graph that is traced.
 
     Reading hundreds of small variables takes longer than computing with them:
     for one image, half of the answer's time. The price is size: a weight is
     stored once per signature that uses it, about three times in all.
     """
-    return keras.StatelessScope([(variable, tf.constant(value)) for variable, value in weights])
+    return keras.StatelessScope([(variable, tf.constant(value)) for variable, value in values])
 
 
 def _checked(x: tf.Tensor) -> tf.Tensor:

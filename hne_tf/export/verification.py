@@ -10,7 +10,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
 
     Raises:
       InputError: on any difference above `TOLERANCE` or anything in the graph
-        that stock TF Serving on a CPU refuses.
+        that stock TF Serving on a CPU refuses or computes wrongly under load.
     """
     reference = folder / "verification.npz"
     np.savez(reference, images=images, leaf_logits=leaf_logits)
@@ -93,6 +93,13 @@ def _convolution_findings(name: str, node: Any, shapes: dict[str, Any]) -> Itera
         yield f"{node.name} in {name} is a grouped convolution"
 
 
+def kernel_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
+    """What an optimised graph gets wrong for several requests at a time, see `models.served`."""
+    for node in graph_def.node:
+        if node.op.endswith("FusedConv2D") and b"Add" in node.attr["fused_ops"].list.s:
+            yield f"{node.name} adds in place, which is not safe for two requests at a time"
+
+
 def answer_findings(
     session: tf.compat.v1.Session,
     signatures: dict[str, meta_graph_pb2.SignatureDef],
@@ -100,7 +107,10 @@ def answer_findings(
     images: np.ndarray,
     leaf_logits: np.ndarray,
 ) -> Iterator[str]:
-    """Differences between the signatures' answers and plain NumPy on the live leaf logits."""
+    """Differences of the signatures' answers from plain NumPy on the live leaf logits.
+
+    And what in the graphs that ran must not run for several requests at a time.
+    """
     average = manifest["average"]
     listed = {entry["name"] for entry in manifest["signatures"]}
     listed |= {step["signature"] for step in manifest["steps"]}
@@ -108,7 +118,7 @@ def answer_findings(
         yield f"{name} is not in both the manifest and the model"
     for entry in manifest["signatures"]:
         name, size = entry["name"], entry["size"]
-        answer = _run(session, signatures[name], {"images": images})
+        answer = yield from _run(session, signatures[name], {"images": images})
         expected = expected_answer(leaf_logits, size, average)
         yield from _differences(name, answer, expected, {"logits", "probabilities"})
     known: dict[str, np.ndarray] = {"images": images}
@@ -116,7 +126,7 @@ def answer_findings(
         inputs = {step["input"]: known[step["starts_from"]]}
         if step["size"] > 1:
             inputs["running_sum"] = known["running_sum"]
-        answer = _run(session, signatures[step["signature"]], inputs)
+        answer = yield from _run(session, signatures[step["signature"]], inputs)
         known |= answer
         expected = expected_answer(leaf_logits, step["size"], average)
         outputs = {"running_sum", "probabilities", *step["caches"]}
@@ -147,10 +157,16 @@ def _run(
     session: tf.compat.v1.Session,
     signature: meta_graph_pb2.SignatureDef,
     inputs: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
+) -> Generator[str, None, dict[str, np.ndarray]]:
+    """Gives the findings of the graph that ran, and returns the outputs by name."""
     feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
     fetches = {name: tensor.name for name, tensor in signature.outputs.items()}
-    return session.run(fetches, feeds)
+    options = tf.compat.v1.RunOptions(output_partition_graphs=True)
+    ran = tf.compat.v1.RunMetadata()
+    outputs = session.run(fetches, feeds, options, ran)
+    for graph in ran.partition_graphs:
+        yield from kernel_findings(graph)
+    return outputs
 
 
 def _differences(

@@ -155,6 +155,10 @@ def _factory(name: str) -> type[LayerFactory]:
         from hne_tf.models.fused import FusedTrainingLayers
 
         return FusedTrainingLayers
+    if name == "ServedLayers":
+        from hne_tf.models.served import ServedLayers
+
+        return ServedLayers
     return {factory.__name__: factory for factory in (TrainingLayers, DeployLayers)}[name]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.framework import test_util
 from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf import cost, evaluation, trained
@@ -11,6 +12,7 @@ from hne_tf.errors import InputError
 from hne_tf.export import exporter, signatures
 from hne_tf.export.manifest import MANIFEST
 from hne_tf.export.warmup import WARM_UP
+from hne_tf.models.layers import DeployLayers
 
 
 @pytest.fixture(scope="module")
@@ -161,5 +163,13 @@ def test_a_model_that_answers_otherwise_is_not_published(run, monkeypatch, tmp_p
     folding_fold = exporter.folding.fold
     monkeypatch.setattr(exporter.folding, "fold", damaged)
     with pytest.raises(InputError, match=r"export refused.*ensemble_4"):
+        exporter.export(run, tmp_path / "tiny", report=lambda line: None)
+    assert list((tmp_path / "tiny").iterdir()) == []
+
+
+@pytest.mark.skipif(not test_util.IsMklEnabled(), reason="TensorFlow runs without oneDNN here")
+def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
+    with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):
         exporter.export(run, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []

@@ -1,9 +1,12 @@
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import test_util
 
 from hne_tf.export import verification
+from hne_tf.models.served import Opaque
 
 
 def graph_of(function, folder):
@@ -56,3 +59,37 @@ def test_an_op_that_tensorflow_does_not_have_is_found(tmp_path, place):
     findings = list(verification.graph_findings(graph))
     assert len(findings) == 1
     assert "MyOwnOp" in findings[0]
+
+
+def optimised(function):
+    """The graphs in which TensorFlow runs a function of an activation [2, 8, 8, 4]."""
+    ran = tf.compat.v1.RunMetadata()
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        activation = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 4])
+        session.run(
+            # What is fed may have any shape, and a sum of unknown shapes is not fused.
+            function(tf.ensure_shape(activation, activation.shape)),
+            {activation: np.ones([2, 8, 8, 4], np.float32)},
+            tf.compat.v1.RunOptions(output_partition_graphs=True),
+            ran,
+        )
+    return list(ran.partition_graphs)
+
+
+def residual(x, keep=lambda x: x):
+    y = tf.nn.bias_add(tf.nn.conv2d(x, tf.ones([3, 3, 4, 4]), 1, "SAME"), tf.ones([4]))
+    return tf.nn.relu(keep(y) + x)
+
+
+@pytest.mark.skipif(not test_util.IsMklEnabled(), reason="TensorFlow runs without oneDNN here")
+def test_a_sum_that_a_convolution_computes_in_place_is_found():
+    graphs = optimised(residual)
+    findings = [line for graph in graphs for line in verification.kernel_findings(graph)]
+    assert len(findings) == 1
+    assert "adds in place" in findings[0]
+
+
+def test_a_sum_of_what_is_opaque_passes():
+    graphs = optimised(lambda x: residual(x, Opaque()))
+    assert [line for graph in graphs for line in verification.kernel_findings(graph)] == []
+    assert any("FusedConv2D" in node.op for graph in graphs for node in graph.node)
