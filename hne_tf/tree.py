@@ -79,6 +79,14 @@ class Paths(abc.ABC):
     def has_layers(self, block: int, node: int) -> bool:
         """Whether the node computes block number `block` of a network, not its classifier alone."""
 
+    def groups(self, block: int) -> list[tuple[int, ...]]:
+        """The nodes of `block`, those together that compute the same layers."""
+        alike: dict[tuple[bool, bool], list[int]] = {}
+        for node in range(self.nodes(block)):
+            kind = (self.is_leaf(block, node), self.has_layers(block, node))
+            alike.setdefault(kind, []).append(node)
+        return [tuple(nodes) for nodes in alike.values()]
+
     def check_size(self, size: int) -> None:
         """Raises `InputError` unless `size` is a number of leaves of this tree."""
         if not is_positive_integer(size) or size > self.leaves:

@@ -10,6 +10,7 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
+from hne_tf.models.grouped import GroupedLayers
 from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
 from hne_tf.models.mobilenet_v2 import MobileNetV2
 from hne_tf.models.msdnet import MSDNet
@@ -18,6 +19,10 @@ from hne_tf.tree import Paths, Tree
 
 # What a block gives to the next: a tensor, or a list of one per scale.
 Activation = Any
+
+
+# Places `(block, node)` in the tree, and the sub-network that computes their nodes.
+Network = tuple[tuple[tuple[int, int], ...], keras.Model]
 
 
 class Architecture(Protocol):
@@ -75,13 +80,8 @@ class TreeEnsemble(keras.Model):
         images: ImageSpec,
         name: str = "hne",
     ) -> None:
-        _check_blocks(architecture, tree)
-        inputs = keras.Input(images.shape, dtype="uint8", name="images")
-        normalise = keras.layers.Rescaling(
-            [1.0 / std for std in images.std],
-            [-mean / std for mean, std in zip(images.mean, images.std, strict=True)],
-            name="normalise",
-        )
+        check_blocks(architecture, tree)
+        inputs, normalise = images_and_normalisation(images)
         x = normalise(inputs)
         nodes = _build_nodes(architecture, tree, layers, x, len(images.class_names))
         super().__init__(inputs, _leaf_logits(tree, nodes, x, range(tree.leaves)), name=name)
@@ -94,27 +94,22 @@ class TreeEnsemble(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` builds the same model from, as plain values."""
-        return {
-            "architecture": type(self.architecture).__name__,
-            "architecture_settings": dataclasses.asdict(self.architecture),
-            **dataclasses.asdict(self.tree),
-            "factory": type(self.factory).__name__,
-            "factory_settings": dataclasses.asdict(self.factory),
-            "images": dataclasses.asdict(self.images),
-            "name": self.name,
-        }
+        return settings_of(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "TreeEnsemble":
         """Builds the model that `get_config` describes, untrained."""
         del custom_objects
-        return cls(
-            _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
-            Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
-            _factory(config["factory"])(**config["factory_settings"]),
-            ImageSpec(**config["images"]),
-            config["name"],
-        )
+        return cls(*described(config))
+
+    @property
+    def networks(self) -> list[Network]:
+        """The sub-networks, each with the place of its node."""
+        return [
+            (((block, node),), network)
+            for block, row in enumerate(self.node_models)
+            for node, network in enumerate(row)
+        ]
 
     def prefix(self, size: int) -> keras.Model:
         """The model of the first `size` leaves: only their nodes, the same weights.
@@ -144,6 +139,32 @@ class TreeEnsemble(keras.Model):
         return [self.node_models[block][node] for block, node in self.tree.nodes_of(leaves)]
 
 
+def settings_of(model: Any) -> dict[str, Any]:
+    """What `described` turns back into the arguments that a model was made with."""
+    return {
+        "architecture": type(model.architecture).__name__,
+        "architecture_settings": dataclasses.asdict(model.architecture),
+        **dataclasses.asdict(model.tree),
+        "factory": type(model.factory).__name__,
+        "factory_settings": dataclasses.asdict(model.factory),
+        "images": dataclasses.asdict(model.images),
+        "name": model.name,
+    }
+
+
+def described(
+    config: dict[str, Any],
+) -> tuple[Architecture, Paths, LayerFactory, ImageSpec, str]:
+    """The arguments of a model that `settings_of` describes."""
+    return (
+        _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
+        Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
+        _factory(config["factory"])(**config["factory_settings"]),
+        ImageSpec(**config["images"]),
+        config["name"],
+    )
+
+
 def _factory(name: str) -> type[LayerFactory]:
     """The layer factory of this class name."""
     # These need TensorFlow itself, and are loaded only for a model that has them.
@@ -151,15 +172,29 @@ def _factory(name: str) -> type[LayerFactory]:
         from hne_tf.models.quantized import QuantizedLayers
 
         return QuantizedLayers
-    if name == "FusedTrainingLayers":
-        from hne_tf.models.fused import FusedTrainingLayers
+    if name.startswith("Fused"):
+        from hne_tf.models import fused
 
-        return FusedTrainingLayers
+        return {
+            factory.__name__: factory
+            for factory in (fused.FusedTrainingLayers, fused.FusedGroupedLayers)
+        }[name]
     if name == "ServedLayers":
         from hne_tf.models.served import ServedLayers
 
         return ServedLayers
-    return {factory.__name__: factory for factory in (TrainingLayers, DeployLayers)}[name]
+    factories = (TrainingLayers, DeployLayers, GroupedLayers)
+    return {factory.__name__: factory for factory in factories}[name]
+
+
+def images_and_normalisation(images: ImageSpec) -> tuple[keras.KerasTensor, keras.Layer]:
+    """The input of uint8 images, and the layer that normalises them."""
+    normalise = keras.layers.Rescaling(
+        [1.0 / std for std in images.std],
+        [-mean / std for mean, std in zip(images.mean, images.std, strict=True)],
+        name="normalise",
+    )
+    return keras.Input(images.shape, dtype="uint8", name="images"), normalise
 
 
 def node_output(
@@ -180,7 +215,7 @@ def node_output(
     return architecture.head(layers, x, classes) if tree.is_leaf(*place) else x
 
 
-def _check_blocks(architecture: Architecture, tree: Paths) -> None:
+def check_blocks(architecture: Architecture, tree: Paths) -> None:
     """Raises `InputError` unless the tree has the network's blocks."""
     if isinstance(tree, Exits):
         if architecture.blocks != tree.exits:
@@ -203,21 +238,21 @@ def _build_nodes(
         row = []
         for node in range(tree.nodes(block)):
             given = nodes[-1][tree.parent(block, node)].output if nodes else images
-            x = _inputs_like(given)
+            x = inputs_like(given)
             y = node_output(architecture, tree, layers, (block, node), x, classes)
             row.append(keras.Model(x, y, name=f"block{block}.node{node}"))
         nodes.append(row)
     return nodes
 
 
-def _inputs_like(activation: Activation) -> Activation:
+def inputs_like(activation: Activation) -> Activation:
     """Inputs of the shapes of an activation."""
     if isinstance(activation, list):
         return [
-            keras.Input(each.shape[1:], name=f"activation{index}")
+            keras.Input(each.shape[1:], dtype=each.dtype, name=f"activation{index}")
             for index, each in enumerate(activation)
         ]
-    return keras.Input(activation.shape[1:], name="activation")
+    return keras.Input(activation.shape[1:], dtype=activation.dtype, name="activation")
 
 
 def _leaf_logits(tree: Paths, nodes: list[list[keras.Model]], x: Any, leaves: range) -> Any:

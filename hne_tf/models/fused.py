@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from hne_tf.errors import InputError
+from hne_tf.models.grouped import GroupedLayers
 from hne_tf.models.layers import TrainingLayers
 
 
@@ -55,3 +56,8 @@ class FusedTrainingLayers(TrainingLayers):
         super().__post_init__()
         if self.synchronized:
             raise InputError("fused batch norms cannot be synchronised, got synchronized=True")
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedGroupedLayers(FusedTrainingLayers, GroupedLayers):
+    """`GroupedLayers` with fused batch norms; one kernel for the norms of all nodes."""

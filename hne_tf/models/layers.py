@@ -17,6 +17,9 @@ from hne_tf.errors import InputError
 # Shared with folding, which needs it to turn a batch norm into a bias.
 NORM_EPSILON = 1e-3
 
+# Keras's names of what layers compute in; variables are float32 in both.
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
 
 class LayerFactory(Protocol):
     """Layers that a block is written in; activations are `[batch, height, width, channels]`."""
@@ -64,6 +67,11 @@ class LayerFactory(Protocol):
 class _KerasLayers:
     """The layers without weights, the same in every Keras 3 factory."""
 
+    @property
+    def _policy(self) -> str:
+        """Keras's name for the type of activations and weights."""
+        return "float32"
+
     def entry(self, x: KerasTensor, name: str) -> KerasTensor:
         del name
         return x
@@ -71,14 +79,17 @@ class _KerasLayers:
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
     ) -> KerasTensor:
-        x = keras.layers.Add(name=name)(inputs)
-        return keras.layers.Activation(activation, name=f"{name}.activation")(x)
+        x = keras.layers.Add(dtype=self._policy, name=name)(inputs)
+        return self._activate(x, name, activation)
 
     def concat(self, inputs: list[KerasTensor], name: str) -> KerasTensor:
-        return keras.layers.Concatenate(name=name)(inputs)
+        return keras.layers.Concatenate(dtype=self._policy, name=name)(inputs)
 
     def pool(self, x: KerasTensor, name: str) -> KerasTensor:
-        return keras.layers.GlobalAveragePooling2D(name=name)(x)
+        return keras.layers.GlobalAveragePooling2D(dtype="float32", name=name)(x)
+
+    def _activate(self, x: KerasTensor, name: str, activation: str | None) -> KerasTensor:
+        return keras.layers.Activation(activation, dtype=self._policy, name=f"{name}.activation")(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +104,20 @@ class TrainingLayers(_KerasLayers):
       weight_decay: coefficient of the penalty's gradient, 0 for none.
       norm_momentum: share of the moving statistics kept at each step.
       synchronized: whether batch statistics are taken over all replicas.
+      precision: `"float32"`, or `"bfloat16"` for the activations of blocks and what
+        kernels are rounded to there; weights, statistics, pooling and classifiers
+        stay in float32.
       batch_normalization: Keras's layer, or one that computes the same.
 
     Raises:
-      InputError: for a negative weight decay or a momentum outside (0, 1).
+      InputError: for a negative weight decay, a momentum outside (0, 1) or an
+        unknown precision.
     """
 
     weight_decay: float = 0.0
     norm_momentum: float = 0.9
     synchronized: bool = False
+    precision: str = "float32"
     batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
         keras.layers.BatchNormalization
     )
@@ -111,6 +127,14 @@ class TrainingLayers(_KerasLayers):
             raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         if not 0 < self.norm_momentum < 1:
             raise InputError(f"norm_momentum must lie between 0 and 1, got {self.norm_momentum}")
+        if self.precision not in _POLICIES:
+            raise InputError(
+                f"precision must be one of {', '.join(_POLICIES)}, got {self.precision!r}"
+            )
+
+    @property
+    def _policy(self) -> str:
+        return _POLICIES[self.precision]
 
     def conv(
         self,
@@ -130,6 +154,7 @@ class TrainingLayers(_KerasLayers):
             use_bias=False,
             kernel_initializer="he_normal",
             kernel_regularizer=self._penalty(),
+            dtype=self._policy,
             name=name,
         )(x)
         return self._normalise(x, name, activation, zero_gamma)
@@ -153,6 +178,7 @@ class TrainingLayers(_KerasLayers):
                 stddev=(2.0 / kernel_size**2) ** 0.5
             ),
             depthwise_regularizer=self._penalty(),
+            dtype=self._policy,
             name=name,
         )(x)
         return self._normalise(x, name, activation, zero_gamma=False)
@@ -162,6 +188,7 @@ class TrainingLayers(_KerasLayers):
             classes,
             kernel_initializer="he_normal",
             kernel_regularizer=self._penalty(),
+            dtype="float32",
             name=name,
         )(x)
 
@@ -176,9 +203,10 @@ class TrainingLayers(_KerasLayers):
             epsilon=NORM_EPSILON,
             gamma_initializer="zeros" if zero_gamma else "ones",
             synchronized=self.synchronized,
+            dtype=self._policy,
             name=f"{name}.norm",
         )(x)
-        return keras.layers.Activation(activation, name=f"{name}.activation")(x)
+        return self._activate(x, name, activation)
 
 
 @dataclasses.dataclass(frozen=True)

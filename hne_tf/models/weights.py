@@ -6,7 +6,7 @@ name tells how its channels lie.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -14,19 +14,35 @@ import numpy as np
 from hne_tf.errors import InputError
 from hne_tf.files import replacing
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 
 CanonicalWeights = Mapping[str, np.ndarray]
+Ensemble = TreeEnsemble | GroupedEnsemble
+
+
+def parts(model: Ensemble) -> list[tuple[tuple[str, ...], keras.Variable]]:
+    """The model's weights, each with the canonical names of what it holds.
+
+    A weight of a grouped model has a name for each of its nodes and holds theirs,
+    as many as there are names, one after the other along the first axis.
+    """
+    return [
+        (tuple(canonical_name(f"block{b}.node{n}", layer, variable) for b, n in places), variable)
+        for places, network in model.networks
+        for layer in network.layers
+        for variable in layer.weights
+    ]
+
+
+def split(value: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What each name of a weight, see `parts`, stands for in its value or gradient."""
+    values = [value] if len(names) == 1 else np.split(value, len(names))
+    return dict(zip(names, values, strict=True))
 
 
 def variables(model: TreeEnsemble) -> dict[str, keras.Variable]:
-    """The model's weights by canonical name, in the tree's order."""
-    return {
-        canonical_name(node.name, layer, variable): variable
-        for row in model.node_models
-        for node in row
-        for layer in node.layers
-        for variable in layer.weights
-    }
+    """The weights of a model that is not grouped by canonical name, in the tree's order."""
+    return {name: variable for (name,), variable in parts(model)}
 
 
 def canonical_name(node: str, layer: keras.Layer, variable: keras.Variable) -> str:
@@ -37,30 +53,35 @@ def canonical_name(node: str, layer: keras.Layer, variable: keras.Variable) -> s
     return f"{node}.{layer.name}".replace(".", "/") + f"/{kind}"
 
 
-def read(model: TreeEnsemble) -> dict[str, np.ndarray]:
+def read(model: Ensemble) -> dict[str, np.ndarray]:
     """Copies of the model's weights by canonical name."""
     return {
-        name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()
+        name: value
+        for names, variable in parts(model)
+        for name, value in split(keras.ops.convert_to_numpy(variable), names).items()
     }
 
 
-def load(model: TreeEnsemble, weights: CanonicalWeights) -> None:
+def load(model: Ensemble, weights: CanonicalWeights) -> None:
     """Sets all weights of `model`.
 
     Raises:
       InputError: if names or shapes differ from the model's; nothing is set then.
     """
-    targets = variables(model)
-    odd = sorted(targets.keys() ^ weights.keys())
+    targets = parts(model)
+    odd = sorted({name for names, _ in targets for name in names} ^ weights.keys())
     if odd:
         raise InputError(f"weights must have the model's names; {len(odd)} differ, first {odd[0]}")
-    for name, variable in targets.items():
-        if tuple(variable.shape) != weights[name].shape:
-            raise InputError(
-                f"{name} must have shape {tuple(variable.shape)}, got {weights[name].shape}"
-            )
-    for name, variable in targets.items():
-        variable.assign(weights[name])
+    for names, variable in targets:
+        shape = tuple(variable.shape)
+        if len(names) > 1:
+            shape = (shape[0] // len(names), *shape[1:])
+        for name in names:
+            if weights[name].shape != shape:
+                raise InputError(f"{name} must have shape {shape}, got {weights[name].shape}")
+    for names, variable in targets:
+        values = [weights[name] for name in names]
+        variable.assign(values[0] if len(names) == 1 else np.concatenate(values))
 
 
 def save_npz(path: pathlib.Path, weights: CanonicalWeights) -> None:

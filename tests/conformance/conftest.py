@@ -11,6 +11,8 @@ from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
 from hne_tf.models.ensemble import Architecture, TreeEnsemble
+from hne_tf.models.grouped import GroupedLayers
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
 from hne_tf.models.mobilenet_v2 import MobileNetV2
 from hne_tf.models.msdnet import MSDNet
@@ -55,9 +57,11 @@ class Case:
     average: str
     layers: LayerFactory
 
-    def build(self, layers: LayerFactory | None = None) -> TreeEnsemble:
+    def build(self, layers: LayerFactory | None = None) -> TreeEnsemble | GroupedEnsemble:
         """The model with fresh weights, by another factory if one is given."""
-        return TreeEnsemble(self.architecture, self.tree, layers or self.layers, IMAGES)
+        layers = layers or self.layers
+        form = GroupedEnsemble if isinstance(layers, GroupedLayers) else TreeEnsemble
+        return form(self.architecture, self.tree, layers, IMAGES)
 
 
 def shape(tree):
@@ -82,6 +86,9 @@ TRAINED_CASES = {
     name: Case(architecture, *next(iter(trees.items())), TrainingLayers(synchronized=True))
     for name, (architecture, trees) in ARCHITECTURES.items()
 }
+TRAINED_CASES["grouped"] = dataclasses.replace(
+    TRAINED_CASES["resnet_basic"], layers=GroupedLayers(synchronized=True, split=True)
+)
 
 
 @pytest.fixture(params=TRAINED_CASES.values(), ids=TRAINED_CASES)

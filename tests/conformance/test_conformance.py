@@ -12,7 +12,7 @@ import tensorflow as tf
 from hne_tf.export import signatures
 from hne_tf.export.folding import fold
 from hne_tf.models import weights
-from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.grouped import GroupedLayers
 from hne_tf.models.layers import DeployLayers, TrainingLayers
 from hne_tf.objectives import HierarchicalDistillationLoss
 
@@ -45,11 +45,11 @@ def test_folded_weights_load_into_the_deploy_factory(case, model, images, leaf_l
     assert_answers(deployed, images, leaf_logits)
 
 
-def test_training_and_deploy_factories_name_the_same_kernels(case, model):
+def test_all_factories_name_the_same_kernels(case, model):
     def kernels(model):
         return {n: v.shape for n, v in weights.read(model).items() if n.endswith("kernel")}
 
-    for layers in (TrainingLayers(), DeployLayers()):
+    for layers in (TrainingLayers(), DeployLayers(), GroupedLayers()):
         assert kernels(case.build(layers)) == kernels(model)
 
 
@@ -123,7 +123,7 @@ def test_saved_model_takes_any_batch(model, endpoints, images, leaf_logits, nump
         assert_close(got["probabilities"], expected["probabilities"])
 
 
-# Distribution.
+# Training.
 
 LABELS = np.array([0, 1, 2, 1], np.int32)
 
@@ -148,6 +148,23 @@ def take_step(model, strategy, images):
     return weights.read(model)
 
 
+def test_a_step_of_the_grouped_form_equals_one_of_the_branched(trained_case, trained_model, images):
+    grouped = trained_case.build(GroupedLayers(split=True))
+    before = weights.read(trained_model)
+    weights.load(grouped, before)
+    assert_answers(grouped, images, trained_model(images, training=False))
+    one_device = tf.distribute.get_strategy()
+    expected = take_step(trained_model, one_device, images)
+    got = take_step(grouped, one_device, images)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        assert np.abs(value - before[name]).max() > 1e-6, f"{name} stood still"
+
+
+# Distribution.
+
+
 def split_the_cpu():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -159,10 +176,10 @@ def mirrored_strategy():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def step_on_two_replicas(config, values, images):
+def step_on_two_replicas(form, config, values, images):
     strategy = mirrored_strategy()
     with strategy.scope():
-        model = TreeEnsemble.from_config(config)
+        model = form.from_config(config)
     weights.load(model, values)
     return take_step(model, strategy, images)
 
@@ -178,8 +195,8 @@ def two_devices():
 
 def test_a_step_on_two_replicas_equals_one_on_the_whole_batch(trained_model, two_devices, images):
     before = weights.read(trained_model)
-    config = trained_model.get_config()
-    mirrored = two_devices.submit(step_on_two_replicas, config, before, images)
+    form, config = type(trained_model), trained_model.get_config()
+    mirrored = two_devices.submit(step_on_two_replicas, form, config, before, images)
     expected = take_step(trained_model, tf.distribute.get_strategy(), images)
     got = mirrored.result(timeout=600)
     assert got.keys() == expected.keys()

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
 from hne_tf.tree import Step, Tree
 
 
@@ -210,3 +211,10 @@ def test_what_is_no_tuple_is_refused(branching):
 def test_a_bool_is_no_size():
     with pytest.raises(InputError, match="got True"):
         Tree((1, 2)).check_size(True)
+
+
+def test_groups_are_the_nodes_that_compute_the_same_layers():
+    tree = Tree((1, 2, 2))
+    assert [tree.groups(block) for block in range(3)] == [[(0,)], [(0, 1)], [(0, 1, 2, 3)]]
+    exits = Exits(2)
+    assert [exits.groups(block) for block in range(3)] == [[(0,)], [(0,), (1,)], [(0,)]]
