@@ -1,7 +1,7 @@
 """What a run's settings describe: tree, network, factory, model, objective."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import ml_collections
@@ -12,9 +12,13 @@ from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import mobilenet_v2, msdnet, resnet
 from hne_tf.models.ensemble import Architecture, TreeEnsemble
-from hne_tf.models.fused import FusedTrainingLayers
+from hne_tf.models.fused import FusedGroupedLayers, FusedTrainingLayers
+from hne_tf.models.grouped import GroupedLayers
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers import LayerFactory, TrainingLayers
 from hne_tf.tree import Paths, Tree
+
+_Layers = TypeVar("_Layers", bound=TrainingLayers)
 
 # Presets of each architecture; those with exits are single networks.
 _WITH_EXITS = ("multi_exit", "msdnet")
@@ -58,6 +62,19 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
     return dataclasses.replace(preset, **settings)
 
 
+def is_grouped(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
+    """Whether a run trains the grouped form of its model; see `config.training.factory`.
+
+    Raises:
+      InputError: if `training.factory` is not auto, branched or grouped.
+    """
+    choices = {"auto": accelerated, "branched": False, "grouped": True}
+    choice = config.training.factory
+    if choice not in choices:
+        raise InputError(f"training.factory must be one of {', '.join(choices)}, got {choice!r}")
+    return choices[choice]
+
+
 def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> TrainingLayers:
     """The training factory with the config's weight decay and batch norm.
 
@@ -65,11 +82,48 @@ def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> Tra
       InputError: if `synchronized_norm` or `fused_norm` is not auto, on or off,
         or both are on.
     """
+    return _training_layers(config, replicas, TrainingLayers, FusedTrainingLayers)
+
+
+def training_model(
+    config: ml_collections.ConfigDict,
+    images: ImageSpec,
+    accelerated: bool = False,
+    replicas: int = 1,
+    precision: str = "float32",
+) -> TreeEnsemble | GroupedEnsemble:
+    """The untrained model of a run in the form that it is trained in.
+
+    Args:
+      config: settings of the run.
+      images: shape, classes and normalisation of the images.
+      accelerated: whether it runs on an accelerator.
+      replicas: devices that it is mirrored over.
+      precision: of its layers; weights are the same in each.
+
+    Raises:
+      InputError: as `is_grouped` and `training_layers`.
+    """
+    if not is_grouped(config, accelerated):
+        layers = dataclasses.replace(training_layers(config, replicas), precision=precision)
+        return ensemble(config, layers, images)
+    layers = dataclasses.replace(
+        _training_layers(config, replicas, GroupedLayers, FusedGroupedLayers),
+        precision=precision,
+        split=not accelerated,
+    )
+    return GroupedEnsemble(architecture(config), tree(config), layers, images)
+
+
+def _training_layers(
+    config: ml_collections.ConfigDict, replicas: int, plain: type[_Layers], fused: type[_Layers]
+) -> _Layers:
+    """One of two factories, by whether norms are fused."""
     synchronized = _switch(
         "distribution.synchronized_norm", config.distribution.synchronized_norm, replicas > 1
     )
-    fused = _switch("training.fused_norm", config.training.fused_norm, not synchronized)
-    factory = FusedTrainingLayers if fused else TrainingLayers
+    is_fused = _switch("training.fused_norm", config.training.fused_norm, not synchronized)
+    factory = fused if is_fused else plain
     return factory(config.optimizer.weight_decay, config.optimizer.norm_momentum, synchronized)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import ml_collections
 
-# Where data lie and come from is no setting of an experiment, nor is what to do if some are broken.
-_CIRCUMSTANCES = ("data.data_dir", "data.download", "data.skip_corrupt")
+# Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
+# or how layers are computed.
+_CIRCUMSTANCES = ("data.data_dir", "data.download", "data.skip_corrupt", "training.factory")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -99,8 +100,18 @@ def default() -> ml_collections.ConfigDict:
                 # A resumed run ends with the same bits. Slower on some devices; pictures
                 # are decoded one batch at a time. Data are the same in any case.
                 "deterministic": False,
+                # grouped: a layer computes all nodes of a block; branched: one node. auto:
+                # grouped on a GPU. A run keeps to the form it began in.
+                "factory": "auto",
                 # One kernel per batch norm. auto: unless norms are synchronised; else on or off.
                 "fused_norm": "auto",
+                # Of activations: float32 or bfloat16; weights stay in float32.
+                "precision": "float32",
+                # Parts that a batch is computed in, one after the other, for less memory.
+                "accumulate_steps": 1,
+                # Of an average of the weights, which is validated, evaluated and
+                # exported instead of them, e.g. 0.999; 0 for none.
+                "ema_momentum": 0.0,
             },
             "distribution": {
                 # Splits the CPU into this many devices where there is no GPU.

@@ -8,6 +8,11 @@ from hne_tf.cluster import Cluster
 from hne_tf.errors import InputError
 
 
+def accelerated() -> bool:
+    """Whether this machine trains on GPUs."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def strategy_of(
     cluster: Cluster, logical_devices: int, batch_size: int
 ) -> tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy:
@@ -35,8 +40,8 @@ def strategy_of(
         # Two runs in one process fail between CPU devices: collective keys are the
         # process's. Reducing without collectives would take minutes to trace, since
         # every synchronised norm's gradient walks the whole graph of other replicas.
-        gpus = tf.config.list_physical_devices("GPU")
-        strategy = tf.distribute.MirroredStrategy(None if gpus else _cpu_devices(logical_devices))
+        devices = None if accelerated() else _cpu_devices(logical_devices)
+        strategy = tf.distribute.MirroredStrategy(devices)
     _check_divides(batch_size, strategy.num_replicas_in_sync, "devices")
     return strategy
 

@@ -14,6 +14,7 @@ from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers import DeployLayers
 from hne_tf.models.quantized import QuantizedLayers
 from hne_tf.schedule import Schedule
@@ -27,8 +28,9 @@ class TrainedRun:
     Attributes:
       config: its settings.
       data_set: what it was trained on.
-      model: in the training factory's form, with the newest sound weights; a
-        compressed run's in the deploy factory's or that of `QuantizedLayers`.
+      model: in the training factory's form, also if it was trained grouped, with
+        the newest sound weights, averaged ones if the run averages; a compressed
+        run's in the deploy factory's or that of `QuantizedLayers`.
       step: the step of those weights.
       total_steps: the step at which the run's schedule ends.
     """
@@ -61,15 +63,20 @@ def restore(
     data_set = load(config.data)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
-    model = build.ensemble(config, build.training_layers(config), data_set.spec)
+    model = build.training_model(config, data_set.spec)
+    kept = "average" if config.training.ema_momentum else "model"
     step = checkpoints.restore_newest(
-        tf.train.Checkpoint(model=model), workdir.checkpoints, report, partial=True
+        tf.train.Checkpoint(**{kept: model}), workdir.checkpoints, report, partial=True
     )
     if step is None:
         raise InputError(f"{workdir.path} must hold a checkpoint; train first")
     total = Schedule.of(config, data_set.examples("train")).total
     if step < total:
         report(f"note: the run has come to step {step} of {total}")
+    if isinstance(model, GroupedEnsemble):
+        values = weights.read(model)
+        model = build.ensemble(config, build.training_layers(config), data_set.spec)
+        weights.load(model, values)
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
 
 

@@ -15,12 +15,13 @@ import tensorflow as tf
 from hne_tf import build, checkpoints
 from hne_tf.cluster import Cluster
 from hne_tf.data import DataSet, load
-from hne_tf.distribution import strategy_of
+from hne_tf.distribution import accelerated, strategy_of
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.evaluation import inference, measure
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.run_log import RunLog
 from hne_tf.schedule import Schedule
+from hne_tf.weight_average import WeightAverage
 from hne_tf.workdir import Workdir
 from hne_tf.workers import Workers, lost_workers_told
 
@@ -56,6 +57,7 @@ def train(
     """
     build.tree(config)
     build.architecture(config)
+    config = _in_its_form(config, workdir, restart)
     cluster = Cluster.from_environment()
     with lost_workers_told(cluster):
         # Devices come first: loading data starts TensorFlow, which fixes them.
@@ -82,6 +84,20 @@ def train(
     return step
 
 
+def _in_its_form(
+    config: ml_collections.ConfigDict, workdir: Workdir, restart: bool
+) -> ml_collections.FrozenConfigDict:
+    """The settings with `training.factory` decided: a run goes on in the form it began in."""
+    if workdir.config_path.exists() and not restart:
+        # "auto" in a folder is of a run older than the choice, and branched.
+        grouped = build.is_grouped(workdir.read_config(), accelerated=False)
+    else:
+        grouped = build.is_grouped(config, accelerated())
+    decided = ml_collections.ConfigDict(config.to_dict())
+    decided.training.factory = "grouped" if grouped else "branched"
+    return ml_collections.FrozenConfigDict(decided)
+
+
 class _Run:
     """What a run consists of, built under its strategy."""
 
@@ -98,18 +114,25 @@ class _Run:
         self.strategy = strategy
         self.sizes = build.tree(config).sizes
         with strategy.scope():
-            layers = build.training_layers(config, strategy.num_replicas_in_sync)
-            self.model = build.ensemble(config, layers, data_set.spec)
+            replicas = strategy.num_replicas_in_sync
+            self.model = build.training_model(
+                config, data_set.spec, accelerated(), replicas, config.training.precision
+            )
             self.optimizer = sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
+            self._average = self._weight_average(replicas)
+            self._gradient_sums = self._zeros_for_sums(replicas)
         self.objective = build.objective(
             config, schedule.steps_per_epoch, self.optimizer.iterations
         )
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        answering = self.model
+        if self._average:
+            answering = self.checkpoint.average = self._average.model
         self._steps = tf.function(self._run_steps)
-        self._predict = inference(self.model)
+        self._predict = inference(answering)
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Global batches from `start_step` on, split over the replicas.
@@ -140,7 +163,7 @@ class _Run:
         return {"loss": float(self.loss.result()), **accuracies}
 
     def validate(self) -> dict[str, float]:
-        """Accuracy of every size on the validation split."""
+        """Accuracy of every size on the validation split, of averaged weights if there are."""
         accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
         batches = self.data_set.evaluation_batches("validation", self.config.training.batch_size)
         measured = measure(self._predict, batches, [accuracy])
@@ -155,23 +178,79 @@ class _Run:
         """Learning rate of the next step."""
         return float(self.optimizer.learning_rate)
 
+    def _weight_average(self, replicas: int) -> WeightAverage | None:
+        momentum = self.config.training.ema_momentum
+        if not momentum:
+            return None
+        average = build.training_model(self.config, self.data_set.spec, accelerated(), replicas)
+        return WeightAverage(self.model, average, momentum)
+
+    def _zeros_for_sums(self, replicas: int) -> list[keras.Variable]:
+        """Variables for sums of gradients over the parts of a batch; none for a whole one.
+
+        Raises:
+          InputError: if the batch does not divide into the parts.
+        """
+        parts, batch_size = self.config.training.accumulate_steps, self.config.training.batch_size
+        if parts < 1 or batch_size % (parts * replicas):
+            raise InputError(
+                f"training.accumulate_steps must divide the {batch_size // replicas} images that "
+                f"a device gets of a batch, got {parts}"
+            )
+        if parts == 1:
+            return []
+        return [
+            keras.Variable(tf.zeros(variable.shape), trainable=False, name="gradient_sum")
+            for variable in self.model.trainable_variables
+        ]
+
     def _run_steps(self, batches, count):
         for _ in tf.range(count):
-            self.strategy.run(self._replica_step, args=next(batches))
+            batch = next(batches)
+            if self._gradient_sums:
+                for part in tf.range(self.config.training.accumulate_steps):
+                    self.strategy.run(self._replica_part, args=(*batch, part))
+                self.strategy.run(self._replica_end)
+            else:
+                self.strategy.run(self._replica_step, args=batch)
 
     def _replica_step(self, images, labels):
-        """One step on a replica's part; sums of replicas make the global batch's mean."""
+        """One step on a replica's part of the batch."""
+        self._apply(self._gradients(images, labels))
+
+    def _replica_part(self, images, labels, part):
+        """Adds the gradients of one of the parts that a replica takes one after the other."""
+        size = tf.shape(labels)[0] // self.config.training.accumulate_steps
+        rows = slice(part * size, (part + 1) * size)
+        gradients = self._gradients(images[rows], labels[rows])
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            total.assign_add(gradient)
+
+    def _replica_end(self):
+        """The step that all parts add up to."""
+        self._apply([tf.convert_to_tensor(total) for total in self._gradient_sums])
+        for total in self._gradient_sums:
+            total.assign(tf.zeros_like(total))
+
+    def _gradients(self, images, labels):
+        """Gradients whose sum over all parts and replicas is of the global batch's mean."""
+        training = self.config.training
+        parts = training.accumulate_steps * self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             leaf_logits = self.model(images, training=True)
             per_example = self.objective.call(labels, leaf_logits)
-            loss = tf.reduce_sum(per_example) / self.config.training.batch_size
+            loss = tf.reduce_sum(per_example) / training.batch_size
             if self.model.losses:
-                loss += tf.add_n(self.model.losses) / self.strategy.num_replicas_in_sync
-        variables = self.model.trainable_variables
-        # The optimiser sums gradients over replicas.
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+                loss += tf.add_n(self.model.losses) / parts
         self.loss.update_state(per_example)
         self.accuracy.update_state(labels, leaf_logits)
+        return tape.gradient(loss, self.model.trainable_variables)
+
+    def _apply(self, gradients):
+        # The optimiser sums gradients over replicas.
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        if self._average:
+            self._average.update(self.optimizer.iterations)
 
 
 def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:

@@ -6,8 +6,12 @@ from hne_tf import build, objectives
 from hne_tf.config import default
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
+from hne_tf.image_spec import ImageSpec
 from hne_tf.models import mobilenet_v2, msdnet, resnet
-from hne_tf.models.fused import FusedTrainingLayers
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.fused import FusedGroupedLayers, FusedTrainingLayers
+from hne_tf.models.grouped import GroupedLayers
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers import TrainingLayers
 from hne_tf.models.mobilenet_v2 import MobileNetV2
 from hne_tf.models.msdnet import MSDNet
@@ -119,3 +123,31 @@ def test_the_leaves_of_a_tree_do_not_answer_alone():
     config.objective.average = "last"
     with pytest.raises(InputError, match=r"logits or probabilities for a tree, .* got 'last'"):
         build.objective(config, 1.0, 0)
+
+
+def test_the_form_follows_the_device_unless_it_is_set():
+    config = default()
+    assert build.is_grouped(config, accelerated=True)
+    assert not build.is_grouped(config, accelerated=False)
+    config.training.factory = "branched"
+    assert not build.is_grouped(config, accelerated=True)
+    config.training.factory = "grouped"
+    assert build.is_grouped(config, accelerated=False)
+    config.training.factory = "split"
+    with pytest.raises(InputError, match="auto, branched, grouped, got 'split'"):
+        build.is_grouped(config, accelerated=False)
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_both_forms_have_the_config_s_layers(tiny_config, accelerated):
+    config = tiny_config(training__factory="grouped", optimizer__norm_momentum=0.75)
+    images = ImageSpec((8, 8, 1), ("ant", "bee"), (0.0,), (1.0,))
+    grouped = build.training_model(config, images, accelerated)
+    assert isinstance(grouped, GroupedEnsemble)
+    assert grouped.factory == FusedGroupedLayers(5e-4, 0.75, split=not accelerated)
+    unfused = build.training_model(config, images, accelerated, replicas=2).factory
+    assert unfused == GroupedLayers(5e-4, 0.75, synchronized=True, split=not accelerated)
+    config.training.factory = "branched"
+    branched = build.training_model(config, images, accelerated)
+    assert isinstance(branched, TreeEnsemble)
+    assert branched.factory == build.training_layers(config)

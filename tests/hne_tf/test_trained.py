@@ -3,12 +3,15 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from hne_tf import trained
+from hne_tf import build, checkpoints, trained
 from hne_tf.compression.compressor import Settings, compress
 from hne_tf.errors import InputError
 from hne_tf.export.exporter import deployed
+from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.quantized import QuantizedLayers
+from hne_tf.training import train
 from hne_tf.workdir import Workdir
 
 
@@ -31,6 +34,21 @@ def test_a_run_comes_back_in_the_form_it_was_trained_in(trained_workdir):
     folded = deployed(run)
     assert folded is not run.model
     np.testing.assert_allclose(folded(images), run.model(images, training=False), atol=1e-3)
+
+
+def test_a_run_trained_grouped_goes_on_grouped_and_comes_back_branched(tiny_config, tmp_path):
+    workdir, reports = Workdir(tmp_path / "run"), []
+    train(tiny_config(training__factory="grouped", training__epochs=1.0), workdir)
+    train(tiny_config(training__epochs=1.0), workdir, report=reports.append)
+    assert reports[0] == "resumed at step 10 of 10"
+    run = trained.restore(workdir)
+    assert isinstance(run.model, TreeEnsemble)
+    grouped = build.training_model(run.config, run.data_set.spec)
+    checkpoint = tf.train.Checkpoint(model=grouped)
+    checkpoints.restore_newest(checkpoint, workdir.checkpoints, print, partial=True)
+    images, _ = next(iter(run.data_set.evaluation_batches("test", 16)))
+    expected = grouped(images, training=False)
+    np.testing.assert_allclose(run.model(images, training=False), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compressed_run_comes_back_and_is_deployed_as_it_is(compressed_workdir):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf import build, checkpoints, training
+from hne_tf import build, checkpoints, trained, training
 from hne_tf.data import load
 from hne_tf.errors import InputError
+from hne_tf.evaluation import inference, measure
+from hne_tf.metrics import EnsembleAccuracy
+from hne_tf.models import weights
 from hne_tf.schedule import Schedule
 from hne_tf.workdir import Workdir
 
@@ -84,6 +87,68 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     )
     for mine, theirs in zip(restored.weights, model.weights, strict=True):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4, err_msg=mine.path)
+
+
+def test_bfloat16_learns_as_float32_does(tiny_config, trained_workdir, tmp_path):
+    workdir, _ = run_to_end(tiny_config(training__precision="bfloat16"), tmp_path / "run")
+    assert {value.dtype for value in tensors(workdir).values()} == {
+        value.dtype for value in tensors(trained_workdir).values()
+    }
+    rounded, exact = (records(each)[-1]["loss"] for each in (workdir, trained_workdir))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
+
+
+def test_parts_of_a_batch_add_up_to_a_step_on_the_whole(tiny_config):
+    # All parts have the same images, so that their norms see what the whole
+    # batch's do, and labels of their own.
+    data_set = load(tiny_config().data)
+    images, _ = next(iter(data_set.evaluation_batches("validation", 8)))
+    labels = np.random.default_rng(0).integers(0, 10, 32).astype(np.int32)
+    batch = tf.data.Dataset.from_tensors((np.tile(images, (4, 1, 1, 1)), labels)).repeat()
+    results = []
+    for parts in (1, 4):
+        config = tiny_config(training__accumulate_steps=parts, optimizer__warmup_epochs=0.0)
+        keras.utils.set_random_seed(0)
+        schedule = Schedule.of(config, 320)
+        run = training._Run(config, data_set, schedule, tf.distribute.get_strategy())
+        before = weights.read(run.model)
+        record = run.take_steps(iter(batch), 3)
+        results.append(({"loss": record["loss"]}, weights.read(run.model)))
+    (loss, whole), (loss_of_parts, of_parts) = results
+    assert loss_of_parts == pytest.approx(loss, rel=1e-4)
+    for name, value in whole.items():
+        # The parts move the statistics four times a step, the whole batch once.
+        if "moving" not in name:
+            np.testing.assert_allclose(of_parts[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+            assert np.abs(value - before[name]).max() > 1e-4, f"{name} stood still"
+
+
+@pytest.mark.parametrize("parts", [0, 3, 64])
+def test_the_parts_must_divide_the_batch(tiny_config, tmp_path, parts):
+    with pytest.raises(InputError, match=f"divide the 32 images .*, got {parts}"):
+        run_to_end(tiny_config(training__accumulate_steps=parts), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_averaged_weights_are_validated_and_restored(tiny_config, trained_workdir, tmp_path):
+    config = tiny_config(training__ema_momentum=0.9)
+    workdir, _ = run_to_end(config, tmp_path / "run")
+    run = trained.restore(workdir)
+    # The average changes nothing in the training itself.
+    last = weights.read(trained.restore(trained_workdir).model)
+    on_the_way = build.ensemble(config, build.training_layers(config), run.data_set.spec)
+    checkpoint = tf.train.Checkpoint(model=on_the_way)
+    checkpoints.restore_newest(checkpoint, workdir.checkpoints, print, partial=True)
+    for name, value in weights.read(on_the_way).items():
+        np.testing.assert_allclose(value, last[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    averaged = weights.read(run.model)
+    assert any(np.abs(averaged[name] - last[name]).max() > 1e-3 for name in last)
+    accuracy = EnsembleAccuracy(run.model.tree.sizes)
+    batches = run.data_set.evaluation_batches("validation", 32)
+    expected = measure(inference(run.model), batches, [accuracy])
+    for name, value in expected.items():
+        assert records(workdir)[-1][f"validation_{name}"] == pytest.approx(value)
 
 
 def test_a_batch_must_divide_by_the_replicas(tiny_config, tmp_path):
@@ -158,6 +223,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
         ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
         ("model__preset", "huge", "preset must be one of small, large, got 'huge'"),
         ("model__architecture", "vgg", "architecture must be one of resnet, .*, got 'vgg'"),
+        ("training__factory", "split", "auto, branched, grouped, got 'split'"),
+        ("training__precision", "half", "float32, bfloat16, got 'half'"),
+        ("training__ema_momentum", 1.0, "between 0 and 1, got 1.0"),
         ("distribution__synchronized_norm", "maybe", "auto, on or off, got 'maybe'"),
         ("distribution__logical_devices", 0, "logical_devices must be 1 or more, got 0"),
     ],
@@ -186,6 +254,7 @@ def get_config():
     config.training.steps_per_call = 3
     config.training.checkpoint_every_epochs = 1.0
     config.training.deterministic = True
+    config.training.ema_momentum = 0.99
     config.distribution.logical_devices = 2
     return config
 """
