@@ -1,22 +1,51 @@
-"""Cost of a training step of the tree against what its multiply-adds predict.
+"""Cost of a training step of the tree, however it is computed, against its multiply-adds.
 
     python benchmarks/train_step.py
+    python benchmarks/train_step.py --only=grouped,float32,1   # some of the rows
 
-One process times a step of the N = 16 bottleneck tree and of the single network
-(1, 1, 1, 1, 1) in turns. Were time proportional to multiply-adds, the tree's step
-would take the single network's times the ratio of their multiply-adds; the last
-column is the measured share of that.
+Times a step of the N = 16 bottleneck tree, branched and grouped, with TensorFlow's
+fused batch norms and with Keras's, in float32 and bfloat16, on one and two devices:
+logical ones that share the CPU, or all GPUs. Norms of two devices are synchronised
+unless they are fused. Steps of the rows of as many devices are taken in turns.
+
+Were time proportional to multiply-adds, the tree's step would take that of the single
+network (1, 1, 1, 1, 1) with the default row's settings times the ratio of their
+multiply-adds; the last column is the measured share of that.
 """
 
+import concurrent.futures
+import dataclasses
+import itertools
+import multiprocessing
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
+from hne_tf.errors import InputError
+
+SINGLE, TREE = (1, 1, 1, 1, 1), (1, 2, 2, 2, 2)
+AXES = (
+    ("branched", "grouped"),
+    ("fused", "composed"),
+    ("float32", "bfloat16"),
+    ("1", "2"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A way to compute a network's step, in the words of `AXES`."""
+
+    factory: str
+    norms: str
+    precision: str
+    devices: str
+    branching: tuple[int, ...] = TREE
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -24,6 +53,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Timed steps of each.", lower_bound=1, flag_values=values)
+    flags.DEFINE_list(
+        "only",
+        [],
+        "Rows with these words, some or none of each kind: branched, grouped; fused, "
+        "composed; float32, bfloat16; 1, 2.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "results", None, "Also write the table to this Markdown page.", flag_values=values
     )
@@ -32,74 +68,139 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
+    rows = _rows(values.only)
     with app.quiet_import():
-        from hne_tf import cost, results
+        from hne_tf import results
+        from hne_tf.distribution import accelerated
 
-    trees = {"single network": (1, 1, 1, 1, 1), "tree, N = 16": (1, 2, 2, 2, 2)}
-    steps, multiply_adds = {}, {}
-    for name, branching in trees.items():
-        model, step = _training_step(branching, values.batch_size)
-        step()
-        steps[name] = step
-        multiply_adds[name] = cost.per_size(model, [model.tree.leaves])[
-            model.tree.leaves
-        ].multiply_adds
-    seconds = {name: [] for name in trees}
-    for _ in range(values.rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    single = "single network"
-    base_s = float(np.median(seconds[single]))
-    lines = [
-        "| network | multiply-adds | step (ms) | images/s | share of predicted time |",
-        "| :--- | ---: | ---: | ---: | ---: |",
-    ]
-    for name in trees:
-        step_s = float(np.median(seconds[name]))
-        ratio = multiply_adds[name] / multiply_adds[single]
-        lines.append(
-            f"| {name} | {multiply_adds[name]:,} | {1000 * step_s:.0f} "
-            f"| {values.batch_size / step_s:.0f} | {step_s / (base_s * ratio):.3f} |"
-        )
-    table = "\n".join(lines)
+    default = Row("grouped" if accelerated() else "branched", "fused", "float32", "1")
+    single = dataclasses.replace(default, branching=SINGLE)
+    seconds = {}
+    for devices in sorted({"1"} | {row.devices for row in rows}):
+        measured = [row for row in (single, *rows) if row.devices == devices]
+        # A process of its own: TensorFlow's devices are fixed once it has started.
+        with concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as process:
+            arguments = (measured, int(devices), values.batch_size, values.rounds)
+            seconds |= process.submit(_measure, *arguments).result()
+    table = _table(seconds, single, default, values.batch_size)
     print(table)
     if values.results:
         command = ["python", *app.command("benchmarks/train_step.py", values)]
         results.write_page(pathlib.Path(values.results), "Cost of a training step", command, table)
 
 
-def _training_step(branching: tuple[int, ...], batch_size: int):
-    """A model with the small preset, and a function that takes one step with it."""
+def _rows(only: Sequence[str]) -> list[Row]:
+    """The rows that have the words asked for.
+
+    Raises:
+      InputError: for a word that no row has.
+    """
+    words = list(itertools.chain(*AXES))
+    for word in only:
+        if word not in words:
+            raise InputError(f"--only takes some of {', '.join(words)}, got {word!r}")
+    kept = [[word for word in axis if word in only] or axis for axis in AXES]
+    return [Row(*choice) for choice in itertools.product(*kept)]
+
+
+def _measure(rows: Sequence[Row], devices: int, batch_size: int, rounds: int) -> dict[Row, float]:
+    """Median seconds of a step of each row, in turns."""
+    with app.quiet_import():
+        from hne_tf.cluster import Cluster
+        from hne_tf.distribution import strategy_of
+    strategy = strategy_of(Cluster(), devices, batch_size)
+    steps = {row: _step(row, strategy, batch_size) for row in rows}
+    for step in steps.values():
+        step()
+    seconds = {row: [] for row in rows}
+    for _ in range(rounds):
+        for row, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[row].append(time.perf_counter() - started)
+    return {row: float(np.median(values)) for row, values in seconds.items()}
+
+
+def _step(row: Row, strategy, batch_size: int) -> Callable[[], float]:
+    """A function that takes one step of a row's network on images made up."""
     import keras
     import tensorflow as tf
 
-    from hne_tf.image_spec import ImageSpec
-    from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers import TrainingLayers
-    from hne_tf.models.resnet import PRESETS
-    from hne_tf.objectives import HierarchicalDistillationLoss
-    from hne_tf.tree import Tree
+    from hne_tf import build
+    from hne_tf.config import default
+    from hne_tf.distribution import accelerated
 
-    cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)
-    model = TreeEnsemble(PRESETS["small"], Tree(branching), TrainingLayers(5e-4), cifar)
-    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
-    optimizer.build(model.trainable_variables)
-    objective = HierarchicalDistillationLoss(model.tree.sizes)
+    config = default()
+    config.model.branching = row.branching
+    config.training.factory = row.factory
+    config.training.fused_norm = "on" if row.norms == "fused" else "off"
+    if row.norms == "fused":
+        config.distribution.synchronized_norm = "off"
+    replicas = strategy.num_replicas_in_sync
+    with strategy.scope():
+        model = build.training_model(config, _cifar(), accelerated(), replicas, row.precision)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+        optimizer.build(model.trainable_variables)
+    objective = build.objective(config, 1.0, optimizer.iterations)
     random = np.random.default_rng(0)
-    images = tf.constant(random.integers(0, 256, (batch_size, 32, 32, 3)), tf.uint8)
-    labels = tf.constant(random.integers(0, 10, batch_size), tf.int32)
+    images = random.integers(0, 256, (batch_size // replicas, 32, 32, 3)).astype(np.uint8)
+    labels = random.integers(0, 10, batch_size // replicas).astype(np.int32)
 
-    @tf.function
-    def take_step():
+    def replica_step():
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(objective.call(labels, model(images, training=True)))
-            loss += tf.add_n(model.losses)
+            losses = objective.call(labels, model(tf.constant(images), training=True))
+            loss = tf.reduce_sum(losses) / batch_size + tf.add_n(model.losses) / replicas
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
-    return model, lambda: take_step().numpy()
+    @tf.function
+    def take_step():
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_step), axis=None)
+
+    return lambda: float(take_step())
+
+
+def _cifar():
+    from hne_tf.image_spec import ImageSpec
+
+    return ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)
+
+
+def _multiply_adds(branching: tuple[int, ...]) -> int:
+    from hne_tf import cost
+    from hne_tf.models.ensemble import TreeEnsemble
+    from hne_tf.models.layers import DeployLayers
+    from hne_tf.models.resnet import PRESETS
+    from hne_tf.tree import Tree
+
+    tree = Tree(branching)
+    model = TreeEnsemble(PRESETS["small"], tree, DeployLayers(), _cifar())
+    return cost.per_size(model, [tree.leaves])[tree.leaves].multiply_adds
+
+
+def _table(seconds: dict[Row, float], single: Row, default: Row, batch_size: int) -> str:
+    """Markdown: the single network, then the tree's rows, fastest first."""
+    single_s = seconds.pop(single)
+    ratio = _multiply_adds(TREE) / _multiply_adds(SINGLE)
+    lines = [
+        "| network | layers | norms | precision | devices | step (ms) | images/s "
+        "| share of predicted time |",
+        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | ---: |",
+    ]
+
+    def line(network: str, row: Row, step_s: float, predicted_s: float) -> str:
+        return (
+            f"| {network} | {row.factory} | {row.norms} | {row.precision} | {row.devices} "
+            f"| {1000 * step_s:.0f} | {batch_size / step_s:.0f} | {step_s / predicted_s:.3f} |"
+        )
+
+    lines.append(line("single network", single, single_s, single_s))
+    for row, step_s in sorted(seconds.items(), key=lambda item: item[1]):
+        network = "tree, N = 16" + (" (the default)" if row == default else "")
+        lines.append(line(network, row, step_s, single_s * ratio))
+    return "\n".join(lines) + f"\n\nThe tree has {ratio:.2f} times the multiply-adds."
 
 
 def run(argv: Sequence[str] | None = None) -> int:
