@@ -114,7 +114,7 @@ def test_settings_of_a_dense_network_replace_the_presets():
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
-    with pytest.raises(InputError, match="one of resnet, multi_exit, msdnet, got 'vgg'"):
+    with pytest.raises(InputError, match="one of resnet, mobilenet_v2, multi_exit, msdnet, got 'vgg'"):
         build.architecture(config)
 
 
