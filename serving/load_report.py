@@ -78,25 +78,30 @@ def plot(
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    # Per panel: what it shows, and by style of line what is drawn.
     panels = (
-        ("answers inside the budget (%)", lambda p: 100 * p.inside),
-        ("99th percentile of latency (ms)", lambda p: p.p99_ms),
-        ("mean ensemble size", lambda p: p.mean_size),
-        ("right answers inside the budget (%)", lambda p: 100 * p.right_in_time),
+        ("goodput: answers inside the budget (1/s)", {"-": lambda p: p.goodput}),
+        (
+            "latency: 99th percentile, dashed: median (ms)",
+            {"-": lambda p: p.p99_ms, "--": lambda p: p.p50_ms},
+        ),
+        ("mean ensemble size", {"-": lambda p: p.mean_size}),
+        ("accuracy of answers inside the budget (%)", {"-": lambda p: 100 * p.accuracy}),
     )
     figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
-    for axes, (label, value) in zip(grid.flat, panels, strict=True):
-        for client, marker in (("fixed", "s"), ("adaptive", "o")):
+    for axes, (label, lines) in zip(grid.flat, panels, strict=True):
+        for client, color, marker in (("fixed", "C0", "s"), ("adaptive", "C1", "o")):
             drawn = sorted((p for p in points if p.client == client), key=lambda p: p.load)
-            axes.plot(
-                [p.load for p in drawn], [value(p) for p in drawn], marker=marker, label=client
-            )
+            loads = [point.load for point in drawn]
+            for style, value in lines.items():
+                name = client if style == "-" else None
+                axes.plot(loads, list(map(value, drawn)), style, c=color, marker=marker, label=name)
         if knee:
             axes.axvline(knee, linestyle=":", color="grey", label="knee")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=0)
-    grid[0, 1].axhline(budget_ms, linestyle="--", color="grey", label="budget")
+    grid[0, 1].axhline(budget_ms, linestyle="-.", color="grey", label="budget")
     handles, labels = grid[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     for axes in grid[1]:

@@ -52,7 +52,7 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     )
     number("seconds", 60.0, "Measured per load and client.", 1.0, 600.0, flag_values=values)
     number("warm_up_s", 3.0, "Load before that, not counted.", 0.0, 60.0, flag_values=values)
-    number("search_s", 8.0, "Per load while the knee is searched.", 1.0, 600.0, flag_values=values)
+    number("search_s", 20.0, "Per load while the knee is searched.", 1.0, 600.0, flag_values=values)
     number("rush_s", 10.0, "Rush before recovery is timed.", 1.0, 600.0, flag_values=values)
     whole("seed", 0, "Of the arrivals and the images.", flag_values=values)
     text(
@@ -137,6 +137,12 @@ def _body(
     from serving import load, load_report
 
     lag_ms = max(point.lag_p99_ms for point in measured.points)
+    bars = load.bars(
+        measured.points,
+        measured.knee,
+        measured.recovered_s,
+        alone[target.full] / alone[target.least],
+    )
     knee = f"{measured.knee:.1f} requests per second" if measured.knee else "not reached"
     hurried = (
         f" {measured.hurried} runs began before the server was at rest from the one before."
@@ -149,7 +155,7 @@ def _body(
             f"scheduled arrival, {values.seconds:g} s per load and client, server and generator "
             f"on one machine. {_alone(target, alone)} "
             f"Knee, where the full ensemble first misses its budget for 5% of requests: {knee}.",
-            load_report.bars_table(load.bars(measured.points, measured.knee, measured.recovered_s)),
+            load_report.bars_table(bars),
             load_report.table(measured.points, measured.knee),
             "Late, rejected and failed requests are shares of all arrivals; latencies are of all "
             "of them, until the answer or until it was given up. Mean size, full size and "

@@ -6,6 +6,7 @@ import math
 import time
 
 import grpc
+import matplotlib
 import numpy as np
 import pytest
 
@@ -141,13 +142,49 @@ def test_bars_compare_the_right_points():
         _point("adaptive", 20.0, 0.992, 1.5, 0.1, 0.85),
         _point("fixed", 20.0, 0.1),
     ]
-    good = load.bars(points, 10.0, 2.0)
-    assert [bar.met for bar in good] == [True, True, True, True]
-    assert [bar.measured for bar in good] == ["99.20%", "100.00%", "fall", "2.0 s"]
+    good = load.bars(points, 10.0, 2.0, 5.0)
+    assert [bar.met for bar in good] == [True, True, True, True, True]
+    assert [bar.measured for bar in good] == [
+        "5.0 times",
+        "99.20%",
+        "100.00%",
+        "fall, at most 60% of it from one load to the next",
+        "2.0 s",
+    ]
     rising = [*points[:2], _point("adaptive", 20.0, 0.98, 3.5, 0.1, 0.94)]
-    bad = load.bars(rising, 10.0, math.inf)
-    assert [bar.met for bar in bad] == [False, True, False, False]
-    assert [bar.met for bar in load.bars(points, None, None)] == [None, None, None, None]
+    bad = load.bars(rising, 10.0, math.inf, 4.9)
+    assert [bar.met for bar in bad] == [False, False, True, False, False]
+    nothing = load.bars(points, None, None, 5.0)
+    assert [bar.met for bar in nothing] == [True, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "met"),
+    [
+        ((4.0, 3.0, 2.0, 1.0), True),
+        ((4.0, 4.0, 4.0, 4.0), True),
+        # A cliff, within the fall and at its end.
+        ((4.0, 4.0, 1.1, 1.0), False),
+        ((4.0, 4.0, 4.0, 1.0), False),
+        ((4.0, 2.0, 2.5, 1.0), False),
+        ((4.0, 3.0, math.nan, math.nan), False),
+    ],
+)
+def test_a_smooth_fall_has_neither_rise_nor_cliff(sizes, met):
+    loads = (5.0, 10.0, 15.0, 20.0)
+    points = [_point("adaptive", rate, 1.0, size) for rate, size in zip(loads, sizes, strict=True)]
+    assert load.bars(points, 10.0, None, 5.0)[3].met is met
+
+
+def test_the_plot_shows_what_the_table_does(tmp_path):
+    points = [_point(c, r, 0.9) for c in ("fixed", "adaptive") for r in (10.0, 20.0)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        load_report.plot(points, 15.0, 50.0, "Under load", tmp_path / "load.svg")
+    drawn = (tmp_path / "load.svg").read_text()
+    for words in ("goodput", "99th percentile", "median", "mean ensemble size", "accuracy"):
+        assert words in drawn
+    for words in ("fixed", "adaptive", "knee", "budget"):
+        assert f">{words}</text>" in drawn
 
 
 def test_the_table_has_a_row_per_load_and_client():
@@ -226,7 +263,7 @@ def test_what_gets_stuck_or_breaks_is_a_failure(monkeypatch):
         raise KeyError("a defect")
 
     for faulty in (ask, broken):
-        ran = asyncio.run(load_generator.send(faulty, [0.0, 0.01], budget_ms=20.0))
+        ran = asyncio.run(load_generator.send(faulty, [0.0, 0.01], budget_ms=300.0))
         assert [request.outcome for request in ran.requests] == [Outcome.FAILED] * 2
 
 
