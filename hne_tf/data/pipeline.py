@@ -96,7 +96,8 @@ class DataSet:
           total_steps: step at which the data set ends; not itself included.
           seed: of order and augmentation.
           shard: `(index, count)`, which of `count` equal parts of every batch to
-            read; together, the parts of all workers are the whole batch.
+            read; together, the parts are the whole batch. The place of a corrupt
+            image is taken by one of the same part.
 
         Returns:
           `total_steps - start_step` pairs of images uint8

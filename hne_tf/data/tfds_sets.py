@@ -1,8 +1,6 @@
 """Data sets of TensorFlow Datasets, prepared on the disk."""
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -125,14 +123,10 @@ def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetc
             part, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except NotImplementedError as error:
-        command = (
-            f"{sys.executable} -m tensorflow_datasets.scripts.convert_format "
-            f"--dataset_version_dir={shlex.quote(str(builder.data_dir))} "
-            "--out_file_format=array_record"
-        )
         raise InputError(
             f"{builder.name} must be in the format array_record, which is read by index, got "
-            f"{builder.info.file_format.value} in {builder.data_dir}; `{command}` adds it"
+            f"{builder.info.file_format.value} in {builder.data_dir}; "
+            "--config.data.download=True with another --config.data.data_dir prepares it"
         ) from error
     encoded = {"image": tfds.decode.SkipDecoding()}
 
