@@ -68,7 +68,8 @@ with tfds.core.registered.skip_registration():
     class Tiny(tfds.core.GeneratorBasedBuilder):
         """ImageNet's features and splits, of a few pictures."""
 
-        VERSION = tfds.core.Version("5.1.0")
+        # Not one of ImageNet's own, of which TFDS would look up facts on the network.
+        VERSION = tfds.core.Version("0.0.1")
         name = "imagenet2012"
 
         def _info(self):
