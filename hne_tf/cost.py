@@ -52,18 +52,22 @@ def per_size_walked(model: TreeEnsemble) -> dict[int, Cost]:
     A step computes all that later ones go on from, so that size n of a network with
     several scales can cost more than in one call; that of a tree costs the same.
     """
-    sizes = range(1, model.tree.leaves + 1)
     return {
-        size: _total(layer for node in model.nodes_of(range(size)) for layer in node.layers)
-        for size in sizes
+        size: sum(map(node_cost, model.nodes_of(range(size))), Cost(0, 0))
+        for size in range(1, model.tree.leaves + 1)
     }
+
+
+def node_cost(node: keras.Model) -> Cost:
+    """Cost of one node of the tree, for all that go on from it."""
+    return _total(node.layers)
 
 
 def _needed(model: TreeEnsemble, answering: Iterable[int]) -> Iterator[list[keras.Layer]]:
     """The layers, node by node, that the logits of some leaves depend on."""
     tree = model.tree
     # Positions of the outputs of a node that others need; a leaf has one.
-    needed = collections.defaultdict(set)
+    needed: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
     for block, node in reversed(tree.nodes_of(answering)):
         whole = model.node_models[block][node]
         outputs = [whole.outputs[index] for index in sorted(needed[block, node] or {0})]
