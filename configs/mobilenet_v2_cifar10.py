@@ -1,3 +1,13 @@
+"""MobileNetV2 trees tried out: eight of half width on CIFAR-10 at 64x64, 316 steps.
+
+    hne-train --config=configs/mobilenet_v2_cifar10.py \\
+        --workdir=runs/mobilenet_v2_cifar10 --config.data.download=True
+
+Four minutes of processor time on 2 cores. The loss falls from 33.3 over the first
+20 steps to 25.8 over steps 261 to 280, where one leaf is right on 38% of the
+training batches and eight are on 39%; how far longer training goes was not measured.
+"""
+
 import ml_collections
 
 from hne_tf.config import default
