@@ -36,6 +36,8 @@ SETTINGS = {
 }
 TOTAL = 100
 INTERRUPTED = 138
+# On a busy machine; what fails does so at once.
+PATIENCE_S = 600
 
 CONFIG_FILE = f"""
 from hne_tf.config import default
@@ -91,7 +93,7 @@ def start(tmp_path):
 
 def ends(process, code):
     """Asserts that a worker ends by itself with a code; its lines on both outputs."""
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, output + errors
     return output.splitlines(), errors.splitlines()
 
@@ -104,7 +106,7 @@ def records(workdir):
 
 
 def wait_for_step(workdir, step):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_S
     while not any(record["step"] >= step for record in records(workdir)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
