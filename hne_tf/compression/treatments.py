@@ -183,11 +183,14 @@ def _inherited_ranges(quantized: TreeEnsemble) -> dict[str, str]:
             continue
         parent = nodes[block - 1][tree.parent(block, node)]
         several = isinstance(parent.output, list)
+        layers = {layer.name for layer in nodes[block][node].layers}
         for index, output in enumerate(parent.outputs):
             entry = f"entry{index}" if several else "entry"
-            unit = output._keras_history.operation.name.removesuffix(".range")
-            source = f"{parent.name}.{unit}".replace(".", "/")
-            inherited[f"block{block}/node{node}/{entry}"] = source
+            # A node may leave some of its parent's features alone, as an exit does.
+            if f"{entry}.range" in layers:
+                unit = output._keras_history.operation.name.removesuffix(".range")
+                source = f"{parent.name}.{unit}".replace(".", "/")
+                inherited[f"block{block}/node{node}/{entry}"] = source
     return inherited
 
 

@@ -6,10 +6,12 @@ import tf_keras
 from hne_tf.compression import flat, treatments
 from hne_tf.compression.post_training import post_training
 from hne_tf.compression.report import kernel_report
+from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers import DeployLayers
+from hne_tf.models.msdnet import MSDNet
 from hne_tf.models.quantized import QuantizedLayers
 from hne_tf.models.resnet import ResNet
 from hne_tf.tree import Tree
@@ -172,3 +174,24 @@ def test_a_node_starts_in_the_range_that_its_parent_ends_in(quantisation_aware):
         parent = values[f"block0/node0/unit0/add/range/{end}"]
         for node in range(2):
             assert values[f"block1/node{node}/entry/range/{end}"] == parent
+
+
+def test_each_of_several_features_starts_in_its_own_range():
+    spec = ImageSpec((6, 6, 3), CLASSES, mean=(120.0,) * 3, std=(60.0,) * 3)
+    dense = MSDNet((1, 1), 2, (1, 2), (0, 0), stem_width=3, head_width=4)
+    quantized = post_training(TreeEnsemble(dense, Exits(2), DeployLayers(), spec), [IMAGES])
+    treatment = treatments.train_quantized(flattened(quantized), quantized)
+    live = treatment.model(IMAGES, training=False)
+    np.testing.assert_allclose(live, quantized(IMAGES), atol=1e-5)
+    values = train(treatment).strip()
+    assert values.keys() == weights.read(quantized).keys()
+    for end in ("min", "max"):
+        features = [
+            values[f"block0/node0/unit0/scale{scale}/concat/range/{end}"] for scale in range(2)
+        ]
+        for scale in range(2):
+            assert values[f"block1/node1/entry{scale}/range/{end}"] == features[scale]
+        # An exit sees the coarsest scale alone.
+        assert values[f"block1/node0/entry1/range/{end}"] == features[1]
+        assert f"block1/node0/entry0/range/{end}" not in values
+    assert values["block0/node0/unit0/scale0/concat/range/max"] != features[1]
