@@ -11,10 +11,10 @@ rm -rf "$base"
 "$venv/bin/python" -m hne_tf.bin.train --config=configs/digits.py --workdir="runs/$name" \
   --config.data.train_examples=150 --config.training.epochs=100 \
   --config.model.branching="(4, 2, 2)" --config.model.unit=basic \
-  --config.model.widths="(16, 32, 32)" --config.model.units="(1, 1, 1)" \
+  --config.model.widths="(16, 32, 64)" --config.model.units="(1, 1, 1)" \
   --config.model.strides="(1, 1, 1)"
 "$venv/bin/python" -m hne_tf.bin.export --workdir="runs/$name" --model_base_path="$base" \
-  --version=1 --batch_sizes=128
+  --version=1 --batch_sizes=64
 
 log="runs/$name/server.log"
 : > "$log"
@@ -25,5 +25,5 @@ until grep -q 'address=' "$log"; do
   kill -0 "$server" || { echo "the server did not start" >&2; exit 1; }
   sleep 0.2
 done
-"$venv/bin/python" -m serving.load_test --model="$name" --batch_size=128 --budget_ms=250 \
+"$venv/bin/python" -m serving.load_test --model="$name" --batch_size=64 --budget_ms=250 \
   --manifest="$base/1/assets.extra/hne_manifest.json" --results=results/serving.md

@@ -114,7 +114,8 @@ def test_settings_of_a_dense_network_replace_the_presets():
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
-    with pytest.raises(InputError, match="one of resnet, mobilenet_v2, multi_exit, msdnet, got 'vgg'"):
+    names = "resnet, mobilenet_v2, multi_exit, msdnet"
+    with pytest.raises(InputError, match=f"one of {names}, got 'vgg'"):
         build.architecture(config)
 
 
