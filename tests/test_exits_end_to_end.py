@@ -91,7 +91,7 @@ def test_both_ways_to_answer_are_in_the_table(measured):
 
 def test_budgets_are_met_by_stopping_at_an_exit(run, measured):
     # Exits on the way are computed and paid for.
-    walked = [each.multiply_adds for each in cost.per_size(run.model, [1, 2, 3]).values()]
+    walked = [each.multiply_adds for each in cost.per_size_walked(run.model).values()]
     curve = measured["early_stopping"]["curve"]
     assert curve[0]["target_multiply_adds"] == walked[0]
     for row in curve:
