@@ -14,6 +14,7 @@ from absl import flags
 
 from hne_tf.bin import app
 from hne_tf.config import default, differences
+from hne_tf.errors import InputError
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -29,7 +30,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer(
         "corruption_examples",
         0,
-        "Also measure that many test images under common corruptions; 0 for none.",
+        "With --split=test: also measure that many test images under common corruptions; 0 for "
+        "none.",
         lower_bound=0,
         flag_values=values,
     )
@@ -45,6 +47,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Evaluates with the parsed flags."""
     app.reject_positional(positional)
+    examples = values.corruption_examples
+    if examples and values.split != "test":
+        raise InputError(
+            f"--corruption_examples are of the test split, got {examples} with "
+            f"--split={values.split}"
+        )
     with app.quiet_import():
         from hne_tf import evaluation, results, robustness, tables, trained
         from hne_tf.files import write_json
@@ -53,7 +61,6 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
     result = evaluation.evaluate(run, values.split)
-    examples = values.corruption_examples
     result["corruptions"] = robustness.evaluate(run, examples) if examples else None
     path = workdir.evaluation_path(values.split)
     write_json(path, result)

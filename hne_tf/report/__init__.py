@@ -1,1 +1,1 @@
-"""One HTML page on runs: accuracy against compute, their trees, and a budget to play with."""
+"""Runs compared on one page of HTML that needs neither a server nor a network."""

@@ -1,202 +1,203 @@
-"""What the page shows of a run, as JSON values."""
+"""What a report shows, as JSON values, collected from runs and their exports."""
 
-import base64
-import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import ml_collections
 
+from hne_tf import build, tflite_file, trained
 from hne_tf import config as configs
-from hne_tf import cost
-from hne_tf.averaging import ensemble_log_probabilities
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
 from hne_tf.export.manifest import read_manifest
-from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.trained import TrainedRun
-from hne_tf.tree import Paths
+from hne_tf.report import drawing, gallery
 from hne_tf.workdir import Workdir
 
-# Figures per ensemble size that the page shows; an older evaluation lacks some.
-_ROW = ("size", "accuracy", "nll", "ece", "brier", "disagreement", "variance", "gain")
-_ROW += ("multiply_adds", "parameters", "reliability")
+# What the page needs of an evaluation, see `evaluation.evaluate`.
+_NEEDED = ("split", "examples", "step", "total_steps", "sizes", "sizes_by_average")
+_NEEDED += ("leaf_accuracy", "early_stopping")
+_NEEDED_OF_SIZE = ("accuracy", "gain", "multiply_adds", "parameters", "reliability")
+
+
+def collect(
+    workdirs: Sequence[Workdir],
+    models: Sequence[pathlib.Path] = (),
+    pictures: int = 40,
+    data_dir: str | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Gathers the figures of some runs, and what they answer to test images.
+
+    Args:
+      workdirs: folders of evaluated runs.
+      models: versions' folders and `.tflite` files exported from these runs, whose
+        manifests hold measured latencies; one per run at most.
+      pictures: how many test images to show of each run; with 0 neither data sets nor
+        checkpoints are read.
+      data_dir: where the data sets lie, if not where the runs found them.
+      report: gets what `trained.restore` has to say.
+
+    Returns:
+      `runs`: each with its `name`, `kind` (`"tree"` or `"exits"`), `shape`, `leaves`,
+      `average`, `data_set`, `settings` (pairs of field and value that differ from the
+      defaults), `evaluation`, `tree` (see `drawing.describe`), `latency` (see
+      `latency_of`, or None) and `gallery` (see `gallery.collect`, or None).
+
+    Raises:
+      InputError: for no run, the same one twice, one that is not evaluated or whose
+        evaluation is of an older form or another step, or a model of no or of the
+        same run.
+    """
+    names = _names(workdirs)
+    settings = [workdir.read_config() for workdir in workdirs]
+    evaluations = [read_evaluation(workdir) for workdir in workdirs]
+    latencies = _match(models, settings, evaluations)
+    runs = []
+    for number, workdir in enumerate(workdirs):
+        evaluation = evaluations[number]
+        described = _described(names[number], settings[number], evaluation)
+        shown = None
+        if pictures:
+            run = trained.restore(workdir, data_dir, report)
+            _check_step(workdir, evaluation, run.step)
+            shown = gallery.collect(run, [row["size"] for row in evaluation["sizes"]], pictures)
+        runs.append({**described, "latency": latencies[number], "gallery": shown})
+    return {"runs": runs}
 
 
 def read_evaluation(workdir: Workdir) -> dict[str, Any]:
     """What `hne-evaluate` measured on the test split.
 
     Raises:
-      InputError: if it has not been run, or was of an older version.
+      InputError: if it has not been run, or by a version whose evaluations lack what
+        a report shows.
     """
     path = workdir.evaluation_path("test")
     try:
         evaluation = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"a run must be evaluated first (hne-evaluate --workdir={workdir.path}), "
-            f"got {workdir.path} without {path.name}"
+            f"{workdir.path} must be evaluated first, hne-evaluate --workdir={workdir.path}, "
+            f"got no {path.name}"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} must be readable JSON: {error}") from None
-    missing = [figure for figure in _ROW if figure not in evaluation["sizes"][0]]
+    missing = [key for key in _NEEDED if key not in evaluation]
+    missing += [
+        key for key in _NEEDED_OF_SIZE if any(key not in row for row in evaluation.get("sizes", []))
+    ]
     if missing:
         raise InputError(
-            f"{path} must have all figures (hne-evaluate --workdir={workdir.path}), "
-            f"got none of {', '.join(missing)}"
+            f"{path} must be of this version, evaluate again with hne-evaluate "
+            f"--workdir={workdir.path}, got one without {', '.join(missing)}"
         )
     return evaluation
 
 
-def latencies(models: Sequence[pathlib.Path]) -> dict[str, dict[str, Any]]:
-    """Measured latencies of published versions by the digest of their run's settings.
-
-    Args:
-      models: folders of versions, each with a manifest.
+def latency_of(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The measured latencies of a published model, of one image per call.
 
     Returns:
-      Per digest `ms`, the median of one image by size, `threads`, and `hardware`.
+      `model`: its name; `hardware`, see `hardware.describe`; `threads`; `runs`, the
+      timed calls; and `p50_ms` and `p95_ms` by size.
 
     Raises:
-      InputError: if a folder has no manifest.
+      InputError: if its manifest has none.
     """
-    found = {}
-    for folder in models:
-        manifest = read_manifest(folder)
-        rows = [row for row in manifest["latency"]["measurements"] if row["batch_size"] == 1]
-        by_signature = {row["signature"]: row for row in rows}
-        found[manifest["config_digest"]] = {
-            "ms": {
-                str(size): by_signature[f"ensemble_{size}"]["p50_ms"] for size in manifest["sizes"]
-            },
-            "threads": rows[0]["threads"],
-            "hardware": manifest["latency"]["hardware"]["processor"],
+    try:
+        rows = {
+            row["signature"]: row
+            for row in manifest["latency"]["measurements"]
+            if row["batch_size"] == 1
         }
-    return found
+        by_size = {str(size): rows[f"ensemble_{size}"] for size in manifest["sizes"]}
+        any_row = next(iter(by_size.values()))
+        return {
+            "model": path.name if path.is_file() else f"{manifest['model']}/{path.resolve().name}",
+            "hardware": manifest["latency"]["hardware"],
+            "threads": any_row["threads"],
+            "runs": any_row["runs"],
+            "p50_ms": {size: row["p50_ms"] for size, row in by_size.items()},
+            "p95_ms": {size: row["p95_ms"] for size, row in by_size.items()},
+        }
+    except (KeyError, TypeError, StopIteration) as error:
+        raise InputError(
+            f"a model's manifest must tell the latency of one image, got {str(path)!r} "
+            f"without {error}"
+        ) from None
 
 
-def describe(
-    name: str,
-    run: TrainedRun,
-    evaluation: Mapping[str, Any],
-    latency: Mapping[str, Any] | None,
-    pictures: int,
+def _names(workdirs: Sequence[Workdir]) -> list[str]:
+    """What the runs are called: by their folder, or where those are alike by the whole path."""
+    paths = [workdir.path.resolve() for workdir in workdirs]
+    if not paths or len(set(paths)) < len(paths):
+        listed = ", ".join(str(workdir.path) for workdir in workdirs) or "none"
+        raise InputError(f"a report takes one run or more, each once, got {listed}")
+    folders = [path.name for path in paths]
+    return [
+        path.name if folders.count(path.name) == 1 else str(workdir.path)
+        for path, workdir in zip(paths, workdirs, strict=True)
+    ]
+
+
+def _described(
+    name: str, config: ml_collections.FrozenConfigDict, evaluation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that the page shows of one run.
-
-    Args:
-      name: heading of the run.
-      run: the trained run.
-      evaluation: see `read_evaluation`.
-      latency: one of `latencies`; None if it was not measured.
-      pictures: test images to show with the answers of every size.
-
-    Returns:
-      JSON values; the page's script names what it reads.
-    """
-    rows = [{figure: row[figure] for figure in _ROW} for row in evaluation["sizes"]]
-    for row in rows:
-        row["latency_ms"] = latency["ms"].get(str(row["size"])) if latency else None
-    changed = configs.differences(configs.default(), run.config)
-    stopping = evaluation["early_stopping"] or {"curve": []}
+    """What a run is, and what was measured of it."""
+    tree = build.tree(config)
+    exits = isinstance(tree, Exits)
+    average = config.objective.average
     return {
         "name": name,
-        "settings": [f"{field} = {value!r}" for field, (_, value) in changed],
-        "split": evaluation["split"],
-        "examples": evaluation["examples"],
-        "step": evaluation["step"],
-        "sizes": rows,
-        "leaf_accuracy": evaluation["leaf_accuracy"],
-        "early_stopping": [
-            {key: point[key] for key in ("multiply_adds", "accuracy")}
-            for point in stopping["curve"]
+        "kind": "exits" if exits else "tree",
+        "shape": [tree.exits] if exits else list(tree.branching),
+        "leaves": tree.leaves,
+        "average": average,
+        "data_set": config.data.name,
+        "settings": [
+            [field, repr(value)]
+            for field, (_, value) in configs.differences(configs.default(), config)
         ],
-        "corruptions": evaluation.get("corruptions"),
-        "latency": latency and {key: latency[key] for key in ("threads", "hardware")},
-        "tree": tree_drawing(run.model),
-        "gallery": _gallery(run, [row["size"] for row in rows], pictures),
+        "evaluation": evaluation,
+        "tree": drawing.describe(tree, [row["size"] for row in evaluation["sizes"]], average),
     }
 
 
-def tree_drawing(model: TreeEnsemble) -> dict[str, Any]:
-    """Nodes of the tree with their places.
+def _match(
+    models: Sequence[pathlib.Path],
+    settings: Sequence[ml_collections.FrozenConfigDict],
+    evaluations: Sequence[dict[str, Any]],
+) -> list[dict[str, Any] | None]:
+    """The latencies of each run, by the model that was exported from it."""
+    # A compressed run has the settings of the run that it comes from, but other steps.
+    keys = [
+        (configs.digest(config), evaluation["step"])
+        for config, evaluation in zip(settings, evaluations, strict=True)
+    ]
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in models:
+        tflite = path.suffix == ".tflite"
+        manifest = tflite_file.read_manifest(path) if tflite else read_manifest(path)
+        key = (manifest.get("config_digest"), manifest.get("step"))
+        if key not in keys:
+            raise InputError(
+                f"models must be exported from the runs as they were evaluated, got {str(path)!r} "
+                "of other settings or another step"
+            )
+        if key in found:
+            raise InputError(
+                f"a run takes one model, got {found[key]['model']} and {str(path)!r} of the same"
+            )
+        found[key] = latency_of(path, manifest)
+    return [found.get(key) for key in keys]
 
-    Returns:
-      `blocks`, `leaves` and `nodes`: per node its `block`, its `row` (the mean of
-      the leaves below it, from 0), the `parent`'s position in this list or None,
-      `leaf` (whether a path ends here), the smallest `size` that needs it, and
-      its `multiply_adds`.
-    """
-    tree = model.tree
-    leaves_below = _leaves_below(tree)
-    places = list(leaves_below)
-    nodes = []
-    for block, node in places:
-        below = leaves_below[block, node]
-        parent = places.index((block - 1, tree.parent(block, node))) if block else None
-        nodes.append(
-            {
-                "block": block,
-                "row": sum(below) / len(below),
-                "parent": parent,
-                "leaf": tree.is_leaf(block, node),
-                "size": below[0] + 1,
-                "multiply_adds": cost.node_cost(model.node_models[block][node]).multiply_adds,
-            }
+
+def _check_step(workdir: Workdir, evaluation: dict[str, Any], step: int) -> None:
+    """Raises `InputError` if the run has gone on since it was evaluated."""
+    if evaluation["step"] != step:
+        raise InputError(
+            f"{workdir.path} must be evaluated again, hne-evaluate --workdir={workdir.path}: "
+            f"its figures are of step {evaluation['step']}, its newest weights of step {step}"
         )
-    return {"blocks": tree.blocks, "leaves": tree.leaves, "nodes": nodes}
-
-
-def _leaves_below(tree: Paths) -> dict[tuple[int, int], list[int]]:
-    """The leaves whose paths hold each node, one block after the other."""
-    below: dict[tuple[int, int], list[int]] = {
-        place: [] for place in tree.nodes_of(range(tree.leaves))
-    }
-    for leaf in range(tree.leaves):
-        for place in enumerate(tree.path(leaf)):
-            below[place].append(leaf)
-    return below
-
-
-def _gallery(run: TrainedRun, sizes: Sequence[int], pictures: int) -> dict[str, Any]:
-    """Test images and what each size says of them, the telling ones first.
-
-    An image tells the more, the more often the answer changes between right and
-    wrong as the ensemble grows. Taken from the first thousand.
-    """
-    ((images, labels),) = run.data_set.evaluation_batches("test", 1000).take(1)
-    leaf_logits = run.model(images, training=False)
-    scores = ensemble_log_probabilities(leaf_logits, sizes, run.config.objective.average)
-    probabilities = np.exp(np.asarray(scores))
-    answers, labels = probabilities.argmax(axis=-1), labels.numpy()
-    right = answers == labels[:, None]
-    flips = (right[:, 1:] != right[:, :-1]).sum(axis=1)
-    telling = np.argsort(-flips, kind="stable")[: pictures // 2]
-    usual = [index for index in range(len(labels)) if index not in telling]
-    chosen = [*telling, *usual[: pictures - len(telling)]]
-    return {
-        "classes": list(run.data_set.spec.class_names),
-        "images": [
-            {
-                "png": _png(images[index].numpy()),
-                "label": int(labels[index]),
-                "answers": {
-                    str(size): {
-                        "label": int(answers[index, column]),
-                        "confidence": round(float(probabilities[index, column].max()), 4),
-                    }
-                    for column, size in enumerate(sizes)
-                },
-            }
-            for index in chosen
-        ],
-    }
-
-
-def _png(image: np.ndarray) -> str:
-    """An image `[height, width, channels]` as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hne_tf import robustness, tables, trained
+from hne_tf import robustness, trained
 from hne_tf.data.corruptions import CORRUPTIONS, corrupt
 from hne_tf.errors import InputError
 
@@ -30,8 +30,6 @@ def test_accuracies_are_those_of_numpy_on_corrupted_images(run):
             )
             assert list(by_size.values()) == pytest.approx(rows[-1])
     assert list(measured["mean"].values()) == pytest.approx(np.mean(rows, axis=0))
-    lines = tables._corruptions_markdown(measured)
-    assert f"{measured['mean']['1']:.2%}" in lines[0].splitlines()[-1]
 
 
 def test_more_examples_than_there_are_mean_all(run):

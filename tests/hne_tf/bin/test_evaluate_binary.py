@@ -1,6 +1,8 @@
 import json
 import shutil
 
+import pytest
+
 from hne_tf.bin import evaluate
 
 
@@ -89,3 +91,11 @@ def test_corrupted_images_are_measured_when_asked_for(run_binary, trained_workdi
     ]
     run_binary(evaluate, f"--workdir={trained_workdir.path}")
     assert json.loads(trained_workdir.evaluation_path("test").read_text())["corruptions"] is None
+
+
+@pytest.mark.parametrize("split", ["validation", "train"])
+def test_corrupted_test_images_are_not_measured_beside_another_split(
+    assert_refused, trained_workdir, split
+):
+    arguments = [f"--workdir={trained_workdir.path}", f"--split={split}"]
+    assert_refused(evaluate, [*arguments, "--corruption_examples=50"], "test split", split)

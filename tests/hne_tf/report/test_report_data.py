@@ -1,126 +1,159 @@
-import base64
-import io
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from hne_tf import cost, evaluation, trained
+from hne_tf import config, trained
+from hne_tf import evaluation as evaluations
 from hne_tf.errors import InputError
-from hne_tf.exits import Exits
 from hne_tf.export.manifest import MANIFEST
-from hne_tf.image_spec import ImageSpec
-from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import DeployLayers
-from hne_tf.models.resnet import ResNet
+from hne_tf.files import write_json
 from hne_tf.report import data
 from hne_tf.workdir import Workdir
 
-LATENCY = {"ms": {"1": 1.5, "2": 2.5}, "threads": 1, "hardware": "abacus"}
+
+@pytest.fixture
+def run(made_run, tmp_path):
+    return made_run(tmp_path / "runs" / "digits")
 
 
-@pytest.fixture(scope="module")
-def run(trained_workdir):
-    return trained.restore(trained_workdir)
+@pytest.fixture
+def export(tmp_path):
+    """Makes a version's manifest, as an export of a run has it."""
+
+    def make(workdir, name="digits", version=1, step=30, **changes):
+        rows = [
+            {
+                "signature": f"ensemble_{size}",
+                "batch_size": batch_size,
+                "threads": 2,
+                "runs": 100,
+                "p50_ms": size * batch_size / 2,
+                "p95_ms": size * batch_size / 1,
+            }
+            for size in (1, 2, 4)
+            for batch_size in (8, 1)
+        ]
+        manifest = {
+            "format": 1,
+            "model": name,
+            "sizes": [1, 2, 4],
+            "step": step,
+            "config_digest": config.digest(workdir.read_config()),
+            "latency": {"hardware": {"processor": "Abacus"}, "measurements": rows},
+            **changes,
+        }
+        folder = tmp_path / "models" / name / str(version)
+        (folder / MANIFEST).parent.mkdir(parents=True)
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        return folder
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def measured(run):
-    return evaluation.evaluate(run, "test")
+def test_figures_are_those_of_the_evaluation(run):
+    (collected,) = data.collect([run], pictures=0)["runs"]
+    assert collected["evaluation"] == json.loads(run.evaluation_path("test").read_text())
+    assert collected["name"] == "digits"
+    assert (collected["kind"], collected["shape"], collected["leaves"]) == ("tree", [1, 2, 2], 4)
+    assert collected["tree"]["active"].keys() == {"1", "2", "4"}
+    assert ["model.widths", "(4, 8, 8)"] in collected["settings"]
+    assert collected["latency"] is None
+    assert collected["gallery"] is None
 
 
-@pytest.fixture(scope="module")
-def description(run, measured):
-    return data.describe("tiny", run, measured, LATENCY, 30)
+def test_a_network_with_exits_is_told_from_a_tree(made_run, tmp_path):
+    run = made_run(tmp_path / "exits", model__architecture="multi_exit", objective__average="last")
+    (collected,) = data.collect([run], pictures=0)["runs"]
+    assert (collected["kind"], collected["shape"], collected["average"]) == ("exits", [3], "last")
 
 
-def test_figures_are_those_of_the_evaluation(description, measured):
-    for shown, row in zip(description["sizes"], measured["sizes"], strict=True):
-        figures = {key: value for key, value in shown.items() if key != "latency_ms"}
-        assert figures == {key: row[key] for key in figures}
-        assert {"accuracy", "gain", "variance", "reliability"} <= figures.keys()
-        assert shown["latency_ms"] == LATENCY["ms"].get(str(row["size"]))
-    assert description["examples"] == 360
-    assert description["latency"] == {"threads": 1, "hardware": "abacus"}
-    assert "model.branching = (1, 2, 2)" in description["settings"]
-    json.dumps(description, allow_nan=False)
+def test_pictures_and_answers_come_of_the_trained_run(trained_workdir, run):
+    # The same settings and step, so that one trained run does.
+    write_json(
+        trained_workdir.evaluation_path("test"),
+        evaluations.evaluate(trained.restore(trained_workdir), "test"),
+    )
+    (collected,) = data.collect([trained_workdir], pictures=7)["runs"]
+    assert len(collected["gallery"]["images"]) == 7
+    assert len(collected["gallery"]["images"][0]["answers"]) == 3
 
 
-def test_the_tree_is_drawn_with_the_cost_of_each_prefix(run, description):
-    tree = description["tree"]
-    assert (tree["blocks"], tree["leaves"], len(tree["nodes"])) == (3, 4, 7)
-    assert [node["row"] for node in tree["nodes"]] == [1.5, 0.5, 2.5, 0, 1, 2, 3]
-    assert [node["parent"] for node in tree["nodes"]] == [None, 0, 0, 1, 1, 2, 2]
-    assert [node["leaf"] for node in tree["nodes"]] == [False] * 3 + [True] * 4
-    for size, costs in cost.per_size(run.model, (1, 2, 3, 4)).items():
-        active = [node["multiply_adds"] for node in tree["nodes"] if node["size"] <= size]
-        assert sum(active) == costs.multiply_adds
-
-
-def test_exits_are_drawn_as_a_chain():
-    images = ImageSpec((8, 8, 3), ("ant", "bee"), (0.0,) * 3, (1.0,) * 3)
-    resnet = ResNet("basic", (2, 2), (1, 1), (1, 2), stem_width=2)
-    tree = data.tree_drawing(TreeEnsemble(resnet, Exits(2), DeployLayers(), images))
-    assert [(node["block"], node["row"], node["parent"]) for node in tree["nodes"]] == [
-        (0, 0.5, None),
-        (1, 0.0, 0),
-        (1, 1.0, 0),
-        (2, 1.0, 2),
-    ]
-    assert [node["size"] for node in tree["nodes"]] == [1, 1, 2, 2]
-
-
-def test_pictures_come_with_the_answers_of_every_size(run, description):
-    ((images, labels),) = run.data_set.evaluation_batches("test", 360).as_numpy_iterator()
-    leaf_logits = run.model(images, training=False).numpy()
-    gallery = description["gallery"]
-    assert len(gallery["images"]) == 30
-    seen = set()
-    for shown in gallery["images"]:
-        pixels = np.asarray(
-            Image.open(io.BytesIO(base64.b64decode(shown["png"].partition(",")[2])))
-        )
-        index = int(np.flatnonzero((images[..., 0] == pixels).all(axis=(1, 2)))[0])
-        seen.add(index)
-        assert shown["label"] == labels[index]
-        for size, answer in shown["answers"].items():
-            logits = leaf_logits[index, : int(size)].mean(axis=0)
-            probabilities = np.exp(logits) / np.exp(logits).sum()
-            assert answer["label"] == logits.argmax()
-            assert answer["confidence"] == pytest.approx(probabilities.max(), abs=1e-3)
-    assert len(seen) == 30
-    flips = [
-        [shown["answers"][size]["label"] == shown["label"] for size in shown["answers"]]
-        for shown in gallery["images"]
-    ]
-    assert any(len(set(row)) > 1 for row in flips[:15])
-
-
-def test_latencies_go_by_the_settings_of_the_run(tmp_path):
-    def row(size, batch_size, p50):
-        signature = f"ensemble_{size}"
-        return {"signature": signature, "batch_size": batch_size, "threads": 2, "p50_ms": p50}
-
-    latency = {
-        "hardware": {"processor": "abacus"},
-        "measurements": [row(1, 1, 0.5), row(4, 1, 2.0), row(4, 8, 9.0)],
-    }
-    manifest = {"format": 1, "sizes": [1, 4], "config_digest": "abc", "latency": latency}
-    (tmp_path / MANIFEST).parent.mkdir()
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    assert data.latencies([tmp_path]) == {
-        "abc": {"ms": {"1": 0.5, "4": 2.0}, "threads": 2, "hardware": "abacus"}
+def test_latency_is_that_of_one_image_in_the_export(run, made_run, export, tmp_path):
+    other = made_run(tmp_path / "runs" / "other", seed=1)
+    version = export(run, version=3)
+    measured, missing = data.collect([run, other], [version], pictures=0)["runs"]
+    assert missing["latency"] is None
+    assert measured["latency"] == {
+        "model": "digits/3",
+        "hardware": {"processor": "Abacus"},
+        "threads": 2,
+        "runs": 100,
+        "p50_ms": {"1": 0.5, "2": 1.0, "4": 2.0},
+        "p95_ms": {"1": 1.0, "2": 2.0, "4": 4.0},
     }
 
 
-def test_older_and_damaged_evaluations_are_refused(tmp_path):
-    workdir = Workdir(tmp_path)
-    with pytest.raises(InputError, match=r"evaluated first \(hne-evaluate --workdir="):
-        data.read_evaluation(workdir)
-    workdir.evaluation_path("test").write_text("{")
-    with pytest.raises(InputError, match="must be readable JSON"):
-        data.read_evaluation(workdir)
-    workdir.evaluation_path("test").write_text('{"sizes": [{"size": 1, "accuracy": 1.0}]}')
-    with pytest.raises(InputError, match=r"got none of nll, .*, reliability"):
-        data.read_evaluation(workdir)
+def test_a_model_of_no_run_is_refused(run, made_run, export, tmp_path):
+    stranger = export(made_run(tmp_path / "stranger", seed=1), "stranger")
+    earlier = export(run, "earlier", step=10)
+    for folder in (stranger, earlier):
+        with pytest.raises(InputError, match=f"as they were evaluated, got '{folder}'"):
+            data.collect([run], [folder], pictures=0)
+
+
+def test_two_models_of_a_run_are_refused(run, export):
+    models = [export(run, version=version) for version in (1, 2)]
+    with pytest.raises(InputError, match=r"one model, got digits/1 and .*/2'"):
+        data.collect([run], models, pictures=0)
+
+
+@pytest.mark.parametrize("latency", [None, {}, {"hardware": {}, "measurements": []}])
+def test_a_model_without_latencies_is_refused(run, export, latency):
+    with pytest.raises(InputError, match="tell the latency of one image"):
+        data.collect([run], [export(run, latency=latency)], pictures=0)
+
+
+def test_runs_in_folders_of_one_name_are_called_by_their_paths(run, made_run, tmp_path):
+    runs = [run, *(made_run(tmp_path / "more" / name, seed=1) for name in ("digits", "large"))]
+    names = [collected["name"] for collected in data.collect(runs, pictures=0)["runs"]]
+    assert names == [str(run.path), str(runs[1].path), "large"]
+
+
+def test_each_run_is_taken_once(run):
+    with pytest.raises(InputError, match=r"each once, got .*digits, .*digits"):
+        data.collect([run, Workdir(run.path / ".." / "digits")], pictures=0)
+    with pytest.raises(InputError, match="got none"):
+        data.collect([], pictures=0)
+
+
+def test_a_run_that_is_not_evaluated_is_refused(run):
+    run.evaluation_path("test").unlink()
+    with pytest.raises(InputError, match="evaluated first, hne-evaluate --workdir="):
+        data.collect([run], pictures=0)
+
+
+def test_an_evaluation_of_an_older_form_is_refused(made_run, tmp_path):
+    def older(evaluation):
+        for row in evaluation["sizes"]:
+            del row["reliability"]
+
+    run = made_run(tmp_path / "older", older)
+    with pytest.raises(InputError, match=r"evaluate again .* without reliability"):
+        data.collect([run], pictures=0)
+
+
+def test_a_damaged_evaluation_is_refused(run):
+    run.evaluation_path("test").write_text("{")
+    with pytest.raises(InputError, match=r"evaluation\.json must be readable JSON"):
+        data.collect([run], pictures=0)
+
+
+def test_a_run_that_has_gone_on_is_refused(trained_workdir, made_run, tmp_path):
+    def outdated(evaluation):
+        evaluation["step"] = 20
+
+    run = made_run(tmp_path / "resumed", outdated)
+    run.checkpoints.rmdir()
+    run.checkpoints.symlink_to(trained_workdir.checkpoints)
+    with pytest.raises(InputError, match="of step 20, its newest weights of step 30"):
+        data.collect([run], pictures=1)
