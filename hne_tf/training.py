@@ -220,15 +220,17 @@ class _Run:
 
     def _replica_part(self, images, labels, part):
         """Adds the gradients of one of the parts that a replica takes one after the other."""
-        size = tf.shape(labels)[0] // self.config.training.accumulate_steps
-        rows = slice(part * size, (part + 1) * size)
+        # Every so manieth image, so that a part is the same whatever the number of devices,
+        # each of which gets a stretch of the batch.
+        rows = slice(part, None, self.config.training.accumulate_steps)
         gradients = self._gradients(images[rows], labels[rows])
         for total, gradient in zip(self._gradient_sums, gradients, strict=True):
             total.assign_add(gradient)
 
     def _replica_end(self):
         """The step that all parts add up to."""
-        self._apply([tf.convert_to_tensor(total) for total in self._gradient_sums])
+        # What is read from a mirrored variable has no device, which the reduction asks for.
+        self._apply([tf.identity(total) for total in self._gradient_sums])
         for total in self._gradient_sums:
             total.assign(tf.zeros_like(total))
 

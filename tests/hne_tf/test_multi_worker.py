@@ -23,17 +23,19 @@ SETTINGS = {
     "data.pad_pixels": 1,
     "model.branching": (1, 2),
     "model.unit": "basic",
-    "model.widths": (4, 8),
+    # Steps that take longer than it takes to notice one and kill a worker.
+    "model.widths": (16, 32),
     "model.units": (1, 1),
     "model.strides": (1, 2),
     # Small enough that rounding does not grow into other losses within the run.
     "optimizer.learning_rate": 0.05,
     "optimizer.warmup_epochs": 0.1,
-    "training.epochs": 5.0,
-    "training.batch_size": 16,
+    "training.epochs": 10.0,
+    "training.batch_size": 32,
     # So that metrics.jsonl has the loss of every step.
     "training.steps_per_call": 1,
     "training.checkpoint_every_epochs": 0.5,
+    "training.ema_momentum": 0.9,
     "distribution.synchronized_norm": "on",
 }
 TOTAL = 100
@@ -61,21 +63,21 @@ def free_addresses(count):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts two workers; whatever is left of them afterwards is killed."""
+    """Starts a worker per workdir; whatever is left of them afterwards is killed."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
     root = pathlib.Path(__file__).parents[2]
     processes = []
 
-    def start_workers(*workdirs):
-        cluster = {"worker": free_addresses(2)}
+    def start_workers(*workdirs, flags=()):
+        cluster = {"worker": free_addresses(len(workdirs))}
         for index, workdir in enumerate(workdirs):
             task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
             processes.append(
                 subprocess.Popen(
                     [
                         *(sys.executable, "-m", "hne_tf.bin.train"),
-                        *(f"--config={config}", f"--workdir={workdir}"),
+                        *(f"--config={config}", f"--workdir={workdir}", *flags),
                     ],
                     env={**os.environ, "PYTHONPATH": str(root), "TF_CONFIG": json.dumps(task)},
                     stdout=subprocess.PIPE,
@@ -84,7 +86,7 @@ def start(tmp_path):
                     start_new_session=True,
                 )
             )
-        return processes[-2:]
+        return processes[-len(workdirs) :]
 
     yield start_workers
     for process in processes:
@@ -120,7 +122,7 @@ def weights(workdir):
     return {weight.path: weight.numpy() for weight in restore(workdir).model.weights}
 
 
-def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_a_death(start, tmp_path):
+def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tmp_path):
     alone, together = Workdir(tmp_path / "alone"), Workdir(tmp_path / "together")
     chief, other = start(together.path, together.path)
     # While the workers start.
@@ -140,14 +142,16 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_a_death(start, t
     # Only the chief writes.
     assert len(list(together.events.iterdir())) == 1
 
-    chief, other = start(together.path, together.path)
-    wait_for_step(together, stopped + 20, (chief, other))
-    os.killpg(other.pid, signal.SIGKILL)
-    _, errors = ends(chief, INTERRUPTED)
-    assert len(errors) == 1, errors
-    assert "one of the 2 workers is lost" in errors[0]
-    saved = checkpoints.steps(together.checkpoints)[0]
-    assert stopped < saved < TOTAL
+    saved = stopped
+    for victim in (1, 0):
+        workers = start(together.path, together.path)
+        wait_for_step(together, saved + 20, workers)
+        os.killpg(workers[victim].pid, signal.SIGKILL)
+        _, errors = ends(workers[1 - victim], INTERRUPTED)
+        assert len(errors) == 1, errors
+        assert "one of the 2 workers is lost" in errors[0]
+        before, saved = saved, checkpoints.steps(together.checkpoints)[0]
+        assert before < saved < TOTAL
 
     for worker in start(together.path, together.path):
         output, errors = ends(worker, 0)
@@ -160,7 +164,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_a_death(start, t
     np.testing.assert_allclose(two, one, rtol=1e-4)
     expected = weights(alone)
     for name, value in weights(together).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=0.01, atol=2e-3, err_msg=name)
 
 
 def test_workers_must_share_the_workdir(start, tmp_path):
@@ -169,3 +173,19 @@ def test_workers_must_share_the_workdir(start, tmp_path):
         assert len(errors) == 1, errors
         assert "all workers must see the same --workdir" in errors[0]
         assert f"worker {index} found {['step 0', 'nothing'][index]}" in errors[0]
+
+
+def test_workers_do_not_touch_a_run_of_other_settings(start, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    config = default()
+    config.update_from_flattened_dict(SETTINGS)
+    workdir.claim(config, restart=False)
+    before = workdir.config_path.read_bytes(), sorted(workdir.path.rglob("*"))
+    chief, other = start(workdir.path, workdir.path, flags=["--config.seed=1"])
+    _, errors = ends(chief, 1)
+    assert len(errors) == 1, errors
+    assert "seed: 0 there, 1 here" in errors[0]
+    _, errors = ends(other, INTERRUPTED)
+    assert len(errors) == 1, errors
+    assert "one of the 2 workers is lost" in errors[0]
+    assert (workdir.config_path.read_bytes(), sorted(workdir.path.rglob("*"))) == before
