@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import ml_collections
+
+from hne_tf.errors import InputError
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
 # or how layers are computed.
@@ -139,6 +142,20 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Checks what holds for numbers in general; ranges are up to what takes a setting.
+
+    Raises:
+      InputError: for a setting that is infinite or not a number, or a seed outside
+        0 to 2**32 - 1.
+    """
+    for field, value in _flat(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{field} must be a finite number, got {value}")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed must lie in 0 to {2**32 - 1}, got {config.seed}")
 
 
 def digest(config: ml_collections.ConfigDict) -> str:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from hne_tf import build, checkpoints
 from hne_tf.cluster import Cluster
+from hne_tf.config import check_numbers
 from hne_tf.data import DataSet, load
 from hne_tf.distribution import accelerated, strategy_of
 from hne_tf.errors import InputError, InterruptedRunError
@@ -55,6 +56,7 @@ def train(
       InputError: for settings that break a rule or a workdir of another run.
       InterruptedRunError: if one of several workers was lost or asked to stop.
     """
+    check_numbers(config)
     build.tree(config)
     build.architecture(config)
     config = _in_its_form(config, workdir, restart)

@@ -55,7 +55,9 @@ class FusedTrainingLayers(TrainingLayers):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.synchronized:
-            raise InputError("fused batch norms cannot be synchronised, got synchronized=True")
+            raise InputError(
+                "fused batch norms cannot be synchronised, got fused_norm and synchronized_norm on"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pathlib
 import signal
@@ -211,6 +212,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
+        ("seed", -1, "seed must lie in 0 to 4294967295, got -1"),
+        ("seed", 2**32, "seed must lie in 0 to 4294967295, got 4294967296"),
+        ("training__epochs", math.inf, "training.epochs must be a finite number, got inf"),
+        ("objective__ramp_epochs", math.nan, "ramp_epochs must be a finite number, got nan"),
+        ("objective__temperature", math.inf, "temperature must be a finite number, got inf"),
         ("optimizer__learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
         ("optimizer__momentum", 1.0, r"momentum must lie in \[0, 1\), got 1.0"),
         ("optimizer__warmup_epochs", 3.0, "shorter than the run, got 3.0"),
