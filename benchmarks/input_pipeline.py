@@ -60,7 +60,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         )
         batch = next(batches)
         pipeline_s = _seconds(lambda: next(batches), values.steps)
-    step_s = _seconds(_training_step(config, data_set.spec, batch), values.steps)
+    step_s = _seconds(_training_step(config, data_set, batch), values.steps)
     lines = ["| alone | ms per batch | images/s |", "| :--- | ---: | ---: |"]
     for name, seconds in (("input pipeline", pipeline_s), ("training step", step_s)):
         lines.append(f"| {name} | {1000 * seconds:.0f} | {batch_size / seconds:.0f} |")
@@ -104,27 +104,17 @@ def _pictures(count: int) -> Iterator[str]:
         yield folder
 
 
-def _training_step(config, images, batch) -> Callable[[], object]:
+def _training_step(config, data_set, batch) -> Callable[[], object]:
     """A function that takes one step with the config's model and objective."""
-    import keras
     import tensorflow as tf
 
-    from hne_tf import build
+    from hne_tf.schedule import Schedule
+    from hne_tf.training_run import TrainingRun
 
-    model = build.ensemble(config, build.training_layers(config), images)
-    optimizer = keras.optimizers.SGD(0.1, momentum=config.optimizer.momentum, nesterov=True)
-    optimizer.build(model.trainable_variables)
-    objective = build.objective(config, 1.0, optimizer.iterations)
-
-    @tf.function
-    def take_step(images, labels):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(objective.call(labels, model(images, training=True)))
-            loss += tf.add_n(model.losses)
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return loss
-
-    return lambda: take_step(*batch).numpy()
+    schedule = Schedule.of(config, data_set.examples("train"))
+    run = TrainingRun(config, data_set.spec, schedule, tf.distribute.get_strategy())
+    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    return lambda: run.take_steps(batches, 1)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,8 @@
 Times a step of the N = 16 bottleneck tree, branched and grouped, with TensorFlow's
 fused batch norms and with Keras's, in float32 and bfloat16, on one and two devices:
 logical ones that share the CPU, or all GPUs. Norms of two devices are synchronised
-unless they are fused. Steps of the rows of as many devices are taken in turns.
+unless they are fused. The default row is also taken with its batch in parts, and with
+averaged weights. Steps of the rows of as many devices are taken in turns.
 
 Were time proportional to multiply-adds, the tree's step would take that of the single
 network (1, 1, 1, 1, 1) with the default row's settings times the ratio of their
@@ -35,17 +36,23 @@ AXES = (
     ("float32", "bfloat16"),
     ("1", "2"),
 )
+# What the default row is also measured with.
+BESIDES = {
+    "batch in 4 parts": {"training.accumulate_steps": 4},
+    "averaged weights": {"training.ema_momentum": 0.999},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way to compute a network's step, in the words of `AXES`."""
+    """A way to compute a network's step, in the words of `AXES`, and one of `BESIDES` or none."""
 
     factory: str
     norms: str
     precision: str
     devices: str
     branching: tuple[int, ...] = TREE
+    besides: str = ""
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -75,6 +82,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     default = Row("grouped" if accelerated() else "branched", "fused", "float32", "1")
     single = dataclasses.replace(default, branching=SINGLE)
+    if default in rows:
+        rows += [dataclasses.replace(default, besides=each) for each in BESIDES]
     seconds = {}
     for devices in sorted({"1"} | {row.devices for row in rows}):
         measured = [row for row in (single, *rows) if row.devices == devices]
@@ -123,43 +132,34 @@ def _measure(rows: Sequence[Row], devices: int, batch_size: int, rounds: int) ->
     return {row: float(np.median(values)) for row, values in seconds.items()}
 
 
-def _step(row: Row, strategy, batch_size: int) -> Callable[[], float]:
+def _step(row: Row, strategy, batch_size: int) -> Callable[[], object]:
     """A function that takes one step of a row's network on images made up."""
-    import keras
     import tensorflow as tf
 
-    from hne_tf import build
     from hne_tf.config import default
-    from hne_tf.distribution import accelerated
+    from hne_tf.schedule import Schedule
+    from hne_tf.training_run import TrainingRun
 
     config = default()
-    config.model.branching = row.branching
-    config.training.factory = row.factory
-    config.training.fused_norm = "on" if row.norms == "fused" else "off"
+    config.update_from_flattened_dict(
+        {
+            "model.branching": row.branching,
+            "training.batch_size": batch_size,
+            "training.factory": row.factory,
+            "training.fused_norm": "on" if row.norms == "fused" else "off",
+            "training.precision": row.precision,
+            **BESIDES.get(row.besides, {}),
+        }
+    )
     if row.norms == "fused":
         config.distribution.synchronized_norm = "off"
-    replicas = strategy.num_replicas_in_sync
-    with strategy.scope():
-        model = build.training_model(config, _cifar(), accelerated(), replicas, row.precision)
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
-        optimizer.build(model.trainable_variables)
-    objective = build.objective(config, 1.0, optimizer.iterations)
+    run = TrainingRun(config, _cifar(), Schedule.of(config, 50_000), strategy)
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (batch_size // replicas, 32, 32, 3)).astype(np.uint8)
-    labels = random.integers(0, 10, batch_size // replicas).astype(np.int32)
-
-    def replica_step():
-        with tf.GradientTape() as tape:
-            losses = objective.call(labels, model(tf.constant(images), training=True))
-            loss = tf.reduce_sum(losses) / batch_size + tf.add_n(model.losses) / replicas
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return loss
-
-    @tf.function
-    def take_step():
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_step), axis=None)
-
-    return lambda: float(take_step())
+    images = random.integers(0, 256, (batch_size, 32, 32, 3)).astype(np.uint8)
+    labels = random.integers(0, 10, batch_size).astype(np.int32)
+    batch = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    batches = iter(strategy.experimental_distribute_dataset(batch))
+    return lambda: run.take_steps(batches, 1)
 
 
 def _cifar():
@@ -185,15 +185,16 @@ def _table(seconds: dict[Row, float], single: Row, default: Row, batch_size: int
     single_s = seconds.pop(single)
     ratio = _multiply_adds(TREE) / _multiply_adds(SINGLE)
     lines = [
-        "| network | layers | norms | precision | devices | step (ms) | images/s "
+        "| network | layers | norms | precision | devices | besides | step (ms) | images/s "
         "| share of predicted time |",
-        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | ---: |",
+        "| :--- | :--- | :--- | :--- | ---: | :--- | ---: | ---: | ---: |",
     ]
 
     def line(network: str, row: Row, step_s: float, predicted_s: float) -> str:
         return (
             f"| {network} | {row.factory} | {row.norms} | {row.precision} | {row.devices} "
-            f"| {1000 * step_s:.0f} | {batch_size / step_s:.0f} | {step_s / predicted_s:.3f} |"
+            f"| {row.besides} | {1000 * step_s:.0f} | {batch_size / step_s:.0f} "
+            f"| {step_s / predicted_s:.3f} |"
         )
 
     lines.append(line("single network", single, single_s, single_s))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf import build, checkpoints, trained, training
+from hne_tf import build, checkpoints, trained, training, training_run
 from hne_tf.data import load
 from hne_tf.errors import InputError
 from hne_tf.evaluation import inference, measure
@@ -75,7 +75,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     schedule = Schedule.of(config, data_set.examples("train"))
     keras.utils.set_random_seed(config.seed)
     model = build.ensemble(config, build.training_layers(config), data_set.spec)
-    optimizer = training.sgd(config, schedule)
+    optimizer = training_run.sgd(config, schedule)
     objective = build.objective(config, schedule.steps_per_epoch, optimizer.iterations)
     model.compile(optimizer=optimizer, loss=objective)
     batches = data_set.train_batches(
@@ -112,7 +112,9 @@ def test_parts_of_a_batch_add_up_to_a_step_on_the_whole(tiny_config):
         config = tiny_config(training__accumulate_steps=parts, optimizer__warmup_epochs=0.0)
         keras.utils.set_random_seed(0)
         schedule = Schedule.of(config, 320)
-        run = training._Run(config, data_set, schedule, tf.distribute.get_strategy())
+        run = training_run.TrainingRun(
+            config, data_set.spec, schedule, tf.distribute.get_strategy()
+        )
         before = weights.read(run.model)
         record = run.take_steps(iter(batch), 5)
         results.append(({"loss": record["loss"]}, weights.read(run.model)))
