@@ -10,7 +10,7 @@ from hne_tf.sweeps import report
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SWEEPS = sorted(path.with_suffix(".md") for path in RESULTS.glob("*.json"))
 # Pages in words, whose tables are copied from pages that a command has written.
-IN_WORDS = [RESULTS / "objectives.md"]
+IN_WORDS = [RESULTS / f"{name}.md" for name in ("architectures", "objectives")]
 
 
 def rows(page):

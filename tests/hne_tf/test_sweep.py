@@ -7,6 +7,8 @@ import pytest
 from configs import cifar10_large, cifar10_small, cifar100_large, cifar100_small
 from configs.sweeps import (
     architectures_cifar10,
+    depth_cifar10,
+    grid_architectures_cifar10,
     grid_cifar10,
     grid_digits,
     objectives_cifar10,
@@ -240,11 +242,13 @@ def test_settings_are_told_without_the_place_of_data():
 
 
 SWEEPS = {
-    architectures_cifar10: (14, "test"),
+    architectures_cifar10: (16, "test"),
+    depth_cifar10: (8, "test"),
     objectives_digits: (30, "test"),
     objectives_cifar10: (12, "test"),
     grid_digits: (81, "validation"),
     grid_cifar10: (3, "validation"),
+    grid_architectures_cifar10: (27, "validation"),
 }
 
 
