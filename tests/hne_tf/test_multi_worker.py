@@ -23,14 +23,14 @@ SETTINGS = {
     "data.pad_pixels": 1,
     "model.branching": (1, 2),
     "model.unit": "basic",
-    # Steps that take longer than it takes to notice one and kill a worker.
+    # Enough steps, and long ones, to stop or kill the workers several times on the way.
     "model.widths": (16, 32),
     "model.units": (1, 1),
     "model.strides": (1, 2),
     # Small enough that rounding does not grow into other losses within the run.
-    "optimizer.learning_rate": 0.05,
+    "optimizer.learning_rate": 0.02,
     "optimizer.warmup_epochs": 0.1,
-    "training.epochs": 10.0,
+    "training.epochs": 30.0,
     "training.batch_size": 32,
     # So that metrics.jsonl has the loss of every step.
     "training.steps_per_call": 1,
@@ -38,7 +38,7 @@ SETTINGS = {
     "training.ema_momentum": 0.9,
     "distribution.synchronized_norm": "on",
 }
-TOTAL = 100
+TOTAL = 300
 INTERRUPTED = 138
 # Far more than it takes; a worker that fails ends the wait.
 PATIENCE_S = 600
@@ -145,7 +145,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
     saved = stopped
     for victim in (1, 0):
         workers = start(together.path, together.path)
-        wait_for_step(together, saved + 20, workers)
+        wait_for_step(together, saved + 10, workers)
         os.killpg(workers[victim].pid, signal.SIGKILL)
         _, errors = ends(workers[1 - victim], INTERRUPTED)
         assert len(errors) == 1, errors
@@ -161,10 +161,12 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
 
     one, two = ([record["loss"] for record in records(run)] for run in (alone, together))
     assert [record["step"] for record in records(together)] == list(range(1, TOTAL + 1))
-    np.testing.assert_allclose(two, one, rtol=1e-4)
+    np.testing.assert_allclose(two[:100], one[:100], rtol=1e-4)
+    # Rounding grows with the steps.
+    np.testing.assert_allclose(two, one, rtol=2e-3)
     expected = weights(alone)
     for name, value in weights(together).items():
-        np.testing.assert_allclose(value, expected[name], rtol=0.01, atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=0.01, atol=0.02, err_msg=name)
 
 
 def test_workers_must_share_the_workdir(start, tmp_path):
