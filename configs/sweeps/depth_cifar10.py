@@ -4,7 +4,7 @@
         --root=runs/sweeps --jobs=2 --results=results/depth_cifar10.md
 
 8 runs of 1 to 4 minutes on one core: single networks that end where an exit of
-`architectures_cifar10.py` does, and a leaf of its tree trained alone.
+`architectures_cifar10.py` does, and a leaf of the tree of `objectives_cifar10.py`.
 """
 
 import ml_collections
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
         title="Single networks on 1,500 images of CIFAR-10",
         base=objectives_cifar10.base(),
         groups=[
-            ("a leaf of the tree", {**grid.APART, "model.branching": (1, 1, 1, 1)}),
+            ("a leaf of the objectives' tree", {**grid.APART, "model.branching": (1, 1, 1, 1)}),
             *((f"as deep as exit {number}", _until_exit(number)) for number in (2, 4, 6)),
         ],
         seeds=range(2),

@@ -34,7 +34,7 @@ def collect(run: TrainedRun, sizes: Sequence[int], count: int) -> dict[str, Any]
       each with its `index` in the split, its `picture` as a data URI, its `label`, and
       the `answers`, classes, and `confidences` of each size.
     """
-    images, labels = _first_images(run, min(_CANDIDATES, run.data_set.examples("test")))
+    images, labels = next(run.data_set.evaluation_batches("test", _CANDIDATES).as_numpy_iterator())
     probabilities = _probabilities(run, images, sizes)
     answers = probabilities.argmax(axis=-1)
     correct = answers == labels[:, None]
@@ -89,12 +89,6 @@ def data_uri(image: np.ndarray) -> str:
 def _telling(correct: np.ndarray) -> np.ndarray:
     """Whether some sizes are right and others wrong, bool `[images]`."""
     return correct.any(axis=1) & ~correct.all(axis=1)
-
-
-def _first_images(run: TrainedRun, count: int) -> tuple[np.ndarray, np.ndarray]:
-    batches = run.data_set.evaluation_batches("test", _BATCH_SIZE).unbatch().take(count)
-    images, labels = next(iter(batches.batch(count)))
-    return images.numpy(), labels.numpy()
 
 
 def _probabilities(run: TrainedRun, images: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
