@@ -4,6 +4,35 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hne_tf import data
+from hne_tf.config import default
+
+
+@pytest.fixture
+def load():
+    """The data set of the default settings, the digits, or with others."""
+
+    def loaded(**settings):
+        config = default().data
+        config.update(settings)
+        return data.load(config)
+
+    return loaded
+
+
+@pytest.fixture
+def batches_of():
+    """Training batches of a data set as arrays."""
+
+    def batches(dataset, start_step, total_steps, *, batch_size=16, seed=3):
+        return list(
+            dataset.train_batches(
+                batch_size=batch_size, start_step=start_step, total_steps=total_steps, seed=seed
+            ).as_numpy_iterator()
+        )
+
+    return batches
+
 
 @pytest.fixture
 def smooth_picture():

@@ -2,10 +2,43 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.data.augmentation import Augmentation, jitter_colors
+from hne_tf.data.augmentation import Augmentation, crop_and_flip, jitter_colors
 from hne_tf.errors import InputError
 
 SEED = tf.constant([3, 4], tf.int64)
+
+
+def test_crop_and_flip_equals_numpy_per_image():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 5, 7, 3), np.uint8)
+    offsets = rng.integers(0, 5, (20, 2), np.int32)
+    flips = rng.integers(0, 2, 20, np.int32)
+    expected = []
+    for image, (top, left), flip in zip(images, offsets, flips, strict=True):
+        crop = np.pad(image, ((2, 2), (2, 2), (0, 0)))[top : top + 5, left : left + 7]
+        expected.append(crop[:, ::-1] if flip else crop)
+    got = crop_and_flip(tf.constant(images), 2, offsets, flips)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_flip_alone_mirrors_about_half_of_the_images():
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), np.uint8)
+    flip = Augmentation(flip=True)
+    got = flip.apply(tf.constant(images), flip.draw(400, tf.constant([1, 2], tf.int64))).numpy()
+    kept = (got == images).all((1, 2, 3))
+    mirrored = (got == images[:, :, ::-1]).all((1, 2, 3))
+    assert (kept ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_crops_use_every_offset_and_never_flip_unasked():
+    image = np.random.default_rng(0).integers(1, 256, (1, 4, 4, 1), np.uint8)
+    images = tf.repeat(tf.constant(image), 500, axis=0)
+    crop = Augmentation(pad_pixels=1)
+    got = crop.apply(images, crop.draw(500, tf.constant([1, 2], tf.int64))).numpy()
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    crops = {padded[t : t + 4, left : left + 4].tobytes() for t in range(3) for left in range(3)}
+    assert {image.tobytes() for image in got} == crops
 
 
 def test_colours_change_within_their_range(smooth_picture):
