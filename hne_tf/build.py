@@ -28,6 +28,8 @@ _PRESETS = {
     "multi_exit": resnet.PRESETS,
     "msdnet": msdnet.PRESETS,
 }
+# Fields of the model section that are no settings of the architecture itself.
+_CHOICES = ("architecture", "branching", "preset")
 
 
 def tree(config: ml_collections.ConfigDict) -> Paths:
@@ -57,8 +59,14 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
     if model.preset not in presets:
         raise InputError(f"preset must be one of {', '.join(presets)}, got {model.preset!r}")
     preset = presets[model.preset]
-    fields = (field.name for field in dataclasses.fields(preset))
-    settings = {field: model[field] for field in fields if model[field]}
+    fields = [field.name for field in dataclasses.fields(preset)]
+    settings = {name: value for name, value in model.items() if value and name not in _CHOICES}
+    for name, value in settings.items():
+        if name not in fields:
+            raise InputError(
+                f"model.{name} must be left at its default for {model.architecture}, "
+                f"which has {', '.join(fields)}, got {value!r}"
+            )
     return dataclasses.replace(preset, **settings)
 
 

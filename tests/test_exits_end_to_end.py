@@ -18,6 +18,7 @@ SETTINGS = {
     "multi_exit": {"model__architecture": "multi_exit"},
     "msdnet": {
         "model__architecture": "msdnet",
+        **{"model__unit": "", "model__widths": (), "model__strides": ()},
         "model__units": (1, 1, 1),
         "model__growth": 2,
         "model__scale_factors": (1, 2),

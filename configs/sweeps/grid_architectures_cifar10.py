@@ -59,6 +59,8 @@ FLAT_MULTI_EXIT = {
 }
 MSDNET = {
     "model.architecture": "msdnet",
+    # Of the residual networks that the others are.
+    **{"model.unit": "", "model.widths": (), "model.strides": ()},
     "model.units": (3, 2, 2, 2, 2),
     "model.head_width": 64,
     "objective.average": "last",

@@ -111,6 +111,25 @@ def test_settings_of_a_dense_network_replace_the_presets():
     assert build.architecture(config) == dataclasses.replace(small, bottlenecks=(0, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "setting", "value"),
+    [
+        ("resnet", "growth", 12),
+        ("resnet", "stem_stride", -1),
+        ("multi_exit", "width_multiplier", 0.5),
+        ("mobilenet_v2", "widths", (8, 8)),
+        ("msdnet", "unit", "basic"),
+    ],
+)
+def test_settings_of_another_architecture_are_refused(architecture, setting, value):
+    config = default()
+    config.model.update({"architecture": architecture, setting: value})
+    with pytest.raises(InputError) as error:
+        build.architecture(config)
+    assert f"model.{setting} must be left at its default for {architecture}" in str(error.value)
+    assert str(error.value).endswith(f"got {value!r}")
+
+
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
