@@ -4,7 +4,7 @@
 
 Reads JPEG files of ImageNet's usual size (500 x 375), made for the purpose and kept in the
 page cache, with the config's augmentation; with --own_data, the data set of the config. The
-step takes the same batch again and again, on this machine's first device.
+step takes the same batch again and again.
 """
 
 import contextlib
@@ -44,9 +44,13 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     with app.quiet_import():
         from hne_tf import results
+        from hne_tf.cluster import Cluster
         from hne_tf.data import load
+        from hne_tf.distribution import strategy_of
 
     config = ml_collections.ConfigDict(values.config)
+    # Before data start TensorFlow.
+    strategy = strategy_of(config, Cluster())
     with contextlib.ExitStack() as stack:
         if not values.own_data:
             config.data.name = "image_folder"
@@ -60,7 +64,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         )
         batch = next(batches)
         pipeline_s = _seconds(lambda: next(batches), values.steps)
-    step_s = _seconds(_training_step(config, data_set, batch), values.steps)
+    step_s = _seconds(_training_step(config, data_set, strategy, batch), values.steps)
     lines = ["| alone | ms per batch | images/s |", "| :--- | ---: | ---: |"]
     for name, seconds in (("input pipeline", pipeline_s), ("training step", step_s)):
         lines.append(f"| {name} | {1000 * seconds:.0f} | {batch_size / seconds:.0f} |")
@@ -104,7 +108,7 @@ def _pictures(count: int) -> Iterator[str]:
         yield folder
 
 
-def _training_step(config, data_set, batch) -> Callable[[], object]:
+def _training_step(config, data_set, strategy, batch) -> Callable[[], object]:
     """A function that takes one step with the config's model and objective."""
     import tensorflow as tf
 
@@ -112,8 +116,9 @@ def _training_step(config, data_set, batch) -> Callable[[], object]:
     from hne_tf.training_run import TrainingRun
 
     schedule = Schedule.of(config, data_set.examples("train"))
-    run = TrainingRun(config, data_set.spec, schedule, tf.distribute.get_strategy())
-    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    run = TrainingRun(config, data_set.spec, schedule, strategy)
+    batch = tf.data.Dataset.from_tensors(batch).repeat()
+    batches = iter(strategy.experimental_distribute_dataset(batch))
     return lambda: run.take_steps(batches, 1)
 
 

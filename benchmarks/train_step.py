@@ -6,23 +6,26 @@
 Times a step of the N = 16 bottleneck tree, branched and grouped, with TensorFlow's
 fused batch norms and with Keras's, in float32 and bfloat16; on two devices (logical
 ones that share the CPU, or all GPUs), whose steps take minutes to trace, with fused
-norms in float32 only. The default row is also taken with its batch in parts, and with
-averaged weights. Steps of the rows of as many devices are taken in turns. Ten minutes
-on 2 cores, most of it tracing.
+norms in float32 only. The default row is also taken with its batch in parts, with
+averaged weights, and with all cores for every operation. Each row runs in a process of
+its own, as a training would; they take their steps in turns. Ten minutes on 2 cores,
+most of it tracing, and 20 GB of memory.
 
 Were time proportional to multiply-adds, the tree's step would take that of the single
 network (1, 1, 1, 1, 1) with the default row's settings times the ratio of their
 multiply-adds; the last column is the measured share of that.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from multiprocessing import managers
 
 import numpy as np
 from absl import flags
@@ -41,6 +44,7 @@ AXES = (
 BESIDES = {
     "batch in 4 parts": {"training.accumulate_steps": 4},
     "averaged weights": {"training.ema_momentum": 0.999},
+    "all cores an operation": {"distribution.operation_threads": os.cpu_count()},
 }
 
 
@@ -85,15 +89,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     single = dataclasses.replace(default, branching=SINGLE)
     if default in rows:
         rows += [dataclasses.replace(default, besides=each) for each in BESIDES]
-    seconds = {}
-    for devices in sorted({"1"} | {row.devices for row in rows}):
-        measured = [row for row in (single, *rows) if row.devices == devices]
-        # A process of its own: TensorFlow's devices are fixed once it has started.
-        with concurrent.futures.ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn")
-        ) as process:
-            arguments = (measured, int(devices), values.batch_size, values.rounds)
-            seconds |= process.submit(_measure, *arguments).result()
+    seconds = _take_turns([single, *rows], values.batch_size, values.rounds)
     table = _table(seconds, single, default, values.batch_size)
     print(table)
     if values.results:
@@ -123,51 +119,70 @@ def _rows(only: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _measure(rows: Sequence[Row], devices: int, batch_size: int, rounds: int) -> dict[Row, float]:
-    """Median seconds of a step of each row, in turns."""
-    with app.quiet_import():
-        from hne_tf.cluster import Cluster
-        from hne_tf.distribution import strategy_of
-    strategy = strategy_of(Cluster(), devices, batch_size)
-    steps = {row: _step(row, strategy, batch_size) for row in rows}
-    for step in steps.values():
-        step()
-    seconds = {row: [] for row in rows}
-    for _ in range(rounds):
-        for row, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[row].append(time.perf_counter() - started)
+def _take_turns(rows: Sequence[Row], batch_size: int, rounds: int) -> dict[Row, float]:
+    """Median seconds of a step of each row."""
+    # Processes on one GPU must leave each other memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    with contextlib.ExitStack() as stack:
+        steps = {}
+        for row in rows:
+            process = stack.enter_context(_Process(ctx=multiprocessing.get_context("spawn")))
+            steps[row] = process.TimedStep(row, batch_size)
+        seconds = {row: [] for row in rows}
+        for _ in range(rounds):
+            for row, step in steps.items():
+                seconds[row].append(step.seconds())
     return {row: float(np.median(values)) for row, values in seconds.items()}
 
 
-def _step(row: Row, strategy, batch_size: int) -> Callable[[], object]:
-    """A function that takes one step of a row's network on images made up."""
-    import tensorflow as tf
+class TimedStep:
+    """The training step of a row's network, on images made up."""
 
-    from hne_tf.config import default
-    from hne_tf.schedule import Schedule
-    from hne_tf.training_run import TrainingRun
+    def __init__(self, row: Row, batch_size: int) -> None:
+        with app.quiet_import():
+            import tensorflow as tf
 
-    config = default()
-    config.update_from_flattened_dict(
-        {
-            "model.branching": row.branching,
-            "training.batch_size": batch_size,
-            "training.factory": row.factory,
-            "training.fused_norm": "on" if row.norms == "fused" else "off",
-            "training.precision": row.precision,
-            "distribution.synchronized_norm": "off",
-            **BESIDES.get(row.besides, {}),
-        }
-    )
-    run = TrainingRun(config, _cifar(), Schedule.of(config, 50_000), strategy)
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (batch_size, 32, 32, 3)).astype(np.uint8)
-    labels = random.integers(0, 10, batch_size).astype(np.int32)
-    batch = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    batches = iter(strategy.experimental_distribute_dataset(batch))
-    return lambda: run.take_steps(batches, 1)
+            from hne_tf.cluster import Cluster
+            from hne_tf.config import default
+            from hne_tf.distribution import strategy_of
+            from hne_tf.schedule import Schedule
+            from hne_tf.training_run import TrainingRun
+
+        config = default()
+        config.update_from_flattened_dict(
+            {
+                "model.branching": row.branching,
+                "training.batch_size": batch_size,
+                "training.factory": row.factory,
+                "training.fused_norm": "on" if row.norms == "fused" else "off",
+                "training.precision": row.precision,
+                "distribution.logical_devices": int(row.devices),
+                "distribution.synchronized_norm": "off",
+                **BESIDES.get(row.besides, {}),
+            }
+        )
+        strategy = strategy_of(config, Cluster())
+        self._run = TrainingRun(config, _cifar(), Schedule.of(config, 50_000), strategy)
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (batch_size, 32, 32, 3)).astype(np.uint8)
+        labels = random.integers(0, 10, batch_size).astype(np.int32)
+        batch = tf.data.Dataset.from_tensors((images, labels)).repeat()
+        self._batches = iter(strategy.experimental_distribute_dataset(batch))
+        # Traced here.
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Takes a step, and as long as it takes."""
+        started = time.perf_counter()
+        self._run.take_steps(self._batches, 1)
+        return time.perf_counter() - started
+
+
+class _Process(managers.BaseManager):
+    """A process that computes one row: TensorFlow's devices and threads are a process's own."""
+
+
+_Process.register("TimedStep", TimedStep)
 
 
 def _cifar():

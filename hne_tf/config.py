@@ -11,7 +11,13 @@ from hne_tf.errors import InputError
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
 # or how layers are computed.
-_CIRCUMSTANCES = ("data.data_dir", "data.download", "data.skip_corrupt", "training.factory")
+_CIRCUMSTANCES = (
+    "data.data_dir",
+    "data.download",
+    "data.skip_corrupt",
+    "training.factory",
+    "distribution.operation_threads",
+)
 
 
 def default() -> ml_collections.ConfigDict:
@@ -119,6 +125,9 @@ def default() -> ml_collections.ConfigDict:
             "distribution": {
                 # Splits the CPU into this many devices where there is no GPU.
                 "logical_devices": 1,
+                # CPU threads that compute an operation, while others compute those of other
+                # branches. 0: what `distribution.operation_threads` finds best.
+                "operation_threads": 0,
                 # auto: synchronised on more than one replica; else on or off.
                 "synchronized_norm": "auto",
             },

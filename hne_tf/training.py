@@ -61,9 +61,7 @@ def train(
     cluster = Cluster.from_environment()
     with lost_workers_told(cluster):
         # Devices come first: loading data starts TensorFlow, which fixes them.
-        strategy = strategy_of(
-            cluster, config.distribution.logical_devices, config.training.batch_size
-        )
+        strategy = strategy_of(config, cluster)
         data_set = load(config.data)
         schedule = Schedule.of(config, data_set.examples("train"))
         if config.training.deterministic:

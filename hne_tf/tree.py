@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Iterable
 
 from hne_tf.errors import InputError
@@ -86,6 +87,18 @@ class Paths(abc.ABC):
             kind = (self.is_leaf(block, node), self.has_layers(block, node))
             alike.setdefault(kind, []).append(node)
         return [tuple(nodes) for nodes in alike.values()]
+
+    @property
+    def parallel_nodes(self) -> float:
+        """Nodes that can be computed at the same time, on average over the blocks of a path.
+
+        With equal blocks it is the cost of all networks over that of one.
+        """
+        nodes = [
+            sum(self.has_layers(block, node) for node in range(self.nodes(block)))
+            for block in range(self.blocks)
+        ]
+        return statistics.mean(filter(None, nodes))
 
     def check_size(self, size: int) -> None:
         """Raises `InputError` unless `size` is a number of leaves of this tree."""

@@ -5,12 +5,14 @@ import ml_collections
 from hne_tf import config as configs
 
 
-def test_the_digest_depends_on_settings_but_not_on_their_order_or_the_place_of_data():
+def test_the_digest_depends_on_settings_but_not_on_their_order_or_on_circumstances():
     one = configs.default()
     fields = list(one.to_dict().items())
     random.Random(0).shuffle(fields)
     shuffled = ml_collections.ConfigDict(dict(fields))
     shuffled.data.data_dir = "/elsewhere"
+    shuffled.training.factory = "grouped"
+    shuffled.distribution.operation_threads = 3
     assert configs.digest(one) == configs.digest(shuffled)
     shuffled.objective.alpha = 0.25
     assert configs.digest(one) != configs.digest(shuffled)

@@ -166,6 +166,13 @@ def test_the_number_of_devices_is_fixed_once_tensorflow_runs(tiny_config, tmp_pa
         run_to_end(tiny_config(distribution__logical_devices=3), tmp_path / "run")
 
 
+def test_the_threads_of_an_operation_are_fixed_once_tensorflow_runs(tiny_config, tmp_path):
+    assert tf.constant(1) == 1
+    threads = tf.config.threading.get_intra_op_parallelism_threads() + 3
+    with pytest.raises(InputError, match=f"operation_threads .* before .* starts.* got {threads}"):
+        run_to_end(tiny_config(distribution__operation_threads=threads), tmp_path / "run")
+
+
 def copy_of(workdir, path):
     subprocess.run(["cp", "-r", str(workdir.path), str(path)], check=True)
     return Workdir(path)
@@ -236,6 +243,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
         ("training__ema_momentum", 1.0, "between 0 and 1, got 1.0"),
         ("distribution__synchronized_norm", "maybe", "auto, on or off, got 'maybe'"),
         ("distribution__logical_devices", 0, "logical_devices must be 1 or more, got 0"),
+        ("distribution__operation_threads", -1, "operation_threads must be 0 or more, got -1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(

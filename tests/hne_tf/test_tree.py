@@ -218,3 +218,15 @@ def test_groups_are_the_nodes_that_compute_the_same_layers():
     assert [tree.groups(block) for block in range(3)] == [[(0,)], [(0, 1)], [(0, 1, 2, 3)]]
     exits = Exits(2)
     assert [exits.groups(block) for block in range(3)] == [[(0,)], [(0,), (1,)], [(0,)]]
+
+
+@given(branchings())
+def test_nodes_computed_at_once_are_the_cost_of_all_networks_over_that_of_one(branching):
+    tree = Tree(branching)
+    ratio = tree.block_evaluations(tree.leaves) / tree.block_evaluations(1)
+    assert tree.parallel_nodes == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("exits", [1, 2, 5])
+def test_the_blocks_of_a_network_with_exits_are_computed_one_after_the_other(exits):
+    assert Exits(exits).parallel_nodes == 1

@@ -11,8 +11,8 @@ LOST = tf.errors.UnavailableError(
 )
 
 
-def test_one_worker_agrees_with_itself():
-    workers = Workers(Cluster(), strategy_of(Cluster(), logical_devices=1, batch_size=8))
+def test_one_worker_agrees_with_itself(tiny_config):
+    workers = Workers(Cluster(), strategy_of(tiny_config(), Cluster()))
     workers.wait()
     assert workers.any(True)
     assert not workers.any(False)
@@ -32,7 +32,7 @@ def test_a_worker_that_is_alone_loses_none():
         raise LOST
 
 
-def test_workers_must_connect_before_tensorflow_is_used(monkeypatch):
+def test_workers_must_connect_before_tensorflow_is_used(tiny_config, monkeypatch):
     assert tf.constant(1) == 1
     monkeypatch.setenv(
         "TF_CONFIG",
@@ -40,4 +40,4 @@ def test_workers_must_connect_before_tensorflow_is_used(monkeypatch):
         '"task": {"type": "worker", "index": 0}}',
     )
     with pytest.raises(InputError, match="TensorFlow has not been used before, got 2"):
-        strategy_of(Cluster.from_environment(), logical_devices=1, batch_size=8)
+        strategy_of(tiny_config(), Cluster.from_environment())
