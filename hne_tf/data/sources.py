@@ -51,6 +51,12 @@ def load(config: config_dict.ConfigDict) -> DataSet:
         _check_unset(config, _CROPS)
     augmentation = Augmentation(config.pad_pixels, config.flip, config.color_jitter)
     class_names, image_shape, splits = _LOADERS[config.name](config)
+    if config.pad_pixels >= min(image_shape[:2]):
+        # Or some crops would show nothing of the picture.
+        raise InputError(
+            f"data.pad_pixels must be less than the {min(image_shape[:2])} pixels of a side of "
+            f"{config.name}, got {config.pad_pixels}"
+        )
     if config.color_jitter and image_shape[-1] != 3:
         raise InputError(
             f"data.color_jitter is for coloured images and must be 0 for {config.name}, "

@@ -120,6 +120,7 @@ def test_real_cifar10(load, batches_of):
     [
         ({"name": "mnist"}, "digits, cifar10, cifar100, imagenet2012, image_folder, got 'mnist'"),
         ({"pad_pixels": -1}, "data.pad_pixels must be at least 0, got -1"),
+        ({"pad_pixels": 8}, "pad_pixels must be less than the 8 pixels of a side .* got 8"),
         ({"image_size": -1}, "data.image_size of digits must be at least 0, got -1"),
         ({"central_crop": 0.5}, "central_crop is for imagenet2012 and image_folder .* got 0.5"),
         ({"color_jitter": 0.4}, "color_jitter is for coloured images .* 0 for digits, got 0.4"),
