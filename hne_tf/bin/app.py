@@ -135,8 +135,15 @@ def restore_run(values: flags.FlagValues) -> "TrainedRun":
 
 def command(name: str, values: flags.FlagValues) -> list[str]:
     """The command that these flags were given by, for the pages of results."""
-    given = (values[flag] for flag in values)
-    return [name, *(flag.serialize() for flag in given if flag.present)]
+    given = [values[flag] for flag in values if not values[flag].using_default_value]
+    return [name, *map(_serialized, given)]
+
+
+def _serialized(flag: flags.Flag) -> str:
+    # A tuple of a config would become a flag for each of its entries.
+    if isinstance(flag, flags.MultiFlag):
+        return f"--{flag.name}={tuple(flag.value)}"
+    return flag.serialize()
 
 
 def integers(flag: str, texts: Sequence[str]) -> list[int]:

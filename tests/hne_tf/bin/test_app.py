@@ -2,7 +2,9 @@ import os
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
+from configs import digits
 from hne_tf.bin import app
 from hne_tf.errors import InputError
 
@@ -66,6 +68,25 @@ def test_help_shows_the_flags_and_asks_for_none(capsys):
     assert "How many." in capsys.readouterr().out
     assert run(lambda values, rest: pytest.fail("main was called"), "--help") == 0
     assert "How many." in capsys.readouterr().out
+
+
+def test_the_command_is_what_was_given():
+    arguments = [
+        f"--config={digits.__file__}",
+        "--config.data.data_dir=my data",
+        "--config.model.branching=(1, 2, 2)",
+        "--config.model.widths=()",
+        "--config.training.batch_size=8",
+        "--only=a,b",
+    ]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    flags.DEFINE_list("only", [], "Some.", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "Not given.", flag_values=values)
+    values(["tool", *arguments])
+    command = app.command("tool", values)
+    assert command[0] == "tool"
+    assert sorted(command[1:]) == sorted(arguments)
 
 
 def test_integers_of_a_list_flag():
