@@ -64,8 +64,8 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
     for name, value in settings.items():
         if name not in fields:
             raise InputError(
-                f"model.{name} must be left at its default for {model.architecture}, "
-                f"which has {', '.join(fields)}, got {value!r}"
+                f"model.{name} must be {type(value)()!r} for {model.architecture}, "
+                f"whose settings are {', '.join(fields)}, got {value!r}"
             )
     return dataclasses.replace(preset, **settings)
 

@@ -112,21 +112,21 @@ def test_settings_of_a_dense_network_replace_the_presets():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "setting", "value"),
+    ("architecture", "setting", "value", "unset"),
     [
-        ("resnet", "growth", 12),
-        ("resnet", "stem_stride", -1),
-        ("multi_exit", "width_multiplier", 0.5),
-        ("mobilenet_v2", "widths", (8, 8)),
-        ("msdnet", "unit", "basic"),
+        ("resnet", "growth", 12, "0"),
+        ("resnet", "stem_stride", -1, "0"),
+        ("multi_exit", "width_multiplier", 0.5, "0.0"),
+        ("mobilenet_v2", "widths", (8, 8), "()"),
+        ("msdnet", "unit", "basic", "''"),
     ],
 )
-def test_settings_of_another_architecture_are_refused(architecture, setting, value):
+def test_settings_of_another_architecture_are_refused(architecture, setting, value, unset):
     config = default()
     config.model.update({"architecture": architecture, setting: value})
     with pytest.raises(InputError) as error:
         build.architecture(config)
-    assert f"model.{setting} must be left at its default for {architecture}" in str(error.value)
+    assert f"model.{setting} must be {unset} for {architecture}, whose" in str(error.value)
     assert str(error.value).endswith(f"got {value!r}")
 
 
