@@ -10,18 +10,11 @@ preset `large`, which need not be the paper's in every number.
 
 import ml_collections
 
-from hne_tf.config import default
+from configs import cifar100_small
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of the experiment."""
-    config = default()
-    config.data.name = "cifar100"
-    config.data.pad_pixels = 4
-    config.data.flip = True
+    config = cifar100_small.get_config()
     config.model.preset = "large"
-    config.model.branching = (1, 2, 2, 2, 2)
-    config.optimizer.learning_rate = 0.1
-    config.training.epochs = 300.0
-    config.training.batch_size = 128
     return config

@@ -14,24 +14,11 @@ decay are usual ones for MobileNetV2. They need not be the paper's in every numb
 
 import ml_collections
 
-from hne_tf.config import default
+from configs import imagenet_small
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of the experiment."""
-    config = default()
-    config.data.name = "imagenet2012"
-    config.data.image_size = 224
-    config.data.central_crop = 0.875
-    config.data.random_resized_crop = 0.08
-    config.data.flip = True
-    config.data.color_jitter = 0.4
-    config.model.architecture = "mobilenet_v2"
+    config = imagenet_small.get_config()
     config.model.preset = "large"
-    config.model.branching = (1, 2, 2, 2)
-    config.optimizer.warmup_epochs = 5.0
-    config.optimizer.weight_decay = 4e-5
-    config.optimizer.learning_rate = 0.1
-    config.training.epochs = 90.0
-    config.training.batch_size = 256
     return config
