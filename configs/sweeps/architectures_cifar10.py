@@ -1,9 +1,9 @@
-"""Networks of one budget compared on 1,500 images of CIFAR-10, two seeds.
+"""Networks of one budget compared on 1,500 images of CIFAR-10, three seeds.
 
     hne-sweep --config=configs/sweeps/architectures_cifar10.py \\
         --root=runs/sweeps --jobs=2 --results=results/architectures_cifar10.md
 
-16 runs, each architecture at the settings that `grid_architectures_cifar10.py`
+24 runs, each architecture at the settings that `grid_architectures_cifar10.py`
 shows to be best on validation, and the tree of `objectives_cifar10.py`. The largest
 answer of each costs 31 to 35 million multiply-adds, the smallest 9 to 14. Branches
 and trees average; an exit answers alone or together with the exits before it, and
@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
         title="Architectures on 1,500 images of CIFAR-10",
         base=objectives_cifar10.base(),
         groups=ARCHITECTURES,
-        seeds=range(2),
+        seeds=range(3),
         split="test",
         reference="tree",
         equal_computation=True,

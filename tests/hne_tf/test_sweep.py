@@ -242,7 +242,7 @@ def test_settings_are_told_without_the_place_of_data():
 
 
 SWEEPS = {
-    architectures_cifar10: (16, "test"),
+    architectures_cifar10: (24, "test"),
     depth_cifar10: (8, "test"),
     objectives_digits: (30, "test"),
     objectives_cifar10: (12, "test"),
