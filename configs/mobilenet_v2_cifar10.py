@@ -3,10 +3,10 @@
     hne-train --config=configs/mobilenet_v2_cifar10.py \\
         --workdir=runs/mobilenet_v2_cifar10 --config.data.download=True
 
-Four minutes of processor time on 2 cores. The loss falls from 33.3 over the first 20
-steps to 25.7 over the last 16; test accuracy 40.6% with one leaf and 42.0% with eight,
-and 42.0% and 41.9% as a TFLite file of float32 and of int8. How far longer training
-goes was not measured.
+Two minutes on 2 cores. The loss falls from 33.3 over the first 20 steps to 25.7 over
+the last 16; test accuracy 40.6% with one leaf and 42.0% with eight, and 42.0% and 41.9%
+as a TFLite file of float32 and of int8. The settings are not deterministic: another run
+ended with a loss of 26.3, 38.8% and 41.3%. How far longer training goes was not measured.
 """
 
 import ml_collections
