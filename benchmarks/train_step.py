@@ -5,11 +5,11 @@
 
 Times a step of the N = 16 bottleneck tree, branched and grouped, with TensorFlow's
 fused batch norms and with Keras's, in float32 and bfloat16; on two devices (logical
-ones that share the CPU, or all GPUs), whose steps take minutes to trace, with fused
-norms in float32 only. The default row is also taken with its batch in parts, with
-averaged weights, and with all cores for every operation. Each row runs in a process of
-its own, as a training would; they take their steps in turns. Ten minutes on 2 cores,
-most of it tracing, and 20 GB of memory.
+ones that share the CPU, or all GPUs) with fused norms in float32 only. The default row
+is also taken with its batch in parts, with averaged weights, and with all cores for
+every operation. Each row runs in a process of its own, as a training would, of up to
+1.6 GB on one device; they take their steps in turns. Ten minutes on 2 cores, most of
+it tracing.
 
 Were time proportional to multiply-adds, the tree's step would take that of the single
 network (1, 1, 1, 1, 1) with the default row's settings times the ratio of their

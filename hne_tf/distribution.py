@@ -75,7 +75,7 @@ def _use_threads(config: ml_collections.ConfigDict) -> None:
     choice = config.distribution.operation_threads
     if choice < 0:
         raise InputError(f"distribution.operation_threads must be 0 or more, got {choice}")
-    if not choice and (accelerated() or build.is_grouped(config, accelerated())):
+    if not choice and (accelerated() or build.is_grouped(config, accelerated=False)):
         return
     threads = choice or operation_threads(
         build.tree(config), config.distribution.logical_devices, os.cpu_count() or 1
