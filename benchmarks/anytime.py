@@ -87,7 +87,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         import tensorflow as tf
 
-        from hne_tf import results
+        from hne_tf.evaluation import results
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
 
 def _cost_row(model: Model, batch_size: int, rounds: int, bar: str = "") -> str:
-    from hne_tf.anytime import AnytimeSession
+    from hne_tf.exported.session import AnytimeSession
 
     images = _images(model, batch_size)
     calls = {
@@ -162,7 +162,7 @@ def _walk(runner, images: np.ndarray) -> np.ndarray:
 
 
 def _deadline_row(model: Model, batch_size: int, runs: int) -> str:
-    from hne_tf.anytime import AnytimeSession, StepTimes
+    from hne_tf.exported.session import AnytimeSession, StepTimes
 
     images = _images(model, batch_size)
     logits = model.leaf_logits(images)
@@ -217,9 +217,9 @@ def _models(folder: pathlib.Path) -> Iterator[Model]:
     import keras
 
     import hne_tf
+    from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers import DeployLayers
-    from hne_tf.models.resnet import PRESETS
+    from hne_tf.models.layers.factory import DeployLayers
     from hne_tf.tree import Tree
 
     pretrained = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
@@ -234,9 +234,9 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
-    from hne_tf import step_runners, tflite_file
     from hne_tf.export import signatures
-    from hne_tf.export.manifest import FORMAT, MANIFEST
+    from hne_tf.exported import steps, tflite_file
+    from hne_tf.exported.manifest import FORMAT, MANIFEST
     from hne_tf.files import write_json
 
     def leaf_logits(images: np.ndarray) -> np.ndarray:
@@ -244,7 +244,7 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
 
     endpoints = signatures.signatures(model, [model.tree.leaves], "logits")
     signatures.save(endpoints, str(folder))
-    live = step_runners.LiveSteps(model)
+    live = steps.LiveSteps(model)
     description = {
         "format": FORMAT,
         "input": {"shape": [None, *live.image_shape]},
@@ -257,7 +257,7 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     loaded = tf.saved_model.load(str(folder))
     yield Model(
         f"SavedModel, {name}",
-        step_runners.load(folder),
+        steps.load(folder),
         lambda images: loaded.signatures[full](images=tf.constant(images))["probabilities"].numpy(),
         leaf_logits,
     )
@@ -268,7 +268,7 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     one_shot = Interpreter(str(path), num_threads=1).get_signature_runner(full)
     yield Model(
         f"TFLite, {name}",
-        step_runners.load(path, threads=1),
+        steps.load(path, threads=1),
         lambda images: one_shot(images=images)["probabilities"],
         leaf_logits,
     )

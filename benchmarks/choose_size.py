@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
-from serving.latency import Latencies
+from hne_tf.client.latencies import Latencies
 
 _SIZES = tuple(range(1, 17))
 _FULL_MS = 20.0
@@ -44,7 +44,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     print(table)
     if values.results:
         with app.quiet_import():
-            from hne_tf import results
+            from hne_tf.evaluation import results
         command = ["python", *app.command("benchmarks/choose_size.py", values)]
         results.write_page(pathlib.Path(values.results), "Choosing a size", command, table)
 

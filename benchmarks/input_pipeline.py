@@ -43,10 +43,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
     with app.quiet_import():
-        from hne_tf import results
-        from hne_tf.cluster import Cluster
         from hne_tf.data import load
-        from hne_tf.distribution import strategy_of
+        from hne_tf.evaluation import results
+        from hne_tf.training.cluster import Cluster
+        from hne_tf.training.devices import strategy_of
 
     config = ml_collections.ConfigDict(values.config)
     # Before data start TensorFlow.
@@ -112,8 +112,8 @@ def _training_step(config, data_set, strategy, batch) -> Callable[[], object]:
     """A function that takes one step with the config's model and objective."""
     import tensorflow as tf
 
-    from hne_tf.schedule import Schedule
-    from hne_tf.training_run import TrainingRun
+    from hne_tf.training.run import TrainingRun
+    from hne_tf.training.schedule import Schedule
 
     schedule = Schedule.of(config, data_set.examples("train"))
     run = TrainingRun(config, data_set.spec, schedule, strategy)

@@ -36,7 +36,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
     with app.quiet_import():
-        from hne_tf import results
+        from hne_tf.evaluation import results
 
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))
@@ -73,12 +73,12 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     import keras
     import tensorflow as tf
 
-    from hne_tf.export import folding, signatures
+    from hne_tf.export import signatures
     from hne_tf.image_spec import ImageSpec
-    from hne_tf.models import weights
+    from hne_tf.models import folding, weights
+    from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers import DeployLayers, TrainingLayers
-    from hne_tf.models.resnet import PRESETS
+    from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
     from hne_tf.tree import Tree
 
     cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)

@@ -82,8 +82,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     rows = _rows(values.only)
     with app.quiet_import():
-        from hne_tf import results
-        from hne_tf.distribution import accelerated
+        from hne_tf.evaluation import results
+        from hne_tf.training.devices import accelerated
 
     default = Row("grouped" if accelerated() else "branched", "fused", "float32", "1")
     single = dataclasses.replace(default, branching=SINGLE)
@@ -142,11 +142,11 @@ class TimedStep:
         with app.quiet_import():
             import tensorflow as tf
 
-            from hne_tf.cluster import Cluster
-            from hne_tf.config import default
-            from hne_tf.distribution import strategy_of
-            from hne_tf.schedule import Schedule
-            from hne_tf.training_run import TrainingRun
+            from hne_tf.training.cluster import Cluster
+            from hne_tf.training.config import default
+            from hne_tf.training.devices import strategy_of
+            from hne_tf.training.run import TrainingRun
+            from hne_tf.training.schedule import Schedule
 
         config = default()
         config.update_from_flattened_dict(
@@ -192,10 +192,10 @@ def _cifar():
 
 
 def _multiply_adds(branching: tuple[int, ...]) -> int:
-    from hne_tf import cost
+    from hne_tf.evaluation import cost
+    from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers import DeployLayers
-    from hne_tf.models.resnet import PRESETS
+    from hne_tf.models.layers.factory import DeployLayers
     from hne_tf.tree import Tree
 
     tree = Tree(branching)

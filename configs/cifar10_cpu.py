@@ -9,7 +9,7 @@ see results/cifar10_cpu.md; `hne_tf.from_pretrained("cifar10_cpu")` loads it.
 
 import ml_collections
 
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 def get_config() -> ml_collections.ConfigDict:

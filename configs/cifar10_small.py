@@ -10,7 +10,7 @@ preset `small`, which need not be the paper's in every number.
 
 import ml_collections
 
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 def get_config() -> ml_collections.ConfigDict:

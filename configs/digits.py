@@ -7,7 +7,7 @@ A minute on 2 cores. Test accuracy 98% or more with all leaves.
 
 import ml_collections
 
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -14,7 +14,7 @@ decay are usual ones for MobileNetV2. They need not be the paper's in every numb
 
 import ml_collections
 
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -11,7 +11,7 @@ ended with a loss of 26.3, 38.8% and 41.3%. How far longer training goes was not
 
 import ml_collections
 
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 def get_config() -> ml_collections.ConfigDict:

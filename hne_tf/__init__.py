@@ -7,7 +7,7 @@ Ensembles", AAAI 2021, arXiv 2003.01474.
 import importlib
 from typing import Any
 
-# Loaded when first used: `hne_tf.config` and the command line need no TensorFlow.
+# Loaded when first used: `hne_tf.training.config` and the command line need no TensorFlow.
 _LAZY = {"from_pretrained": "hne_tf.pretrained"}
 
 __all__ = ["from_pretrained"]

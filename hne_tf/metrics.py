@@ -10,8 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from hne_tf.averaging import check_average, ensemble_log_probabilities
 from hne_tf.errors import InputError
+from hne_tf.models.averaging import check_average, ensemble_log_probabilities
 
 
 class _MeanPerColumn(keras.metrics.Metric):

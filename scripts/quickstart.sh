@@ -26,7 +26,7 @@ PYTHON
 echo; echo "== serving $out/models/digits"
 touch "$out/server.log"
 # Not through a shell function, whose process would be the shell's and not the server's.
-"$venv/bin/python" -m serving.local_server --model_base_path="$out/models/digits" --port=0 \
+"$venv/bin/python" -m hne_tf.bin.serve --model_base_path="$out/models/digits" --port=0 \
   >> "$out/server.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
@@ -35,7 +35,7 @@ until address=$(grep -o 'address=.*' "$out/server.log"); do
   sleep 0.2
 done
 cat "$out/server.log"
-ask=(hne serving.predict --server="${address#address=}" --model=digits
+ask=(hne hne_tf.bin.predict --server="${address#address=}" --model=digits
   --manifest="$out/models/digits/1/assets.extra/hne_manifest.json")
 
 # One budget that only the smallest ensemble fits, one between it and the largest, and one that fits all.

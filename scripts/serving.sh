@@ -18,7 +18,7 @@ rm -rf "$base"
 
 log="runs/$name/server.log"
 : > "$log"
-"$venv/bin/python" -m serving.local_server --model_base_path="$base" >> "$log" &
+"$venv/bin/python" -m hne_tf.bin.serve --model_base_path="$base" >> "$log" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
 until grep -q 'address=' "$log"; do

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hne_tf.client.policy import percentile
 from hne_tf.errors import InputError
-from serving.budget import percentile
 
 MISSES_AT_KNEE = 0.05
 _RECOVERED_ANSWERS = 20

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from hne_tf.client.async_client import AsyncBudgetClient
+from hne_tf.client.manifest import read_manifest
+from hne_tf.client.messages import CHANNEL_OPTIONS
 from hne_tf.errors import InputError
-from serving.async_client import AsyncBudgetClient
 from serving.load_generator import Ask
-from serving.manifest import read_manifest
-from serving.messages import CHANNEL_OPTIONS
 
 _CONNECT_S = 10.0
 

@@ -177,7 +177,7 @@ def _alone(target: "Target", alone: dict[int, float]) -> str:
 
 
 def _write(results: pathlib.Path, body: str, measured: Measured, values: flags.FlagValues) -> None:
-    from hne_tf.results import write_page
+    from hne_tf.evaluation.results import write_page
     from serving import load_report
 
     title = "Serving under load"

@@ -6,9 +6,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 import tensorflow as tf
 
-from hne_tf.config import default
-from hne_tf.training import train
-from hne_tf.workdir import Workdir
+from hne_tf.training.config import default
+from hne_tf.training.loop import train
+from hne_tf.training.workdir import Workdir
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -6,9 +6,9 @@ import re
 import pytest
 
 import hne_tf
-from hne_tf import tflite_file
 from hne_tf.export import tflite
-from hne_tf.export.manifest import step_entry
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import step_entry
 
 MOBILE = (pathlib.Path(__file__).parents[1] / "docs/mobile.md").read_text()
 

@@ -7,11 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hne_tf import trained
+from hne_tf.bin import predict
+from hne_tf.client.budget_client import ServingClient
 from hne_tf.export import exporter
-from hne_tf.export.manifest import MANIFEST
-from serving import predict, servable, service
-from serving.client import ServingClient
+from hne_tf.exported.manifest import MANIFEST
+from hne_tf.server import servable, service
+from hne_tf.training import trained
 
 
 @pytest.fixture(scope="module")

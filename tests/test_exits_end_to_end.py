@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from scipy import special
 
-from hne_tf import cost, evaluation, step_runners, tables, trained
-from hne_tf.anytime import AnytimeSession
+from hne_tf.evaluation import cost, evaluation, tables
 from hne_tf.exits import Exits
 from hne_tf.export import exporter
-from hne_tf.export.manifest import MANIFEST
-from hne_tf.training import train
-from hne_tf.workdir import Workdir
+from hne_tf.exported import steps
+from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.session import AnytimeSession
+from hne_tf.training import trained
+from hne_tf.training.loop import train
+from hne_tf.training.workdir import Workdir
 
 SETTINGS = {
     "multi_exit": {"model__architecture": "multi_exit"},
@@ -112,7 +114,7 @@ def test_a_version_has_a_signature_per_exit_and_tells_its_cost(run, version):
 
 def test_a_published_session_stops_at_any_exit(version, examples):
     images, _, logits = examples
-    session = AnytimeSession(step_runners.load(version), images[:4])
+    session = AnytimeSession(steps.load(version), images[:4])
     for size, probabilities in session:
         expected = special.softmax(logits[:4, size - 1], axis=-1)
         np.testing.assert_allclose(probabilities, expected, atol=1e-4)

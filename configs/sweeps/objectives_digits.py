@@ -12,8 +12,8 @@ what is traded against the labels has the settings of the paper.
 
 import ml_collections
 
-from hne_tf.config import default
 from hne_tf.sweeps import plan
+from hne_tf.training.config import default
 
 # The published forms trade a distillation against the labels.
 OBJECTIVES = (

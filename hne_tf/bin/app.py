@@ -12,7 +12,7 @@ from absl import flags
 from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
 
 if typing.TYPE_CHECKING:
-    from hne_tf.trained import TrainedRun
+    from hne_tf.training.trained import TrainedRun
 
 # Kubeflow takes codes below 128 for failures that would come again, 128 and above
 # for those to restart from; a process killed by SIGUSR1, which this would be, is
@@ -125,8 +125,9 @@ def restore_run(values: flags.FlagValues) -> "TrainedRun":
             f"--workdir={values.workdir} and --pretrained={values.pretrained}"
         )
     with quiet_import():
-        from hne_tf import pretrained, trained
-        from hne_tf.workdir import Workdir
+        from hne_tf import pretrained
+        from hne_tf.training import trained
+        from hne_tf.training.workdir import Workdir
 
     if values.pretrained is not None:
         return pretrained.restore(values.pretrained, values.data_dir)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hne_tf import tflite_file
 from hne_tf.bin import app
+from hne_tf.exported import tflite_file
 
 _FLOAT32_BYTES = 4
 

@@ -13,8 +13,8 @@ import ml_collections
 from absl import flags
 
 from hne_tf.bin import app
-from hne_tf.config import default, differences
 from hne_tf.errors import InputError
+from hne_tf.training.config import default, differences
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -54,9 +54,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             f"--split={values.split}"
         )
     with app.quiet_import():
-        from hne_tf import evaluation, results, robustness, tables, trained
+        from hne_tf.evaluation import evaluation, results, robustness, tables
         from hne_tf.files import write_json
-        from hne_tf.workdir import Workdir
+        from hne_tf.training import trained
+        from hne_tf.training.workdir import Workdir
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)

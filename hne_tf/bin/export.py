@@ -53,7 +53,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
-        from hne_tf.export.manifest import MANIFEST
+        from hne_tf.exported.manifest import MANIFEST
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
     run = app.restore_run(values)

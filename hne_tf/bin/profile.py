@@ -49,7 +49,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     threads = app.integers("threads", values.threads)
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     with app.quiet_import():
-        from hne_tf import results, tables
+        from hne_tf.evaluation import results, tables
         from hne_tf.export import profiles
 
     paths = [pathlib.Path(model) for model in values.models]

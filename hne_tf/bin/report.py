@@ -45,7 +45,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Reports with the parsed flags."""
     with app.quiet_import():
         from hne_tf.report import data, page
-        from hne_tf.workdir import Workdir
+        from hne_tf.training.workdir import Workdir
 
     workdirs = [Workdir(pathlib.Path(path)) for path in positional]
     models = [pathlib.Path(path) for path in values.models]

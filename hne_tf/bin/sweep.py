@@ -109,7 +109,7 @@ def _write_page(
 ) -> None:
     """Writes the page, the picture and the figures."""
     with app.quiet_import():
-        from hne_tf import results
+        from hne_tf.evaluation import results
     from hne_tf.files import write_json
     from hne_tf.sweeps import report
 

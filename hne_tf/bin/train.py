@@ -42,8 +42,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     except OSError as error:
         raise InputError(f"--config must name a config file: {error}") from None
     with app.quiet_import():
-        from hne_tf.training import train
-        from hne_tf.workdir import Workdir
+        from hne_tf.training.loop import train
+        from hne_tf.training.workdir import Workdir
 
     train(
         config,

@@ -15,16 +15,16 @@ from hne_tf.compression import fine_tuning
 from hne_tf.compression.post_training import post_training, quantized_kernels
 from hne_tf.compression.report import accuracy_table, kernel_report, kernel_table
 from hne_tf.errors import InputError
-from hne_tf.evaluation import inference, measure
+from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.export.exporter import deployed
 from hne_tf.files import write_json
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import TrainingLayers
-from hne_tf.models.quantized import QuantizedLayers
-from hne_tf.trained import TrainedRun
-from hne_tf.workdir import Workdir
+from hne_tf.models.layers.factory import TrainingLayers
+from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.training.trained import TrainedRun
+from hne_tf.training.workdir import Workdir
 
 if typing.TYPE_CHECKING:
     import tf_keras

@@ -9,11 +9,11 @@ import ml_collections
 import tensorflow as tf
 import tf_keras
 
-from hne_tf import build
 from hne_tf.errors import InputError
 from hne_tf.metrics import EnsembleAccuracy
-from hne_tf.progress import Progress
-from hne_tf.trained import TrainedRun
+from hne_tf.training import build
+from hne_tf.training.progress import Progress
+from hne_tf.training.trained import TrainedRun
 
 # Kernels with a batch norm folded in are of very different sizes, and nothing
 # normalises what an unlucky step does to them: without the bound, a learning

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.quantized import QuantizedLayers
+from hne_tf.models.layers.quantized import QuantizedLayers
 
 
 def post_training(model: TreeEnsemble, batches: Iterable[tf.Tensor]) -> TreeEnsemble:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.quantized import (
+from hne_tf.models.layers.quantized import (
     QuantizedConv2D,
     QuantizedDepthwiseConv2D,
     quantize_depthwise_kernel,

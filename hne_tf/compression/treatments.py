@@ -17,7 +17,7 @@ from hne_tf.compression import flat
 from hne_tf.compression.post_training import quantized_kernels
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.quantized import quantize, quantize_depthwise_kernel, quantize_kernel
+from hne_tf.models.layers.quantized import quantize, quantize_depthwise_kernel, quantize_kernel
 
 # Of the moving average of ranges, TFMOT's.
 _RANGE_DECAY = 0.999

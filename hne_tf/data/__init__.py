@@ -3,7 +3,7 @@
 Every data set has a train, a validation and a test split; validation is a fixed
 part of train unless an image folder brings its own.
 
-    section = hne_tf.config.default().data
+    section = hne_tf.training.config.default().data
     section.name = "cifar10"
     batches = load(section).train_batches(batch_size=128, start_step=0, total_steps=100, seed=1)
 """

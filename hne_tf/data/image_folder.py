@@ -24,7 +24,7 @@ def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers]:
     held out for it.
 
     Args:
-      config: the `data` section of `hne_tf.config.default()`.
+      config: the `data` section of `hne_tf.training.config.default()`.
 
     Returns:
       Class names; number of examples and their reader by split.

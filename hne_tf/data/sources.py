@@ -35,7 +35,7 @@ def load(config: config_dict.ConfigDict) -> DataSet:
     """Loads the data set that `config` names.
 
     Args:
-      config: the `data` section of `hne_tf.config.default()`.
+      config: the `data` section of `hne_tf.training.config.default()`.
 
     Raises:
       InputError: if a field breaks a rule, or the data are missing or not laid

@@ -25,7 +25,7 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
     """Class names, train and test arrays of an image classification set.
 
     Args:
-      config: the `data` section of `hne_tf.config.default()`.
+      config: the `data` section of `hne_tf.training.config.default()`.
 
     Raises:
       InputError: if the set is missing or cannot be downloaded.
@@ -49,7 +49,7 @@ def find_imagenet(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Read
     validation split is test.
 
     Args:
-      config: the `data` section of `hne_tf.config.default()`.
+      config: the `data` section of `hne_tf.training.config.default()`.
 
     Returns:
       Class names; number of examples and their reader by split.

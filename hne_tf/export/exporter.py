@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hne_tf import build, evaluation
 from hne_tf.errors import InputError
-from hne_tf.export import folding, profiling, publish, signatures, verification, warmup
-from hne_tf.export.manifest import MANIFEST, build_manifest
+from hne_tf.evaluation import evaluation
+from hne_tf.export import profiling, publish, signatures, verification, warmup
+from hne_tf.exported.manifest import MANIFEST, build_manifest
 from hne_tf.files import write_json
-from hne_tf.models import weights
+from hne_tf.models import folding, weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import DeployLayers, TrainingLayers
-from hne_tf.trained import TrainedRun
+from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.training import build
+from hne_tf.training.trained import TrainedRun
 
 _REFERENCE_IMAGES = 32
 

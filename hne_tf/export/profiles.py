@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hne_tf import tflite_file
 from hne_tf.errors import InputError
 from hne_tf.export import profiling, publish
-from hne_tf.export.manifest import MANIFEST, read_manifest
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import MANIFEST, read_manifest
 from hne_tf.tree import is_positive_integer
 
 # What TensorFlow loads of a version; its manifest and its warm-up requests are extras.

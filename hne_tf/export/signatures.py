@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hne_tf.averaging import add, answer, contribution, leaves
 from hne_tf.errors import InputError
 from hne_tf.models import weights
+from hne_tf.models.averaging import add, answer, contribution, leaves
 from hne_tf.models.ensemble import Activation, TreeEnsemble
-from hne_tf.models.layers import DeployLayers
-from hne_tf.models.served import ServedLayers
+from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.served import ServedLayers
 from hne_tf.tree import Step
 
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]

@@ -10,17 +10,18 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from hne_tf import cost, early_stopping, tflite_file
-from hne_tf.anytime import AnytimeSession
 from hne_tf.compression.post_training import post_training
-from hne_tf.early_stopping import Answers
 from hne_tf.errors import InputError
+from hne_tf.evaluation import cost, early_stopping
+from hne_tf.evaluation.early_stopping import Answers
 from hne_tf.export import exporter, signatures, tflite_packing, verification
-from hne_tf.export.manifest import build_manifest
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import build_manifest
+from hne_tf.exported.session import AnytimeSession
+from hne_tf.exported.steps import StepRunner, TFLiteSteps
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.quantized import QuantizedLayers
-from hne_tf.step_runners import StepRunner, TFLiteSteps
-from hne_tf.trained import TrainedRun
+from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.training.trained import TrainedRun
 
 # Largest difference between any answer of a file and NumPy on the live model's leaf
 # logits, as a part of the largest value, which is at least 1. Float16 weights have 11

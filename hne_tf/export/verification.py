@@ -21,7 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
 from hne_tf.errors import InputError
-from hne_tf.export.manifest import MANIFEST
+from hne_tf.exported.manifest import MANIFEST
 
 TOLERANCE = 1e-4
 

@@ -10,11 +10,11 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.grouped import GroupedLayers
-from hne_tf.models.layers import DeployLayers, LayerFactory, TrainingLayers
-from hne_tf.models.mobilenet_v2 import MobileNetV2
-from hne_tf.models.msdnet import MSDNet
-from hne_tf.models.resnet import ResNet
+from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
+from hne_tf.models.architectures.msdnet import MSDNet
+from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.layers.factory import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.tree import Paths, Tree
 
 # What a block gives to the next: a tensor, or a list of one per scale.
@@ -169,18 +169,18 @@ def _factory(name: str) -> type[LayerFactory]:
     """The layer factory of this class name."""
     # These need TensorFlow itself, and are loaded only for a model that has them.
     if name == "QuantizedLayers":
-        from hne_tf.models.quantized import QuantizedLayers
+        from hne_tf.models.layers.quantized import QuantizedLayers
 
         return QuantizedLayers
     if name.startswith("Fused"):
-        from hne_tf.models import fused
+        from hne_tf.models.layers import fused
 
         return {
             factory.__name__: factory
             for factory in (fused.FusedTrainingLayers, fused.FusedGroupedLayers)
         }[name]
     if name == "ServedLayers":
-        from hne_tf.models.served import ServedLayers
+        from hne_tf.models.layers.served import ServedLayers
 
         return ServedLayers
     factories = (TrainingLayers, DeployLayers, GroupedLayers)

@@ -18,7 +18,7 @@ from hne_tf.models.ensemble import (
     node_output,
     settings_of,
 )
-from hne_tf.models.grouped import GroupedLayers
+from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.tree import Paths
 
 

@@ -12,18 +12,17 @@ from typing import Any
 
 import ml_collections
 
-from hne_tf import build
-from hne_tf.config import from_json
 from hne_tf.data import load
 from hne_tf.errors import InputError
-from hne_tf.export import folding
 from hne_tf.files import write_json
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import weights
+from hne_tf.models import folding, weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import DeployLayers, TrainingLayers
-from hne_tf.schedule import Schedule
-from hne_tf.trained import TrainedRun
+from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.training import build
+from hne_tf.training.config import from_json
+from hne_tf.training.schedule import Schedule
+from hne_tf.training.trained import TrainedRun
 
 _FOLDER = pathlib.Path(__file__).parent
 

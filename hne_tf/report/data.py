@@ -7,13 +7,14 @@ from typing import Any
 
 import ml_collections
 
-from hne_tf import build, tflite_file, trained
-from hne_tf import config as configs
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
-from hne_tf.export.manifest import read_manifest
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import read_manifest
 from hne_tf.report import drawing, gallery
-from hne_tf.workdir import Workdir
+from hne_tf.training import build, trained
+from hne_tf.training import config as configs
+from hne_tf.training.workdir import Workdir
 
 # What the page needs of an evaluation, see `evaluation.evaluate`.
 _NEEDED = ("split", "examples", "step", "total_steps", "sizes", "sizes_by_average")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hne_tf import averaging
 from hne_tf.exits import Exits
+from hne_tf.models import averaging
 from hne_tf.tree import Paths
 
 

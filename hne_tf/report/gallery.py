@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from PIL import Image
 
-from hne_tf.averaging import ensemble_log_probabilities
-from hne_tf.evaluation import inference
-from hne_tf.trained import TrainedRun
+from hne_tf.evaluation.evaluation import inference
+from hne_tf.models.averaging import ensemble_log_probabilities
+from hne_tf.training.trained import TrainedRun
 
 # Images that are looked at for the gallery: enough, and quick on a CPU.
 _CANDIDATES = 1000

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hne_tf.tables import aligned
+from hne_tf.evaluation.tables import aligned
 
 # Budgets of the table of accuracy at matched computation.
 _BUDGETS = 5

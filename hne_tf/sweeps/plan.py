@@ -7,8 +7,8 @@ from typing import Any
 
 import ml_collections
 
-from hne_tf.config import digest
 from hne_tf.errors import InputError
+from hne_tf.training.config import digest
 
 # Splits that a table can be judged on; nobody chooses or reports by training data.
 SPLITS = ("validation", "test")
@@ -81,7 +81,7 @@ def describe(
 
     Args:
       title: heading of the table.
-      base: settings of a run, see `hne_tf.config.default()`; deterministic, so
+      base: settings of a run, see `hne_tf.training.config.default()`; deterministic, so
         that a run that is made again gives the same figures.
       groups: a name and overrides of `base` each.
       seeds: seeds of each group.

@@ -7,12 +7,12 @@ from typing import Any
 
 import matplotlib
 
-from hne_tf.config import default, differences
+from hne_tf.evaluation.tables import aligned
 from hne_tf.files import replacing
 from hne_tf.sweeps import comparison
 from hne_tf.sweeps.plan import Run, Sweep
 from hne_tf.sweeps.store import Evaluations
-from hne_tf.tables import aligned
+from hne_tf.training.config import default, differences
 
 # Figures of a run that are one number each; those per size come under `accuracy`.
 _SINGLE_FIGURES = ("mean_leaf_accuracy", "gain", "disagreement", "train_accuracy")

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hne_tf.config import digest
 from hne_tf.errors import InputError
 from hne_tf.sweeps.plan import Run
-from hne_tf.workdir import Workdir
+from hne_tf.training.config import digest
+from hne_tf.training.workdir import Workdir
 
 # Digits of the digest that name a folder; the settings inside are compared in full.
 _NAME_DIGITS = 16

@@ -52,11 +52,12 @@ def main() -> int:
 
 def _run(job: Job) -> int:
     # Imported here, so that the parent's end is noticed while TensorFlow loads.
-    from hne_tf import evaluation, trained
-    from hne_tf.config import from_json
+    from hne_tf.evaluation import evaluation
     from hne_tf.files import write_json
-    from hne_tf.training import train
-    from hne_tf.workdir import Workdir
+    from hne_tf.training import trained
+    from hne_tf.training.config import from_json
+    from hne_tf.training.loop import train
+    from hne_tf.training.workdir import Workdir
 
     config, workdir = from_json(job.config), Workdir(pathlib.Path(job.workdir))
     train(config, workdir)

@@ -9,9 +9,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
-from hne_tf import step_runners, tflite_file
-from hne_tf.anytime import AnytimeSession
-from hne_tf.export import manifest, signatures
+from hne_tf.export import signatures
+from hne_tf.exported import manifest, steps, tflite_file
+from hne_tf.exported.session import AnytimeSession
 from hne_tf.files import write_json
 
 TOLERANCE = 1e-4
@@ -24,7 +24,7 @@ TFLITE_CONVOLUTIONS = {
 
 @pytest.fixture(scope="module")
 def live(model, average):
-    return step_runners.LiveSteps(model, average)
+    return steps.LiveSteps(model, average)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def tflite(version, live, tmp_path_factory):
 def runners(live, version, tflite):
     return {
         "live": live,
-        "saved_model": step_runners.load(version),
-        "tflite": step_runners.load(tflite),
+        "saved_model": steps.load(version),
+        "tflite": steps.load(tflite),
     }
 
 

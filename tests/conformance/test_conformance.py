@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 
 from hne_tf.export import signatures
-from hne_tf.export.folding import fold
 from hne_tf.models import weights
-from hne_tf.models.grouped import GroupedLayers
-from hne_tf.models.layers import DeployLayers, TrainingLayers
-from hne_tf.objectives import HierarchicalDistillationLoss
+from hne_tf.models.folding import fold
+from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.objectives.losses import HierarchicalDistillationLoss
 
 TOLERANCE = 1e-4
 

@@ -4,9 +4,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from hne_tf import averaging, cost
+from hne_tf.evaluation import cost
 from hne_tf.exits import Exits
-from hne_tf.models.layers import DeployLayers
+from hne_tf.models import averaging
+from hne_tf.models.layers.factory import DeployLayers
 from hne_tf.tree import Tree
 
 # Operations with kernels, whose multiply-adds are counted.

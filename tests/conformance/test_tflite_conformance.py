@@ -15,10 +15,10 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.compression.post_training import post_training
 from hne_tf.export import tflite
-from hne_tf.export.folding import fold
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import DeployLayers, TrainingLayers
+from hne_tf.models.folding import fold
+from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
 
 # Of the answers, against NumPy on the leaf logits; integers against the model that
 # simulates them, where a value may fall to the other side of a rounding.

@@ -18,10 +18,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from hne_tf.export.publish import new_version
-from serving.catalog import Catalog
-from serving.servable import LoadedSignature, Servable, latest_version_path
-from serving.server_metrics import ServerMetrics
-from serving.service import Options, start
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import LoadedSignature, Servable, latest_version_path
+from hne_tf.server.service import Options, start
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = (1, 2, 4)

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.catalog import Catalog
-from serving.servable import Servable, latest_version_path
-from serving.server_metrics import ServerMetrics
-from serving.service import Options, start
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import Servable, latest_version_path
+from hne_tf.server.service import Options, start
 
 _MAX = 16
 

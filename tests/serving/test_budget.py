@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from hne_tf.client.answers import BudgetError
+from hne_tf.client.latencies import Latencies
+from hne_tf.client.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
+from hne_tf.client.metrics import ClientMetrics
+from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait, percentile
 from hne_tf.errors import InputError
-from serving.answers import BudgetError
-from serving.budget import BudgetPolicy, Call, Learn, Wait, percentile
-from serving.client_metrics import ClientMetrics
-from serving.latency import Latencies
-from serving.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
 
 IMAGES = np.zeros([1, 8, 8, 1], np.uint8)
 _SPEC = Signature(

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from hne_tf.client.answers import BudgetError
+from hne_tf.client.async_client import AsyncServingClient
+from hne_tf.client.budget_client import BudgetClient, ServingClient
+from hne_tf.client.manifest import read_manifest
+from hne_tf.client.messages import CallError, Signature, TensorSpec
+from hne_tf.client.metrics import ClientMetrics
 from hne_tf.errors import InputError
-from serving.answers import BudgetError
-from serving.async_client import AsyncServingClient
-from serving.client import BudgetClient, ServingClient
-from serving.client_metrics import ClientMetrics
-from serving.manifest import read_manifest
-from serving.messages import CallError, Signature, TensorSpec
 
 _SIGNATURES = ("ensemble_1", "ensemble_2", "ensemble_4", "serving_default")
 

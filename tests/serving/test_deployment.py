@@ -13,8 +13,8 @@ import prometheus_client
 import pytest
 import yaml
 
+from hne_tf.client.metrics import ClientMetrics
 from serving import config_protos, server_config
-from serving.client_metrics import ClientMetrics
 
 _SERVING = pathlib.Path(server_config.__file__).parent
 _KUBERNETES = _SERVING / "kubernetes"

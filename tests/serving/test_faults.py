@@ -22,11 +22,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.answers import Answer, BudgetError
-from serving.anytime_client import COMPLETE, DEADLINE, AnytimeClient
-from serving.async_client import AsyncBudgetClient
-from serving.client import BudgetClient
-from serving.manifest import read_manifest
+from hne_tf.client.answers import Answer, BudgetError
+from hne_tf.client.anytime_client import COMPLETE, DEADLINE, AnytimeClient
+from hne_tf.client.async_client import AsyncBudgetClient
+from hne_tf.client.budget_client import BudgetClient
+from hne_tf.client.manifest import read_manifest
 
 IMAGES = np.zeros([1, 8, 8, 1], np.uint8)
 SIZES = (1, 2, 4)
@@ -236,7 +236,7 @@ def _server_process(base_path, port):
         [
             sys.executable,
             "-m",
-            "serving.local_server",
+            "hne_tf.bin.serve",
             f"--model_base_path={base_path}",
             f"--port={port}",
         ],

@@ -16,9 +16,9 @@ from tensorflow_serving.apis import (
 )
 
 from hne_tf.errors import InputError
-from serving.errors import RequestError
-from serving.servable import WARM_UP, LoadedSignature, Servable
-from serving.watcher import RETRY_S, VersionWatcher
+from hne_tf.server.errors import RequestError
+from hne_tf.server.servable import WARM_UP, LoadedSignature, Servable
+from hne_tf.server.watcher import RETRY_S, VersionWatcher
 
 _State = get_model_status_pb2.ModelVersionStatus.State
 

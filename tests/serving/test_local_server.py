@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from serving import local_server
-from serving.client import ServingClient
+from hne_tf.bin import serve
+from hne_tf.client.budget_client import ServingClient
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def process(base_path):
         [
             sys.executable,
             "-m",
-            "serving.local_server",
+            "hne_tf.bin.serve",
             f"--model_base_path={base_path}",
             "--port=0",
         ],
-        cwd=pathlib.Path(local_server.__file__).parents[1],
+        cwd=pathlib.Path(serve.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,7 +68,7 @@ def test_both_signals_stop_it_and_handlers_are_put_back(base_path, monkeypatch, 
             signal.raise_signal(number)
 
     monkeypatch.setattr("builtins.print", announce)
-    code = local_server.run([f"--model_base_path={base_path}", "--port=0", "--model_name=other"])
+    code = serve.run([f"--model_base_path={base_path}", "--port=0", "--model_name=other"])
     assert code == 0
     assert "model=other" in lines[0]
     assert {n: signal.getsignal(n) for n in before} == before
@@ -94,12 +94,12 @@ def test_a_folder_without_versions_gets_one_line(capsys, tmp_path):
 
 
 def test_help_lists_the_flags(capsys):
-    assert local_server.run(["--help"]) == 0
+    assert serve.run(["--help"]) == 0
     assert "--model_base_path" in capsys.readouterr().out
 
 
 def _check_refused(capsys, arguments, reason):
-    assert local_server.run(arguments) != 0
+    assert serve.run(arguments) != 0
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hne_tf.client.pictures import read_picture, to_image
 from hne_tf.errors import InputError
-from serving.pictures import read_picture, to_image
 
 _PIXELS = np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 

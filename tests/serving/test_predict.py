@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import messages, predict
-from serving.client import BudgetClient
-from serving.latency import Latencies
+from hne_tf.bin import predict
+from hne_tf.client import messages
+from hne_tf.client.budget_client import BudgetClient
+from hne_tf.client.latencies import Latencies
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from hne_tf.errors import InputError
-from serving.servable import Servable, latest_version_path
+from hne_tf.server.servable import Servable, latest_version_path
 
 
 def _folders(base, *names):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from hne_tf.client.manifest import read_manifest
 from hne_tf.errors import InputError
-from serving.manifest import read_manifest
 
 
 def test_reads_what_serving_needs(manifest_path, manifest_content):

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.answers import BudgetError
-from serving.budget import BudgetPolicy, Call, Learn, Wait
-from serving.client_metrics import ClientMetrics
-from serving.latency import Latencies
-from serving.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
+from hne_tf.client.answers import BudgetError
+from hne_tf.client.latencies import Latencies
+from hne_tf.client.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
+from hne_tf.client.metrics import ClientMetrics
+from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
 
 IMAGES = np.zeros([1, 8, 8, 1], np.uint8)
 # Milliseconds: the full ensemble is six times a single leaf.

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving import local_server
+from hne_tf.bin import serve
 
 _MIB = 1024 * 1024
 
@@ -141,7 +141,7 @@ def process(sums_path, tls):
         [
             sys.executable,
             "-m",
-            "serving.local_server",
+            "hne_tf.bin.serve",
             f"--model_base_path={sums_path.parent}",
             "--port=0",
             f"--metrics_port={port}",
@@ -149,7 +149,7 @@ def process(sums_path, tls):
             f"--tls_key={folder / 'key.pem'}",
             f"--tls_client_ca={folder / 'ca.pem'}",
         ],
-        cwd=pathlib.Path(local_server.__file__).parents[1],
+        cwd=pathlib.Path(serve.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -257,11 +257,11 @@ def test_bad_flags_get_one_line(sums_path, tls, monkeypatch, assert_refused, fla
     (folder / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n")
     monkeypatch.chdir(folder)
     base = f"--model_base_path={sums_path.parent}"
-    assert_refused(local_server, [base, "--port=0", *flags], reason)
+    assert_refused(serve, [base, "--port=0", *flags], reason)
 
 
 def test_a_taken_metrics_port_gets_one_line(sums_path, assert_refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flag = f"--metrics_port={taken.getsockname()[1]}"
         base = f"--model_base_path={sums_path.parent}"
-        assert_refused(local_server, [base, "--port=0", flag], "for metrics")
+        assert_refused(serve, [base, "--port=0", flag], "for metrics")

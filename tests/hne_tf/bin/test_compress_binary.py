@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from hne_tf import trained
 from hne_tf.bin import compress, evaluate, train
 from hne_tf.models import weights
-from hne_tf.workdir import Workdir
+from hne_tf.training import trained
+from hne_tf.training.workdir import Workdir
 
 METHODS = {
     "quantize": ["--method=quantize"],

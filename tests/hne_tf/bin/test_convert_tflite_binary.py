@@ -4,9 +4,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from hne_tf import step_runners, tflite_file, trained
-from hne_tf.anytime import AnytimeSession
 from hne_tf.bin import convert_tflite
+from hne_tf.exported import steps, tflite_file
+from hne_tf.exported.session import AnytimeSession
+from hne_tf.training import trained
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_an_anytime_session_runs_the_file(converted, trained_workdir):
     run = trained.restore(trained_workdir)
     images, _ = next(iter(run.data_set.evaluation_batches("test", 8)))
     leaf_logits = run.model(images, training=False).numpy()
-    answers = dict(AnytimeSession(step_runners.load(converted), images.numpy()))
+    answers = dict(AnytimeSession(steps.load(converted), images.numpy()))
     assert list(answers) == [1, 2, 3, 4]
     for size, probabilities in answers.items():
         exponentials = np.exp(leaf_logits[:, :size].mean(axis=1))

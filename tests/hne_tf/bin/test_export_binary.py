@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import hne_tf
-from hne_tf import trained
 from hne_tf.bin import export
 from hne_tf.errors import InputError
+from hne_tf.training import trained
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ import shutil
 import pytest
 import tensorflow as tf
 
-from hne_tf import tables, tflite_file
 from hne_tf.bin import profile
+from hne_tf.client.manifest import read_manifest
 from hne_tf.errors import InputError
+from hne_tf.evaluation import tables
 from hne_tf.export import profiles, profiling
-from hne_tf.export.manifest import MANIFEST
-from serving.manifest import read_manifest
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import MANIFEST
 
 SIZES = (1, 2)
 

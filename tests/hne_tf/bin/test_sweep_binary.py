@@ -14,7 +14,7 @@ from hne_tf.files import write_json
 
 ROOT = pathlib.Path(__file__).parents[3]
 CONFIG = """
-from hne_tf.config import default
+from hne_tf.training.config import default
 from hne_tf.sweeps import plan
 
 def get_config():

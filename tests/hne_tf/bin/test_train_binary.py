@@ -28,8 +28,8 @@ def test_a_config_and_its_overrides_become_a_run(run_binary, tmp_path):
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("[a-z]*.py")])
 def test_every_config_describes_a_model_that_fits_its_tree(name):
-    from hne_tf import build
-    from hne_tf.config import from_json
+    from hne_tf.training import build
+    from hne_tf.training.config import from_json
 
     namespace = {}
     exec((ROOT / "configs" / name).read_text(), namespace)

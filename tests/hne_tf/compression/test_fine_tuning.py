@@ -5,13 +5,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hne_tf import build, trained
 from hne_tf.compression import flat, treatments
 from hne_tf.compression.fine_tuning import fine_tune, steps_of
 from hne_tf.compression.post_training import post_training
 from hne_tf.errors import InputError
 from hne_tf.export.exporter import deployed
 from hne_tf.models import weights
+from hne_tf.training import build, trained
 
 
 @pytest.fixture(scope="module")

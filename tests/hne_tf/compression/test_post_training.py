@@ -2,12 +2,12 @@ import keras
 import numpy as np
 import pytest
 
-from hne_tf import trained
 from hne_tf.compression.post_training import post_training, quantized_kernels
 from hne_tf.errors import InputError
 from hne_tf.export.exporter import deployed
 from hne_tf.models import weights
-from hne_tf.models.quantized import QuantizedLayers
+from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.training import trained
 
 
 @pytest.fixture(scope="module")

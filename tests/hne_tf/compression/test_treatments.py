@@ -9,11 +9,11 @@ from hne_tf.compression.report import kernel_report
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
+from hne_tf.models.architectures.msdnet import MSDNet
+from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers import DeployLayers
-from hne_tf.models.msdnet import MSDNet
-from hne_tf.models.quantized import QuantizedLayers
-from hne_tf.models.resnet import ResNet
+from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.tree import Tree
 
 STEPS = 9

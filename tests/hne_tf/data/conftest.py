@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hne_tf import data
-from hne_tf.config import default
+from hne_tf.training.config import default
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import tensorflow as tf
 
 from hne_tf import data
 from hne_tf.bin import evaluate, train
-from hne_tf.config import default
 from hne_tf.data.decoding import Crops
 from hne_tf.data.encoded import EncodedSplit
 from hne_tf.errors import InputError, raised_in_graph
 from hne_tf.image_spec import ImageSpec
+from hne_tf.training.config import default
 
 AUGMENTED = {"flip": True, "color_jitter": 0.3, "random_resized_crop": 0.3, "central_crop": 0.875}
 

@@ -3,9 +3,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import imagenet_large, imagenet_small
-from hne_tf import build, data
-from hne_tf.config import default
+from hne_tf import data
 from hne_tf.errors import InputError
+from hne_tf.training import build
+from hne_tf.training.config import default
 
 
 def load(**settings):

@@ -112,7 +112,7 @@ def test_replicas_share_each_batch():
     program = """
         import tensorflow as tf
         from hne_tf import data
-        from hne_tf.config import default
+        from hne_tf.training.config import default
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         halves = [tf.config.LogicalDeviceConfiguration()] * 2

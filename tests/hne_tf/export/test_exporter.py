@@ -7,12 +7,13 @@ from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.framework import test_util
 from tensorflow_serving.apis import prediction_log_pb2
 
-from hne_tf import cost, evaluation, trained
 from hne_tf.errors import InputError
+from hne_tf.evaluation import cost, evaluation
 from hne_tf.export import exporter, signatures
-from hne_tf.export.manifest import MANIFEST
 from hne_tf.export.warmup import WARM_UP
-from hne_tf.models.layers import DeployLayers
+from hne_tf.exported.manifest import MANIFEST
+from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.training import trained
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
-from hne_tf import evaluation, tflite_file, trained
 from hne_tf.compression.post_training import post_training
 from hne_tf.errors import InputError
+from hne_tf.evaluation import evaluation
 from hne_tf.export import exporter, tflite
-from hne_tf.step_runners import TFLiteSteps
+from hne_tf.exported import tflite_file
+from hne_tf.exported.steps import TFLiteSteps
+from hne_tf.training import trained
 
 MODES = ("float16", "dynamic_range", "int8")
 

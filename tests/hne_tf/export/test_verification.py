@@ -6,7 +6,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import test_util
 
 from hne_tf.export import verification
-from hne_tf.models.served import Opaque
+from hne_tf.models.layers.served import Opaque
 
 
 def graph_of(function, folder):

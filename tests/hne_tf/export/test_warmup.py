@@ -4,14 +4,14 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from hne_tf import build
-from hne_tf.config import default
 from hne_tf.errors import InputError
 from hne_tf.export import signatures
 from hne_tf.export.warmup import MOST_RECORDS, WARM_UP, write_requests
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.layers import DeployLayers
-from serving.servable import Servable
+from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.server.servable import Servable
+from hne_tf.training import build
+from hne_tf.training.config import default
 
 _BATCH_SIZES = (1, 3, 8)
 _IMAGES = ImageSpec((8, 8, 1), tuple("0123456789"), (100.0,), (50.0,))

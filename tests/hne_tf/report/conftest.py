@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from hne_tf import build
-from hne_tf.workdir import Workdir
+from hne_tf.training import build
+from hne_tf.training.workdir import Workdir
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hne_tf import evaluation, trained
+from hne_tf.evaluation import evaluation
 from hne_tf.report import gallery
+from hne_tf.training import trained
 
 SIZES = (1, 2, 4)
 

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from hne_tf import config, trained
-from hne_tf import evaluation as evaluations
 from hne_tf.errors import InputError
-from hne_tf.export.manifest import MANIFEST
+from hne_tf.evaluation import evaluation as evaluations
+from hne_tf.exported.manifest import MANIFEST
 from hne_tf.files import write_json
 from hne_tf.report import data
-from hne_tf.workdir import Workdir
+from hne_tf.training import config, trained
+from hne_tf.training.workdir import Workdir
 
 
 @pytest.fixture

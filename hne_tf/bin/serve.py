@@ -1,0 +1,164 @@
+"""Serves an exported model over TF Serving's gRPC API, without TF Serving.
+
+The embedded default for a machine that has no TF Serving: the same requests,
+answers and error codes, from Python. Listens on this machine only unless told
+otherwise. New versions are taken into service as they are published.
+
+  python -m hne_tf.bin.serve --model_base_path=models/digits
+"""
+
+import contextlib
+import functools
+import logging
+import pathlib
+import signal
+import sys
+import threading
+import typing
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+
+from hne_tf.bin import app
+from hne_tf.client import transport
+from hne_tf.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import grpc
+
+
+def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Adds the server's flags to `values`."""
+    del arguments
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    count = functools.partial(flags.DEFINE_integer, lower_bound=0, flag_values=values)
+    seconds = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
+    text("model_base_path", None, "Folder with one folder per version; the largest is served.")
+    text(
+        "model_name",
+        None,
+        "Name that requests ask for; the base path's folder name by default.",
+    )
+    text("host", "127.0.0.1", "Address to listen on.")
+    count("port", 8500, "Port to listen on; 0 for any free one.", upper_bound=65535)
+    seconds("poll_interval_s", 1.0, "Seconds between two looks for new versions; 0 for never.")
+    count("threads", 0, "Predictions or batches computed at a time; 0 for one per core.")
+    count("max_queued_requests", 128, "Predictions that wait; beyond it they are refused at once.")
+    count("max_batch_size", 0, "Rows of a batch of requests of one signature; 0 for no batching.")
+    count("batch_timeout_micros", 1000, "How long the first request of a batch waits for others.")
+    count(
+        "max_message_bytes",
+        transport.MAX_MESSAGE_BYTES,
+        "Largest request; larger ones are refused unread.",
+        upper_bound=2**31 - 1,
+    )
+    text("tls_certificate", None, "PEM file of the server's certificate chain; plaintext without.")
+    text("tls_key", None, "PEM file of the certificate's private key.")
+    text("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
+    count("metrics_port", 0, "Port of Prometheus metrics on --host; 0 for none.", upper_bound=65535)
+    seconds("drain_s", 10.0, "How long predictions have to finish after SIGTERM.")
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    app.reject_positional(arguments)
+    if not values.model_base_path:
+        raise InputError("--model_base_path must name the model's folder, got none")
+    base_path = pathlib.Path(values.model_base_path)
+    name = values.model_name or base_path.resolve().name
+    options = _options(values)
+    with _stop_signals() as stopped, contextlib.ExitStack() as cleanup:
+        with app.quiet_import():
+            from hne_tf.server import service
+            from hne_tf.server.catalog import Catalog
+            from hne_tf.server.metrics import ServerMetrics
+            from hne_tf.server.watcher import VersionWatcher
+        # A traceback for every message that is none.
+        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+        catalog = Catalog(name, ServerMetrics())
+        watcher = VersionWatcher(catalog, base_path, values.poll_interval_s, _report)
+        watcher.start()
+        cleanup.callback(watcher.stop, values.drain_s)
+        if values.metrics_port:
+            cleanup.callback(catalog.metrics.serve(values.host, values.metrics_port))
+        server = service.start(catalog, values.host, values.port, service.Options(**options))
+        print(
+            f"hne-serve: embedded Python server, not TF Serving: model={name} "
+            f"version={catalog.served.version} address={server.address}",
+            flush=True,
+        )
+        # A signal that the system hands to another thread does not end an untimed wait.
+        while not stopped.wait(timeout=0.2):
+            pass
+        server.stop(values.drain_s)
+    print("hne-serve: stopped", flush=True)
+
+
+def _options(values: flags.FlagValues) -> dict[str, typing.Any]:
+    """The flags of `service.Options`, checked before TensorFlow is loaded."""
+    names = ("threads", "max_queued_requests", "max_batch_size", "batch_timeout_micros")
+    if not values.max_message_bytes:
+        raise InputError("--max_message_bytes must be positive, got 0")
+    return {
+        **{name: values[name].value for name in (*names, "max_message_bytes")},
+        "credentials": _credentials(values),
+    }
+
+
+def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
+    if values.tls_certificate is None and values.tls_key is None and values.tls_client_ca is None:
+        return None
+    if values.tls_certificate is None or values.tls_key is None:
+        raise InputError(
+            "TLS takes both --tls_certificate and --tls_key, got "
+            f"--tls_certificate={values.tls_certificate} and --tls_key={values.tls_key}"
+        )
+    certificate, key, client_ca = (
+        None if values[flag].value is None else _pem(flag, values[flag].value)
+        for flag in ("tls_certificate", "tls_key", "tls_client_ca")
+    )
+    import grpc
+
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def _pem(flag: str, path: str) -> bytes:
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"--{flag} must be a readable file, got {path!r}: {error.strerror}"
+        ) from None
+    if b"-----BEGIN " not in content:
+        raise InputError(f"--{flag} must be a PEM file, got {path!r}")
+    return content
+
+
+def _report(line: str) -> None:
+    print(f"hne-serve: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM and SIGINT set instead of ending the process."""
+    stopped = threading.Event()
+    previous = {
+        number: signal.signal(number, lambda *_: stopped.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the binary; returns its exit code."""
+    return app.run("hne-serve", define_flags, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

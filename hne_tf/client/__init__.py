@@ -1,0 +1,1 @@
+"""Clients of TF Serving's gRPC API that keep a time budget."""

@@ -1,0 +1,183 @@
+"""Requests to TF Serving and its answers as Python values, for blocking and asyncio clients."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
+
+from hne_tf.client.transport import MESSAGE_OPTIONS
+from hne_tf.errors import InputError
+
+_PREDICT_METHOD = "tensorflow/serving/predict"
+CHANNEL_OPTIONS = (
+    *MESSAGE_OPTIONS,
+    # A proxy from the environment would be asked even for this machine.
+    ("grpc.enable_http_proxy", 0),
+    # One connection to each server behind the name, not one to the first of them.
+    ("grpc.lb_policy_name", "round_robin"),
+    # gRPC's own back-off grows to minutes, long after a server has come back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+Pairs = Sequence[tuple[str, str]]
+CallMetadata = Pairs | Callable[[], Pairs]
+
+
+class CallError(InputError):
+    """A call that the server did not answer, or answered with an error.
+
+    Attributes:
+      code: the gRPC status.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    Attributes:
+      dtype: name of the element type, e.g. `"uint8"`.
+      shape: size per dimension, None where it is free; None if the rank is.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one signature, by name."""
+
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What a server says of a model: the version that answers and its signatures by name."""
+
+    version: int
+    signatures: dict[str, Signature]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """An answer: the version that gave it and arrays by output name."""
+
+    version: int
+    arrays: dict[str, np.ndarray]
+
+
+def call_metadata(metadata: CallMetadata) -> tuple[tuple[str, str], ...]:
+    """The pairs that go with the next call."""
+    return tuple(metadata() if callable(metadata) else metadata)
+
+
+def info_request(model: str) -> get_model_metadata_pb2.GetModelMetadataRequest:
+    """Asks for a model's signatures."""
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = model
+    return request
+
+
+def read_info(response: get_model_metadata_pb2.GetModelMetadataResponse) -> ModelInfo:
+    """Reads the answer to `info_request`."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    return ModelInfo(
+        response.model_spec.version.value,
+        # The map also holds TensorFlow's own initialisation function.
+        {
+            name: Signature(
+                inputs={key: _spec(info) for key, info in signature.inputs.items()},
+                outputs={key: _spec(info) for key, info in signature.outputs.items()},
+            )
+            for name, signature in signatures.signature_def.items()
+            if signature.method_name == _PREDICT_METHOD
+        },
+    )
+
+
+def predict_request(
+    model: str, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> predict_pb2.PredictRequest:
+    """Asks a signature for some outputs, all if none are named."""
+    request = predict_pb2.PredictRequest(output_filter=outputs)
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for name, array in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    return request
+
+
+def read_outputs(response: predict_pb2.PredictResponse) -> Outputs:
+    """Reads the answer to `predict_request`."""
+    arrays = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+    return Outputs(response.model_spec.version.value, arrays)
+
+
+def call_error(error: grpc.RpcError, target: str, model: str, timeout_s: float) -> CallError:
+    """Says in one line why a call has failed."""
+    code = error.code()
+    details = " ".join((error.details() or "").split())
+    if code is grpc.StatusCode.UNAVAILABLE:
+        message = f"no server can be reached at {target}: {details}"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"the server at {target} gave no answer within {timeout_s:.4g} s"
+    else:
+        message = (
+            f"the server at {target} refused the request for model {model!r}: "
+            f"{code.name}: {details}"
+        )
+    return CallError(message, code)
+
+
+def ensembles(
+    signatures: Mapping[str, Signature], model: str
+) -> tuple[tuple[int, ...], tuple[int, int, int]]:
+    """Returns the ensemble sizes on offer and the height, width and channels they take.
+
+    Raises:
+      InputError: unless there are signatures `ensemble_<size>` from uint8 images
+        to probabilities.
+    """
+    found = (re.fullmatch(r"ensemble_(\d+)", name) for name in signatures)
+    sizes = tuple(sorted(int(match.group(1)) for match in found if match))
+    if not sizes:
+        raise InputError(
+            f"a model must have signatures ensemble_<size>, got {sorted(signatures)} of {model!r}"
+        )
+    signature = signatures[f"ensemble_{sizes[0]}"]
+    spec = signature.inputs.get("images")
+    if (
+        len(signature.inputs) != 1
+        or "probabilities" not in signature.outputs
+        or spec is None
+        or spec.dtype != "uint8"
+        or spec.shape is None
+        or len(spec.shape) != 4
+        or None in spec.shape[1:]
+    ):
+        raise InputError(
+            "a model must take images, uint8 [batch, height, width, channels] of a fixed size, "
+            f"and give probabilities, got {signature} of {model!r}"
+        )
+    return sizes, spec.shape[1:]
+
+
+def _spec(info: meta_graph_pb2.TensorInfo) -> TensorSpec:
+    sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(
+        dtype=tf.dtypes.as_dtype(info.dtype).name,
+        shape=None if info.tensor_shape.unknown_rank else sizes,
+    )

@@ -1,0 +1,1 @@
+"""Figures of every ensemble size: accuracy, calibration, cost, early stopping."""

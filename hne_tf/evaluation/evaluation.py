@@ -1,0 +1,219 @@
+"""One pass over a split gives every figure of every ensemble size."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hne_tf.evaluation import cost, early_stopping
+from hne_tf.evaluation.early_stopping import Answers
+from hne_tf.exits import Exits
+from hne_tf.metrics import (
+    BrierScore,
+    Disagreement,
+    EnsembleAccuracy,
+    ExpectedCalibrationError,
+    LeafAccuracy,
+    LeafVariance,
+    NegativeLogLikelihood,
+)
+from hne_tf.models import averaging
+from hne_tf.models.averaging import ensemble_log_probabilities
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.training.trained import TrainedRun
+
+# Figures per ensemble size, in the order of tables.
+FIGURES = ("accuracy", "nll", "ece", "brier", "disagreement", "variance")
+
+# How networks with exits answer, alone and together.
+_EXIT_AVERAGES = ("last", "logits")
+
+_BATCH_SIZE = 256
+
+# Gets labels `[batch]` and leaf logits `[batch, leaves, classes]` of each batch.
+Observer = Callable[[Any, Any], None]
+
+
+def evaluate(
+    run: TrainedRun,
+    split: str,
+    sizes: Sequence[int] | None = None,
+    batch_size: int = _BATCH_SIZE,
+) -> dict[str, Any]:
+    """Measures a run on a split.
+
+    Args:
+      run: the trained run.
+      split: `"test"`, `"validation"` or `"train"`.
+      sizes: ensemble sizes, `tree.sizes` by default.
+      batch_size: images per call.
+
+    Returns:
+      `sizes`: a row per ensemble size with its `size`, `accuracy`, `nll`
+      (nats), `ece`, `brier`, `disagreement`, `variance` (see
+      `metrics.LeafVariance`), `mean_member_accuracy` of the leaves that answer,
+      each alone, the ensemble's `gain` over it, `multiply_adds`, `parameters`
+      and `reliability`, see `metrics.ExpectedCalibrationError.diagrams`;
+      `sizes_by_average`: for a network with exits the rows for each way in which
+      they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
+      of the exits, whichever the run itself has; empty for a tree;
+      `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
+      `early_stopping.calibrated`, fitted on the validation split, and None for
+      that split, on which the thresholds would be judged by what they were
+      fitted on; `examples`, the number measured, and `skipped`, that of corrupt
+      images left out; and `split`, `step` and `total_steps`.
+    """
+    tree, average = run.model.tree, run.config.objective.average
+    sizes = tuple(sizes or tree.sizes)
+    averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
+    metrics = {each: _size_metrics(sizes, each) for each in averages}
+    all_metrics = [*itertools.chain(*metrics.values()), LeafAccuracy(tree.leaves)]
+    predict = inference(run.model)
+    gathered = _AnswerGatherer(tree.leaves, average)
+    batches = run.data_set.evaluation_batches(split, batch_size)
+    measured = measure(predict, batches, all_metrics, gathered)
+    answered = gathered.result()
+    examples = len(answered.correct)
+    stopping = None
+    if split != "validation":
+        fitted_on = answers(run, "validation", batch_size, predict)
+        all_costs = cost.per_size_walked(run.model).values()
+        stopping = early_stopping.calibrated(
+            fitted_on, answered, [each.multiply_adds for each in all_costs], tree.sizes
+        )
+    leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
+    rows = {
+        each: _rows(run.model, sizes, each, measured, _diagrams(metrics[each])) for each in averages
+    }
+    return {
+        "split": split,
+        "examples": examples,
+        "skipped": run.data_set.examples(split) - examples,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "sizes": rows[average],
+        "sizes_by_average": rows if len(rows) > 1 else {},
+        "leaf_accuracy": leaves,
+        "mean_leaf_accuracy": sum(leaves) / len(leaves),
+        "early_stopping": stopping,
+    }
+
+
+def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metric]:
+    """Metrics for the `FIGURES` of each size, which begin with the average's name."""
+    return [
+        EnsembleAccuracy(sizes, average, f"{average}_accuracy"),
+        NegativeLogLikelihood(sizes, average, f"{average}_nll"),
+        ExpectedCalibrationError(sizes, average=average, name=f"{average}_ece"),
+        BrierScore(sizes, average, f"{average}_brier"),
+        Disagreement(sizes, f"{average}_disagreement"),
+        LeafVariance(sizes, f"{average}_variance"),
+    ]
+
+
+def _diagrams(metrics: Sequence[keras.metrics.Metric]) -> dict[int, Any]:
+    """Reliability diagrams of the calibration error among some metrics."""
+    (calibration,) = (each for each in metrics if isinstance(each, ExpectedCalibrationError))
+    return calibration.diagrams()
+
+
+def _rows(
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    average: str,
+    measured: Mapping[str, float],
+    diagrams: Mapping[int, Any],
+) -> list[dict[str, Any]]:
+    """A row per size of what `_size_metrics` measured, and of costs."""
+    costs = cost.per_size(model, sizes, average)
+    rows = []
+    for size in sizes:
+        members = averaging.leaves(size, average)
+        mean_member = sum(measured[f"leaf_accuracy_{leaf}"] for leaf in members) / len(members)
+        figures = {figure: measured[f"{average}_{figure}_{size}"] for figure in FIGURES}
+        rows.append(
+            {
+                "size": size,
+                **figures,
+                "mean_member_accuracy": mean_member,
+                "gain": figures["accuracy"] - mean_member,
+                "multiply_adds": costs[size].multiply_adds,
+                "parameters": costs[size].parameters,
+                "reliability": diagrams[size],
+            }
+        )
+    return rows
+
+
+def answers(
+    run: TrainedRun,
+    split: str,
+    batch_size: int = _BATCH_SIZE,
+    predict: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> Answers:
+    """Confidences of the ensembles of the first 1 to N leaves, and whether they are right.
+
+    Args:
+      run: the trained run.
+      split: `"test"`, `"validation"` or `"train"`.
+      batch_size: images per call.
+      predict: `inference` of the run's model, if there is one already.
+    """
+    gathered = _AnswerGatherer(run.model.tree.leaves, run.config.objective.average)
+    batches = run.data_set.evaluation_batches(split, batch_size)
+    measure(predict or inference(run.model), batches, [], gathered)
+    return gathered.result()
+
+
+class _AnswerGatherer:
+    """An observer that keeps the answers of all sizes; not the logits, which could be many."""
+
+    def __init__(self, leaves: int, average: str) -> None:
+        self._sizes = range(1, leaves + 1)
+        self._average = average
+        self._confidences: list[np.ndarray] = []
+        self._correct: list[np.ndarray] = []
+
+    def __call__(self, labels: Any, leaf_logits: Any) -> None:
+        scores = ensemble_log_probabilities(leaf_logits, self._sizes, self._average)
+        scores = keras.ops.convert_to_numpy(scores)
+        labels = keras.ops.convert_to_numpy(labels)
+        self._confidences.append(np.exp(scores.max(axis=-1)))
+        self._correct.append(scores.argmax(axis=-1) == labels.reshape(-1, 1))
+
+    def result(self) -> Answers:
+        return Answers(np.concatenate(self._confidences), np.concatenate(self._correct))
+
+
+def inference(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The model as a graph function of images, in inference mode."""
+    return tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+
+
+def measure(
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    metrics: Sequence[keras.metrics.Metric],
+    observe: Observer | None = None,
+) -> dict[str, float]:
+    """Runs all metrics over the batches in one pass.
+
+    Args:
+      predict: images `[batch, height, width, channels]` to leaf logits.
+      batches: `(images, labels)`.
+      metrics: metrics with a dictionary as their result, see `metrics.py`.
+      observe: called with each batch's labels and leaf logits.
+
+    Returns:
+      The metrics' results in one dictionary.
+    """
+    for images, labels in batches:
+        leaf_logits = predict(images)
+        for metric in metrics:
+            metric.update_state(labels, leaf_logits)
+        if observe is not None:
+            observe(labels, leaf_logits)
+    return {name: float(value) for metric in metrics for name, value in metric.result().items()}

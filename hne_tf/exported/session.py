@@ -1,0 +1,348 @@
+"""Anytime inference: an answer after every leaf, and nothing computed twice.
+
+Leaves are evaluated depth-first; the answer after n leaves is that of the ensemble
+of n networks, and going on to n + 1 computes only the nodes that are new. Ruiz and
+Verbeek, "Anytime Inference with Distilled Hierarchical Neural Ensembles", AAAI 2021.
+"""
+
+import collections
+import dataclasses
+import math
+import numbers
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hne_tf.errors import InputError
+from hne_tf.exported.steps import Step, StepRunner, check_images
+
+Clock = Callable[[], float]
+Confidence = float | Sequence[float]
+
+_WARM_UP = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The best answer so far.
+
+    Attributes:
+      sizes: int `[batch]`, number of leaves in the answer of each image.
+      probabilities: float32 `[batch, classes]`.
+      elapsed_ms: time since the call that it answers.
+    """
+
+    sizes: np.ndarray
+    probabilities: np.ndarray
+    elapsed_ms: float
+
+
+class StepTimes:
+    """What each step took lately, and hence what it will take.
+
+    Keep one per model and pass it to every session: the sessions add to it. For
+    each step and batch size the estimate is the median of the last `window` times.
+    Other programs now and then make a step much longer, which nobody can foresee:
+    a high quantile would give leaves away in every run, and still be wrong in the
+    run that is disturbed. A machine that slows down for longer moves the median.
+
+    A batch size that was never measured is interpolated between its measured
+    neighbours; above the largest, time grows in proportion, and below the
+    smallest it stays the same, both of which are upper bounds where time is a
+    fixed part and a part per image. A step that was never measured takes as long
+    as the longest that was: the first, which evaluates a whole network.
+
+    Args:
+      window: number of latest times kept for each step and batch size.
+    """
+
+    def __init__(self, window: int = 32) -> None:
+        self._window = window
+        self._times_ms: dict[int, dict[int, collections.deque[float]]] = {}
+
+    @classmethod
+    def measure(
+        cls,
+        runner: StepRunner,
+        batch_size: int,
+        repeats: int = 32,
+        clock: Clock = time.perf_counter,
+    ) -> "StepTimes":
+        """Times warm walks through all steps.
+
+        Args:
+          runner: the model.
+          batch_size: images per walk.
+          repeats: timed walks, after some untimed ones.
+          clock: seconds.
+
+        Raises:
+          InputError: unless batch size and repeats are 1 or more.
+        """
+        for name, value in (("batch_size", batch_size), ("repeats", repeats)):
+            if value < 1:
+                raise InputError(f"{name} must be 1 or more, got {value}")
+        images = np.zeros([batch_size, *runner.image_shape], np.uint8)
+        times = cls()
+        for walk in range(-_WARM_UP, repeats):
+            AnytimeSession(runner, images, times if walk >= 0 else None, clock).run()
+        return times
+
+    def add(self, size: int, batch_size: int, time_ms: float) -> None:
+        """Takes note that step number `size` took `time_ms` for `batch_size` images."""
+        batches = self._times_ms.setdefault(size, {})
+        batches.setdefault(batch_size, collections.deque(maxlen=self._window)).append(time_ms)
+
+    def estimate_ms(self, size: int, batch_size: int) -> float:
+        """What step number `size` will take; infinite as long as nothing was measured."""
+        if size in self._times_ms:
+            return _interpolated(self._times_ms[size], batch_size)
+        known = self._times_ms.values()
+        return max((_interpolated(times, batch_size) for times in known), default=math.inf)
+
+
+def _interpolated(times: Mapping[int, Sequence[float]], batch_size: int) -> float:
+    """The typical time of a batch size, from the times of some batch sizes."""
+    below = max((size for size in times if size <= batch_size), default=None)
+    above = min((size for size in times if size >= batch_size), default=None)
+    if below is None:
+        return _median(times[above])
+    if above is None:
+        return _median(times[below]) * batch_size / below
+    if below == above:
+        return _median(times[below])
+    share = (batch_size - below) / (above - below)
+    return (1 - share) * _median(times[below]) + share * _median(times[above])
+
+
+def _median(times: Sequence[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Images that have come equally far.
+
+    Attributes:
+      size: number of leaves evaluated.
+      rows: positions of the images in the session's batch.
+      known: what later steps start from, and `probabilities`; each `[images, ...]`.
+    """
+
+    size: int
+    rows: np.ndarray
+    known: Mapping[str, Any]
+
+    def take(self, picked: np.ndarray) -> "_Group":
+        """The images at some positions of the group."""
+        known = {name: np.asarray(value)[picked] for name, value in self.known.items()}
+        return _Group(self.size, self.rows[picked], known)
+
+    def join(self, other: "_Group") -> "_Group":
+        """The images of two groups of one size."""
+        known = {name: np.concatenate([self.known[name], other.known[name]]) for name in self.known}
+        return _Group(self.size, np.concatenate([self.rows, other.rows]), known)
+
+
+class AnytimeSession:
+    """A batch of images on its way through the leaves.
+
+    Iterating gives `(ensemble_size, probabilities)` after each leaf; `run` goes on
+    until a deadline or until the answers are confident enough. Both continue where
+    the last one stopped, whether it came to its end or was interrupted by an
+    exception, and no node of the tree is computed twice for an image. A session is
+    for one thread at a time.
+
+    Args:
+      runner: the model.
+      images: uint8 `[batch, height, width, channels]`.
+      times: what steps took in earlier sessions; this one adds to it. Without it,
+        a deadline is kept by what the session has seen itself.
+      clock: seconds.
+
+    Raises:
+      InputError: for images that the model cannot take.
+
+    Example:
+      >>> runner = step_runners.load("models/digits/1")
+      >>> session = AnytimeSession(runner, images, StepTimes.measure(runner, len(images)))
+      >>> session.run(deadline_ms=5).sizes  # what fits into 5 ms
+      array([6, 6])
+      >>> for size, probabilities in session:  # the other leaves
+      ...     print(size, probabilities.argmax(axis=1))
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        images: Any,
+        times: StepTimes | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        images = np.asarray(images)
+        check_images(images, runner.image_shape)
+        self._runner = runner
+        self._times = StepTimes() if times is None else times
+        self._clock = clock
+        self._needed = _needed(runner.steps)
+        self._shape = (len(images), len(runner.class_names))
+        # The ensemble of no networks knows nothing.
+        uniform = np.full(self._shape, 1 / len(runner.class_names), np.float32)
+        start = _Group(0, np.arange(len(images)), {"images": images, "probabilities": uniform})
+        # By size. A step replaces the tuple at once when it has ended, so that an
+        # interrupt at any moment leaves a state to go on from.
+        self._groups = (start,)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of leaves in the answer of each image, int `[batch]`."""
+        sizes = np.empty(self._shape[0], int)
+        for group in self._groups:
+            sizes[group.rows] = group.size
+        return sizes
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The answers so far, float32 `[batch, classes]`; uniform before the first step."""
+        probabilities = np.empty(self._shape, np.float32)
+        for group in self._groups:
+            probabilities[group.rows] = group.known["probabilities"]
+        return probabilities
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields each ensemble size that all images have newly come to, with their answers.
+
+        After a run that stopped at different sizes, the images behind catch up first.
+        """
+        while (group := self._groups[0]).size < len(self._runner.steps):
+            self._advance(group)
+            if len(self._groups) == 1:
+                yield group.size + 1, self.probabilities
+
+    def run(
+        self,
+        *,
+        deadline_ms: float | None = None,
+        confidence: Confidence | None = None,
+        grace: float = 0.05,
+    ) -> Answer:
+        """Computes leaf after leaf until one of the limits; without any, all of them.
+
+        Args:
+          deadline_ms: time from this call to its answer. A step that would end
+            later by the times measured is not started; only the first of all is
+            taken in any case, because without it there is no answer.
+          confidence: each image stops when its highest probability is at least
+            this: one threshold, or one for each size from 1 to N - 1.
+          grace: share of the deadline by which an answer may be late. The times of
+            a step scatter by some percent, and without any grace every deadline
+            that is just long enough loses a leaf; 0 for deadlines that are hard.
+
+        Returns:
+          The answer of each image, also of those that had stopped before.
+
+        Raises:
+          InputError: for a deadline that is not above 0, a threshold that does not
+            lie in (0, 1], or a negative grace.
+        """
+        started = self._clock()
+        if not _is_number(grace) or not grace >= 0:
+            raise InputError(f"grace must be 0 or more, got {grace!r}")
+        end = started + (1 + grace) * _checked_deadline(deadline_ms) / 1000
+        thresholds = _thresholds(confidence, len(self._runner.steps))
+        while (moves := self._next(end, thresholds)) is not None:
+            self._advance(*moves)
+        elapsed_ms = 1000 * (self._clock() - started)
+        return Answer(self.sizes, self.probabilities, elapsed_ms)
+
+    def _next(
+        self, end: float, thresholds: Sequence[float] | None
+    ) -> tuple[_Group, np.ndarray | None] | None:
+        """The group to go on with and which of its images, the furthest behind first."""
+        for group in self._groups:
+            if group.size == len(self._runner.steps):
+                continue
+            picked = _unsure(group, thresholds)
+            count = len(group.rows) if picked is None else len(picked)
+            if count and (group.size == 0 or self._fits(group.size + 1, count, end)):
+                return group, picked
+        return None
+
+    def _fits(self, size: int, batch_size: int, end: float) -> bool:
+        if end == math.inf:
+            return True
+        return self._clock() + self._times.estimate_ms(size, batch_size) / 1000 <= end
+
+    def _advance(self, group: _Group, picked: np.ndarray | None = None) -> None:
+        """Takes the picked images of a group, all by default, one leaf further."""
+        started = self._clock()
+        moving = group if picked is None else group.take(picked)
+        arrived = self._computed(moving)
+        groups = {other.size: other for other in self._groups if other is not group}
+        if arrived.size in groups:
+            arrived = arrived.join(groups[arrived.size])
+        groups[arrived.size] = arrived
+        if moving is not group:
+            groups[group.size] = group.take(np.delete(np.arange(len(group.rows)), picked))
+        self._groups = tuple(groups[size] for size in sorted(groups))
+        # Moving images between groups is part of what a step costs.
+        time_ms = 1000 * (self._clock() - started)
+        self._times.add(arrived.size, len(moving.rows), time_ms)
+
+    def _computed(self, group: _Group) -> _Group:
+        step = self._runner.steps[group.size]
+        inputs = {step["input"]: group.known[step["starts_from"]]}
+        if group.size:
+            inputs["running_sum"] = group.known["running_sum"]
+        outputs = self._runner.run(step, inputs)
+        known = {**group.known, **outputs, "probabilities": np.asarray(outputs["probabilities"])}
+        size = group.size + 1
+        return _Group(size, group.rows, {name: known[name] for name in self._needed[size]})
+
+
+def _needed(steps: Sequence[Step]) -> list[frozenset[str]]:
+    """By size, what is still needed: for the answer, and by some later step."""
+    answer = frozenset({"probabilities"})
+    needed = [answer]
+    for step in reversed(steps):
+        outputs = {"running_sum", *step["caches"]}
+        carried = {"running_sum"} if step["size"] > 1 else set()
+        needed.append((needed[-1] - outputs) | {step["starts_from"]} | carried | answer)
+    return needed[::-1]
+
+
+def _unsure(group: _Group, thresholds: Sequence[float] | None) -> np.ndarray | None:
+    """Which images of a group have to go on; None for all."""
+    if thresholds is None or group.size == 0:
+        return None
+    confident = group.known["probabilities"].max(axis=1) >= thresholds[group.size - 1]
+    return np.flatnonzero(~confident) if confident.any() else None
+
+
+def _checked_deadline(deadline_ms: float | None) -> float:
+    if deadline_ms is None:
+        return math.inf
+    if not _is_number(deadline_ms) or not deadline_ms > 0:
+        raise InputError(f"deadline_ms must be a number above 0, got {deadline_ms!r}")
+    return deadline_ms
+
+
+def _thresholds(confidence: Confidence | None, leaves: int) -> Sequence[float] | None:
+    """One threshold per size from 1 to N - 1."""
+    if confidence is None:
+        return None
+    thresholds = np.atleast_1d(confidence)
+    if np.ndim(confidence) and thresholds.shape != (leaves - 1,):
+        raise InputError(
+            f"confidence must be one threshold, or one for each size from 1 to {leaves - 1}, "
+            f"got {confidence!r}"
+        )
+    if not all(_is_number(value) and 0 < value <= 1 for value in thresholds.tolist()):
+        raise InputError(f"confidence must lie above 0 and be at most 1, got {confidence!r}")
+    return thresholds.tolist() if np.ndim(confidence) else thresholds.tolist() * (leaves - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

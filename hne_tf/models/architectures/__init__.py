@@ -1,0 +1,1 @@
+"""Networks cut into blocks, written once against a layer factory."""

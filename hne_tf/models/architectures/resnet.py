@@ -1,0 +1,109 @@
+"""A CIFAR residual network cut into blocks, for a tree or with an exit after each.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. The
+bottleneck unit with a depthwise 3x3 is the one of Ruiz and Verbeek (AAAI 2021).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+from hne_tf.errors import InputError
+from hne_tf.models.architectures import settings
+from hne_tf.models.layers.factory import LayerFactory
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """Settings of the network; every block has one entry in each tuple.
+
+    Attributes:
+      unit: `"bottleneck"` (1x1, depthwise 3x3, 1x1; the middle half as wide as
+        the output) or `"basic"` (two 3x3: fast on CPU).
+      widths: output channels of each block.
+      units: residual units in each block.
+      strides: stride of the first unit of each block.
+      stem_width: channels of the 3x3 convolution before the first unit.
+
+    Raises:
+      InputError: if the tuples differ in length or hold anything but positive
+        integers, or the unit is unknown.
+    """
+
+    unit: str
+    widths: tuple[int, ...]
+    units: tuple[int, ...]
+    strides: tuple[int, ...]
+    stem_width: int = 16
+
+    def __post_init__(self) -> None:
+        if self.unit not in _UNITS:
+            raise InputError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
+        for field in ("widths", "units", "strides"):
+            values = settings.positive_integers(field, getattr(self, field))
+            object.__setattr__(self, field, values)
+        if not len(self.widths) == len(self.units) == len(self.strides):
+            raise InputError(
+                "widths, units and strides must have one entry per block, got "
+                f"{self.widths}, {self.units} and {self.strides}"
+            )
+        settings.positive_integer("stem_width", self.stem_width)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, which the tree must match."""
+        return len(self.widths)
+
+    def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
+        """Applies block number `block`."""
+        if block == 0:
+            x = layers.conv(x, "stem", self.stem_width, kernel_size=3)
+        for index in range(self.units[block]):
+            strides = self.strides[block] if index == 0 else 1
+            x = _residual(layers, f"unit{index}", x, _UNITS[self.unit], self.widths[block], strides)
+        return x
+
+    def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+        """Logits `[batch, classes]` of what a block gives."""
+        return layers.head(layers.pool(x, "pool"), "head", classes)
+
+
+def _residual(
+    layers: LayerFactory,
+    name: str,
+    x: keras.KerasTensor,
+    branch: Callable[..., keras.KerasTensor],
+    width: int,
+    strides: int,
+) -> keras.KerasTensor:
+    shortcut = x
+    if strides > 1 or x.shape[-1] != width:
+        shortcut = layers.conv(x, f"{name}.shortcut", width, strides=strides, activation=None)
+    y = branch(layers, name, x, width, strides)
+    return layers.add([shortcut, y], f"{name}.add", activation="relu")
+
+
+def _bottleneck_branch(
+    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
+) -> keras.KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", max(1, width // 2))
+    x = layers.depthwise(x, f"{name}.conv2", strides=strides)
+    return layers.conv(x, f"{name}.conv3", width, activation=None, zero_gamma=True)
+
+
+def _basic_branch(
+    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
+) -> keras.KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", width, kernel_size=3, strides=strides)
+    return layers.conv(x, f"{name}.conv2", width, kernel_size=3, activation=None, zero_gamma=True)
+
+
+_UNITS = {"bottleneck": _bottleneck_branch, "basic": _basic_branch}
+
+PRESETS = {
+    "small": ResNet("bottleneck", (16, 32, 64, 64, 64), (3,) * 5, (1, 2, 2, 1, 1)),
+    "large": ResNet(
+        "bottleneck", (32, 64, 128, 128, 128), (3,) * 5, (1, 2, 2, 1, 1), stem_width=32
+    ),
+}

@@ -1,0 +1,1 @@
+"""Layer factories: what a convolution becomes."""

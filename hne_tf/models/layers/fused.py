@@ -1,0 +1,65 @@
+"""The training factory with TensorFlow's fused batch normalisation.
+
+One kernel takes the batch's statistics and normalises, where Keras composes the
+same from a dozen. Needs TensorFlow; statistics are of one replica's batch.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from hne_tf.errors import InputError
+from hne_tf.models.layers.factory import TrainingLayers
+from hne_tf.models.layers.grouped import GroupedLayers
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` over the last axis of images, the same numbers faster.
+
+    Inputs are `[batch, height, width, channels]`. Inference is Keras's own.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if not training or not self.trainable:
+            return super().call(inputs, training=training, mask=mask)
+        normalised, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            self.gamma.value,
+            self.beta.value,
+            epsilon=self.epsilon,
+            is_training=True,
+        )[:3]
+        # The kernel's variance is the unbiased estimate, Keras's the biased one.
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
+        self._keep(self.moving_mean, mean)
+        self._keep(self.moving_variance, variance * (count - 1) / count)
+        return normalised
+
+    def _keep(self, moving: keras.Variable, statistic: tf.Tensor) -> None:
+        moving.assign(moving * self.momentum + statistic * (1 - self.momentum))
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedTrainingLayers(TrainingLayers):
+    """`TrainingLayers` with fused batch norms; weights and results are the same.
+
+    Raises:
+      InputError: if norms are to be synchronised, which the kernel cannot.
+    """
+
+    batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = FusedBatchNormalization
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.synchronized:
+            raise InputError(
+                "fused batch norms cannot be synchronised, got fused_norm and synchronized_norm on"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedGroupedLayers(FusedTrainingLayers, GroupedLayers):
+    """`GroupedLayers` with fused batch norms; one kernel for the norms of all nodes."""

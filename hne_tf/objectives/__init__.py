@@ -1,0 +1,1 @@
+"""Training objectives over leaf logits, as Keras losses."""

@@ -1,0 +1,137 @@
+"""What TF Serving checks of a Predict request before it runs the graph.
+
+Codes follow TF Serving's `predict_util.cc` and TensorFlow's
+`cc/saved_model/util.cc`; the order does too, so that a request with two faults
+gets the same answer from both servers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from hne_tf.client.transport import MAX_MESSAGE_BYTES
+from hne_tf.server.errors import RequestError
+
+# Types whose tensor_content is the array's memory: bool, integers, floats, complex.
+PLAIN_KINDS = "biufc"
+
+
+class SignatureChecks:
+    """Holds requests against one signature, whose definition is read once.
+
+    Args:
+      signature: the SavedModel's definition of it.
+    """
+
+    def __init__(self, signature: meta_graph_pb2.SignatureDef) -> None:
+        self._inputs = {name: _InputSpec.of(name, info) for name, info in signature.inputs.items()}
+        self._outputs = tuple(sorted(signature.outputs))
+
+    def inputs(self, tensors: Mapping[str, tensor_pb2.TensorProto]) -> dict[str, np.ndarray]:
+        """Returns the request's tensors by input name; arrays may be read-only.
+
+        TF Serving leaves dtype and shape to the graph, whose kernels mostly answer
+        INVALID_ARGUMENT. Here both are held against the signature first: a tensor of
+        the wrong rank that reaches a oneDNN convolution ends the whole process.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT for names, dtypes, shapes or contents that
+            do not fit the signature.
+        """
+        if tensors.keys() != self._inputs.keys():
+            missing = sorted(set(self._inputs) - set(tensors))
+            extra = sorted(set(tensors) - set(self._inputs))
+            raise _invalid(
+                f"inputs must be {sorted(self._inputs)}, got {sorted(tensors)}: "
+                f"missing {missing}, unknown {extra}"
+            )
+        return {name: spec.array(tensors[name]) for name, spec in self._inputs.items()}
+
+    def outputs(self, output_filter: Sequence[str]) -> Sequence[str]:
+        """Returns the output names to answer with: those asked for, or all.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT for an unknown or repeated name.
+        """
+        for position, name in enumerate(output_filter):
+            if name not in self._outputs:
+                raise _invalid(f"output_filter must name {list(self._outputs)}, got {name!r}")
+            if name in output_filter[:position]:
+                raise _invalid(f"output_filter must not repeat a name, got {name!r} twice")
+        return output_filter or self._outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _InputSpec:
+    """One input: `dtype` as in the request; `shape` with -1 where free, None for any rank."""
+
+    name: str
+    dtype: int
+    numpy_dtype: np.dtype
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, name: str, info: meta_graph_pb2.TensorInfo) -> "_InputSpec":
+        numpy_dtype = np.dtype(tf.dtypes.as_dtype(info.dtype).as_numpy_dtype)
+        return cls(name, info.dtype, numpy_dtype, declared_shape(info))
+
+    def array(self, tensor: tensor_pb2.TensorProto) -> np.ndarray:
+        if tensor.dtype != self.dtype:
+            raise _invalid(
+                f"input {self.name!r} must be {_dtype_name(self.dtype)}, "
+                f"got {_dtype_name(tensor.dtype)}"
+            )
+        sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
+        if not self._fits(sizes) or tensor.tensor_shape.unknown_rank:
+            raise _invalid(f"input {self.name!r} must have shape {self._shape_name()}, got {sizes}")
+        expected = math.prod(sizes) * self.numpy_dtype.itemsize
+        if expected > MAX_MESSAGE_BYTES:
+            # A single listed value stands for a tensor of any size.
+            raise _invalid(
+                f"input {self.name!r} must have at most {MAX_MESSAGE_BYTES} bytes, got {expected}"
+            )
+        content = tensor.tensor_content
+        try:
+            if content and self.numpy_dtype.kind in PLAIN_KINDS:
+                return np.frombuffer(content, self.numpy_dtype).reshape(sizes)
+            return tf.make_ndarray(tensor)
+        except (TypeError, ValueError) as error:
+            raise _invalid(f"input {self.name!r} cannot be parsed as a tensor: {error}") from error
+
+    def _fits(self, sizes: list[int]) -> bool:
+        if any(size < 0 for size in sizes):
+            return False
+        if self.shape is None:
+            return True
+        return len(sizes) == len(self.shape) and all(
+            wanted in (-1, size) for wanted, size in zip(self.shape, sizes, strict=True)
+        )
+
+    def _shape_name(self) -> str:
+        if self.shape is None:
+            return "of known sizes"
+        return str(tuple(None if size < 0 else size for size in self.shape))
+
+
+def declared_shape(info: meta_graph_pb2.TensorInfo) -> tuple[int, ...] | None:
+    """The shape of an input or output as its signature declares it: see `_InputSpec`."""
+    if info.tensor_shape.unknown_rank:
+        return None
+    return tuple(dimension.size for dimension in info.tensor_shape.dim)
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return tf.dtypes.as_dtype(number).name
+    except TypeError:
+        return f"dtype number {number}"
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)

@@ -1,0 +1,193 @@
+"""Starts and stops a gRPC server that answers as TF Serving does."""
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from hne_tf.client import transport
+from hne_tf.errors import InputError
+from hne_tf.server.admission import PredictionThreads, Slots
+from hne_tf.server.batching import Batcher
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.errors import RequestError
+from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import Servable
+from hne_tf.server.servicers import ModelService, PredictionService
+
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+# Health, metadata and refusals: short, and never behind a prediction.
+_CONTROL_THREADS = 4
+# For the last bytes of answers; health watchers never hang up by themselves.
+_LAST_BYTES_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much a server takes on, and how.
+
+    Attributes:
+      threads: graphs computed at a time; 0 for one per core.
+      max_queued_requests: predictions that wait beyond those that can be computed.
+      max_batch_size: rows of a batch; 0 for no batching.
+      batch_timeout_micros: how long the first request of a batch waits for others.
+      max_message_bytes: size of a request beyond which it is not read.
+      credentials: TLS; None for plaintext.
+    """
+
+    threads: int = 0
+    max_queued_requests: int = 128
+    max_batch_size: int = 0
+    batch_timeout_micros: int = 1000
+    max_message_bytes: int = transport.MAX_MESSAGE_BYTES
+    credentials: grpc.ServerCredentials | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningServer:
+    """A server that accepts requests.
+
+    Attributes:
+      host: address it listens on.
+      port: port it listens on, the one chosen if any free one was asked for.
+    """
+
+    host: str
+    port: int
+    _server: grpc.Server
+    _health: health.HealthServicer
+    _predictions: PredictionThreads
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as a gRPC client takes it."""
+        return transport.address(self.host, self.port)
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Says NOT_SERVING, refuses predictions, lets those held finish, returns when done.
+
+        Args:
+          grace_s: how long they have; what is left then is cancelled.
+        """
+        end = time.monotonic() + grace_s
+        self._health.enter_graceful_shutdown()
+        # The port stays open so that health checks learn of it.
+        self._predictions.drain(grace_s)
+        left = max(end - time.monotonic(), 0.0)
+        self._server.stop(min(left, _LAST_BYTES_S)).wait()
+        self._predictions.shutdown(wait=False)
+
+
+def start(
+    model: Servable | Catalog,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    options: Options | None = None,
+) -> RunningServer:
+    """Starts serving and returns at once.
+
+    Args:
+      model: a catalog whose versions come and go, or the one version there is.
+      host: address to listen on.
+      port: port to listen on; 0 for any free one.
+      options: `Options()` by default.
+
+    Raises:
+      InputError: if the address cannot be listened on or the TLS files are none.
+    """
+    options = options or Options()
+    catalog = model if isinstance(model, Catalog) else _only(model)
+    slots = options.threads or os.cpu_count() or 1
+    batcher = Batcher(
+        Slots(slots),
+        catalog.metrics,
+        options.max_batch_size,
+        options.batch_timeout_micros / 1e6,
+    )
+    predictions = PredictionThreads(
+        options.max_queued_requests + slots * max(1, options.max_batch_size)
+    )
+    catalog.metrics.queue_is(lambda: max(0, predictions.held - batcher.running))
+    service = PredictionService(catalog, batcher, catalog.metrics)
+    server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
+        interceptors=[_Admission(service, predictions, catalog.metrics)],
+        options=[
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            ("grpc.max_send_message_length", transport.MAX_MESSAGE_BYTES),
+            # Without this two servers can listen on one port and share its requests.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(catalog), server)
+    health_servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    bound = _listen(server, transport.address(host, port), options.credentials)
+    server.start()
+    health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    return RunningServer(host, bound, server, health_servicer, predictions)
+
+
+class _Admission(grpc.ServerInterceptor):
+    """Sends predictions to threads of their own, or refuses them without reading them.
+
+    gRPC asks, and submits to the threads, from one thread: the bound is exact.
+    """
+
+    def __init__(
+        self, service: PredictionService, predictions: PredictionThreads, metrics: ServerMetrics
+    ) -> None:
+        def predict(message: bytes, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+            return service.Predict(message, context)
+
+        predict.experimental_thread_pool = predictions
+        self._handler = grpc.unary_unary_rpc_method_handler(
+            predict, response_serializer=predict_pb2.PredictResponse.SerializeToString
+        )
+        self._predictions = predictions
+        self._metrics = metrics
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        if handler_call_details.method != _PREDICT:
+            return continuation(handler_call_details)
+        refusal = self._predictions.refusal()
+        return self._handler if refusal is None else self._refuse(refusal)
+
+    def _refuse(self, refusal: RequestError) -> grpc.RpcMethodHandler:
+        def refuse(requests: object, context: grpc.ServicerContext) -> None:
+            del requests
+            self._metrics.answered("", refusal.code, 0.0)
+            context.abort(refusal.code, refusal.message)
+
+        # As a stream: a single request would be read before it is refused.
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+def _only(servable: Servable) -> Catalog:
+    catalog = Catalog(servable.name, ServerMetrics())
+    catalog.publish(servable)
+    return catalog
+
+
+def _listen(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        tls = "" if credentials is None else ", or the TLS certificate or key is none"
+        raise InputError(f"cannot listen on {address}: {error}{tls}") from error

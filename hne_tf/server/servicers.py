@@ -1,0 +1,158 @@
+"""TF Serving's services, answered in Python from the versions of a catalog."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import grpc
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from hne_tf.server.admission import Call
+from hne_tf.server.batching import Arrays, Batcher
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.checks import PLAIN_KINDS
+from hne_tf.server.errors import RequestError
+from hne_tf.server.metrics import ServerMetrics
+
+_SIGNATURE_DEF = "signature_def"
+# Details travel in a header, and clients drop an answer whose headers pass 8 KiB.
+_MAX_DETAILS = 2000
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict and GetModelMetadata; Classify, Regress and MultiInference are UNIMPLEMENTED."""
+
+    def __init__(self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics) -> None:
+        self._catalog = catalog
+        self._batcher = batcher
+        self._metrics = metrics
+
+    def Predict(  # noqa: N802
+        self, message: bytes, context: grpc.ServicerContext
+    ) -> predict_pb2.PredictResponse:
+        """Runs a signature; `RequestError` becomes the call's status.
+
+        Args:
+          message: a serialised PredictRequest. gRPC would parse it in the one
+            thread that serves all calls, and log a traceback for one that is none.
+          context: the call's.
+        """
+        started = time.perf_counter()
+        found = ""
+        # What grpc makes of an exception that is no RequestError.
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            call = Call(context)
+            call.check()
+            request = _parse(message)
+            _check_model_spec(request)
+            with self._catalog.lease(request.model_spec) as servable:
+                signature = servable.signature(request.model_spec.signature_name)
+                found = signature.name
+                arrays = signature.checks.inputs(request.inputs)
+                wanted = signature.checks.outputs(request.output_filter)
+                outputs = self._batcher.run(signature, arrays, call)
+            response = _response({name: outputs[name] for name in wanted})
+            response.model_spec.name = servable.name
+            response.model_spec.version.value = servable.version
+            response.model_spec.signature_name = found
+            code = grpc.StatusCode.OK
+            return response
+        except RequestError as error:
+            code = error.code
+            context.abort(code, error.message[:_MAX_DETAILS])
+        finally:
+            self._metrics.answered(found, code, time.perf_counter() - started)
+
+    def GetModelMetadata(  # noqa: N802
+        self,
+        request: get_model_metadata_pb2.GetModelMetadataRequest,
+        context: grpc.ServicerContext,
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Returns the signature definitions; `RequestError` becomes the call's status."""
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with _status_of_errors(context):
+            _check_model_spec(request)
+            fields = list(request.metadata_field)
+            if not fields or set(fields) != {_SIGNATURE_DEF}:
+                raise RequestError(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"metadata_field must be {_SIGNATURE_DEF!r}, got {fields}",
+                )
+            with self._catalog.lease(request.model_spec) as servable:
+                response.model_spec.name = servable.name
+                response.model_spec.version.value = servable.version
+                response.metadata[_SIGNATURE_DEF].Pack(
+                    get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
+                )
+        return response
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus; HandleReloadConfigRequest is UNIMPLEMENTED."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def GetModelStatus(  # noqa: N802
+        self,
+        request: get_model_status_pb2.GetModelStatusRequest,
+        context: grpc.ServicerContext,
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """Returns the state per version; `RequestError` becomes the call's status."""
+        with _status_of_errors(context):
+            _check_model_spec(request)
+            statuses = self._catalog.statuses(request.model_spec)
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
+
+
+def _parse(message: bytes) -> predict_pb2.PredictRequest:
+    try:
+        return predict_pb2.PredictRequest.FromString(message)
+    except DecodeError as error:
+        # gRPC's own code for this, in every language.
+        raise RequestError(
+            grpc.StatusCode.INTERNAL, f"the message must be a PredictRequest: {error}"
+        ) from error
+
+
+def _response(outputs: Arrays) -> predict_pb2.PredictResponse:
+    response = predict_pb2.PredictResponse()
+    for name, array in outputs.items():
+        tensor = response.outputs[name]
+        if array.dtype.kind in PLAIN_KINDS:
+            # What tf.make_tensor_proto ends in, after steps that need not be taken here.
+            tensor.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
+            for size in array.shape:
+                tensor.tensor_shape.dim.add(size=size)
+            tensor.tensor_content = array.tobytes()
+        else:
+            tensor.CopyFrom(tf.make_tensor_proto(array))
+    return response
+
+
+def _check_model_spec(
+    request: predict_pb2.PredictRequest
+    | get_model_metadata_pb2.GetModelMetadataRequest
+    | get_model_status_pb2.GetModelStatusRequest,
+) -> None:
+    if not request.HasField("model_spec"):
+        raise RequestError(
+            grpc.StatusCode.INVALID_ARGUMENT, "a request must have a model_spec, got none"
+        )
+
+
+@contextlib.contextmanager
+def _status_of_errors(context: grpc.ServicerContext) -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        context.abort(error.code, error.message[:_MAX_DETAILS])

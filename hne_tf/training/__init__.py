@@ -1,0 +1,1 @@
+"""Training runs: settings, workdir, the distributed and resumable loop."""

@@ -1,0 +1,204 @@
+"""The training loop: distributed, resumable, several steps per host call."""
+
+import contextlib
+import math
+import signal
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from hne_tf.data import DataSet, load
+from hne_tf.errors import InputError, InterruptedRunError
+from hne_tf.training import build, checkpoints
+from hne_tf.training.cluster import Cluster
+from hne_tf.training.config import check_numbers
+from hne_tf.training.devices import accelerated, strategy_of
+from hne_tf.training.run import TrainingRun
+from hne_tf.training.run_log import RunLog
+from hne_tf.training.schedule import Schedule
+from hne_tf.training.workdir import Workdir
+from hne_tf.training.workers import Workers, lost_workers_told
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Workdir,
+    restart: bool = False,
+    report: Callable[[str], None] = print,
+) -> int:
+    """Trains to the end of the schedule, or until SIGTERM or SIGINT.
+
+    A workdir that holds part of the same run is continued from its newest
+    sound checkpoint; with `training.deterministic` the end is the same, bit
+    for bit, as without the interruption.
+
+    With `TF_CONFIG` for several workers, each calls this, takes its part of
+    every global batch, and returns at the same step. The first of them, the
+    chief, writes the workdir, from which all restore.
+
+    Args:
+      config: settings, see `config.default()`.
+      workdir: where the run is kept.
+      restart: moves an older run in `workdir` aside instead of continuing it.
+      report: gets a line for whatever the user should know.
+
+    Returns:
+      The step reached.
+
+    Raises:
+      InputError: for settings that break a rule or a workdir of another run.
+      InterruptedRunError: if one of several workers was lost or asked to stop.
+    """
+    check_numbers(config)
+    build.tree(config)
+    build.architecture(config)
+    config = _in_its_form(config, workdir, restart)
+    cluster = Cluster.from_environment()
+    with lost_workers_told(cluster):
+        # Devices come first: loading data starts TensorFlow, which fixes them.
+        strategy = strategy_of(config, cluster)
+        data_set = load(config.data)
+        schedule = Schedule.of(config, data_set.examples("train"))
+        if config.training.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        keras.utils.set_random_seed(config.seed)
+        run = TrainingRun(config, data_set.spec, schedule, strategy)
+        step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
+    if corrupt := data_set.skipped:
+        report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
+    if step == schedule.total:
+        report(f"trained {schedule.total} steps; the run is in {workdir.path}")
+        return step
+    stopped = f"stopped at step {step} of {schedule.total}; the same command goes on from there"
+    if cluster.workers > 1:
+        # To what started the workers, success of one would be the end of the run.
+        raise InterruptedRunError(stopped)
+    report(stopped)
+    return step
+
+
+def _in_its_form(
+    config: ml_collections.ConfigDict, workdir: Workdir, restart: bool
+) -> ml_collections.FrozenConfigDict:
+    """The settings with `training.factory` decided: a run goes on in the form it began in."""
+    if workdir.config_path.exists() and not restart:
+        # "auto" in a folder is of a run older than the choice, and branched.
+        grouped = build.is_grouped(workdir.read_config(), accelerated=False)
+    else:
+        grouped = build.is_grouped(config, accelerated())
+    decided = ml_collections.ConfigDict(config.to_dict())
+    decided.training.factory = "grouped" if grouped else "branched"
+    return ml_collections.FrozenConfigDict(decided)
+
+
+def _to_its_end(
+    run: TrainingRun,
+    data_set: DataSet,
+    workers: Workers,
+    workdir: Workdir,
+    restart: bool,
+    report: Callable[[str], None],
+) -> int:
+    """Trains from the step that the workdir holds; returns the step reached.
+
+    Raises:
+      InputError: for a workdir of another run, or one that the workers do not share.
+    """
+    step = None
+    if workers.cluster.is_chief:
+        workdir.claim(run.config, restart)
+        step = _resume(run, workdir, report)
+    # Only the chief writes, so the others see what it has begun or cleared away.
+    workers.wait()
+    if not workers.cluster.is_chief:
+        step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
+    if not workers.agree(-1 if step is None else step):
+        raise InputError(
+            f"all workers must see the same --workdir, got {workdir.path}, in which worker "
+            f"{workers.cluster.index} found {'nothing' if step is None else f'step {step}'}"
+        )
+    if step:
+        report(f"resumed at step {step} of {run.schedule.total}")
+    log = RunLog(workdir, run.schedule, (run.sizes[0], run.sizes[-1]))
+    with log.opened_at(step) if workers.cluster.is_chief else contextlib.nullcontext():
+        step = _loop(run, data_set, workers, workdir, step, log)
+    # A worker that left while the chief still writes would be taken for dead.
+    workers.wait()
+    return step
+
+
+def _resume(run: TrainingRun, workdir: Workdir, report: Callable[[str], None]) -> int:
+    """Restores the newest sound checkpoint, or begins with one of step 0.
+
+    Raises:
+      InputError: if the workdir has lost its checkpoints.
+    """
+    step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
+    if step is None:
+        # The first checkpoint is older than the first record, so they were lost.
+        if workdir.metrics_path.exists():
+            raise InputError(
+                f"{workdir.path} has trained before but {workdir.checkpoints} is empty; "
+                "use --restart to move the run aside and start afresh"
+            )
+        run.save(workdir, 0)
+        return 0
+    workdir.drop_metrics_after(step)
+    return step
+
+
+def _loop(
+    run: TrainingRun, data_set: DataSet, workers: Workers, workdir: Workdir, step: int, log: RunLog
+) -> int:
+    """Takes steps until the schedule ends or a signal asks to stop; returns the step reached."""
+    schedule = run.schedule
+    is_chief = workers.cluster.is_chief
+    batches = run.batches(data_set, step)
+    with _StopRequest() as stop:
+        while step < schedule.total and not workers.any(stop.requested):
+            target = schedule.next_stop(step)
+            started = time.perf_counter()
+            record = run.take_steps(batches, target - step)
+            seconds = time.perf_counter() - started
+            if not math.isfinite(record["loss"]):
+                raise InputError(
+                    f"the loss must stay finite, got {record['loss']} by step {target}; "
+                    "start afresh with a lower optimizer.learning_rate"
+                )
+            record["images_per_s"] = (target - step) * run.config.training.batch_size / seconds
+            step = target
+            record["learning_rate"] = run.learning_rate()
+            if schedule.is_due(step, schedule.validate_every):
+                record |= run.validate(data_set)
+            if is_chief:
+                if schedule.is_due(step, schedule.checkpoint_every):
+                    run.save(workdir, step)
+                log.add(step, record)
+        if is_chief and step not in checkpoints.steps(workdir.checkpoints):
+            run.save(workdir, step)
+    return step
+
+
+class _StopRequest:
+    """Turns SIGTERM and SIGINT into a wish to stop after the steps under way."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: types.FrameType | None) -> None:
+        self.requested = True

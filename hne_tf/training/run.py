@@ -1,0 +1,213 @@
+"""One training run: its model and optimiser under a strategy, and the steps that they take."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from hne_tf.data import DataSet
+from hne_tf.errors import InputError
+from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.image_spec import ImageSpec
+from hne_tf.metrics import EnsembleAccuracy
+from hne_tf.training import build, checkpoints
+from hne_tf.training.devices import accelerated
+from hne_tf.training.schedule import Schedule
+from hne_tf.training.weight_average import WeightAverage
+from hne_tf.training.workdir import Workdir
+
+
+class TrainingRun:
+    """What a run consists of, built under its strategy.
+
+    Args:
+      config: settings.
+      images: shape, classes and normalisation of the images.
+      schedule: the run's steps.
+      strategy: devices that take them.
+
+    Raises:
+      InputError: for settings that break a rule.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        images: ImageSpec,
+        schedule: Schedule,
+        strategy: tf.distribute.Strategy,
+    ) -> None:
+        self.config = config
+        self.images = images
+        self.schedule = schedule
+        self.strategy = strategy
+        self.sizes = build.tree(config).sizes
+        with strategy.scope():
+            replicas = strategy.num_replicas_in_sync
+            self.model = build.training_model(
+                config, images, accelerated(), replicas, config.training.precision
+            )
+            self.optimizer = sgd(config, schedule)
+            self.optimizer.build(self.model.trainable_variables)
+            self.loss = keras.metrics.Mean(name="loss")
+            self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
+            self._average = self._weight_average(replicas)
+            self._gradient_sums = self._zeros_for_sums(replicas)
+        self.objective = build.objective(
+            config, schedule.steps_per_epoch, self.optimizer.iterations
+        )
+        self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        answering = self.model
+        if self._average:
+            answering = self.checkpoint.average = self._average.model
+        self._steps = tf.function(self._run_steps)
+        self._predict = inference(answering)
+
+    def batches(self, data_set: DataSet, start_step: int) -> Iterator[Any]:
+        """Global batches from `start_step` on, split over the replicas.
+
+        A machine reads and decodes only what its own replicas take.
+        """
+        batch_size = self.config.training.batch_size
+
+        def part(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = data_set.train_batches(
+                batch_size=batch_size,
+                start_step=start_step,
+                total_steps=self.schedule.total,
+                seed=self.config.seed,
+                shard=(context.input_pipeline_id, context.num_input_pipelines),
+            )
+            per_replica = context.get_per_replica_batch_size(batch_size)
+            return batches.rebatch(per_replica, drop_remainder=True)
+
+        return iter(self.strategy.distribute_datasets_from_function(part))
+
+    def take_steps(self, batches: Iterator[Any], count: int) -> dict[str, float]:
+        """Takes `count` steps; returns their mean loss and accuracies."""
+        self.loss.reset_state()
+        self.accuracy.reset_state()
+        self._steps(batches, tf.constant(count))
+        accuracies = {name: float(value) for name, value in self.accuracy.result().items()}
+        return {"loss": float(self.loss.result()), **accuracies}
+
+    def validate(self, data_set: DataSet) -> dict[str, float]:
+        """Accuracy of every size on the validation split, of averaged weights if there are."""
+        accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
+        batches = data_set.evaluation_batches("validation", self.config.training.batch_size)
+        measured = measure(self._predict, batches, [accuracy])
+        return {f"validation_{name}": value for name, value in measured.items()}
+
+    def save(self, workdir: Workdir, step: int) -> None:
+        """Writes the checkpoint of `step`."""
+        keep = self.config.training.keep_checkpoints
+        checkpoints.save(self.checkpoint, workdir.checkpoints, step, keep)
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.optimizer.learning_rate)
+
+    def _weight_average(self, replicas: int) -> WeightAverage | None:
+        momentum = self.config.training.ema_momentum
+        if not momentum:
+            return None
+        average = build.training_model(self.config, self.images, accelerated(), replicas)
+        return WeightAverage(self.model, average, momentum)
+
+    def _zeros_for_sums(self, replicas: int) -> list[keras.Variable]:
+        """Variables for sums of gradients over the parts of a batch; none for a whole one.
+
+        Raises:
+          InputError: if the batch does not divide into the parts.
+        """
+        parts, batch_size = self.config.training.accumulate_steps, self.config.training.batch_size
+        if parts < 1 or batch_size % (parts * replicas):
+            raise InputError(
+                f"training.accumulate_steps must divide the {batch_size // replicas} images that "
+                f"a device gets of a batch, got {parts}"
+            )
+        if parts == 1:
+            return []
+        return [
+            keras.Variable(tf.zeros(variable.shape), trainable=False, name="gradient_sum")
+            for variable in self.model.trainable_variables
+        ]
+
+    def _run_steps(self, batches, count):
+        for _ in tf.range(count):
+            batch = next(batches)
+            if self._gradient_sums:
+                for part in tf.range(self.config.training.accumulate_steps):
+                    self.strategy.run(self._replica_part, args=(*batch, part))
+                self.strategy.run(self._replica_end)
+            else:
+                self.strategy.run(self._replica_step, args=batch)
+
+    def _replica_step(self, images, labels):
+        """One step on a replica's part of the batch."""
+        self._apply(self._gradients(images, labels))
+
+    def _replica_part(self, images, labels, part):
+        """Adds the gradients of one of the parts that a replica takes one after the other."""
+        # Every so manieth image, so that a part is the same whatever the number of devices,
+        # each of which gets a stretch of the batch.
+        rows = slice(part, None, self.config.training.accumulate_steps)
+        gradients = self._gradients(images[rows], labels[rows])
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            total.assign_add(gradient)
+
+    def _replica_end(self):
+        """The step that all parts add up to."""
+        # What is read from a mirrored variable has no device, which the reduction asks for.
+        self._apply([tf.identity(total) for total in self._gradient_sums])
+        for total in self._gradient_sums:
+            total.assign(tf.zeros_like(total))
+
+    def _gradients(self, images, labels):
+        """Gradients whose sum over all parts and replicas is of the global batch's mean."""
+        training = self.config.training
+        parts = training.accumulate_steps * self.strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            leaf_logits = self.model(images, training=True)
+            per_example = self.objective.call(labels, leaf_logits)
+            loss = tf.reduce_sum(per_example) / training.batch_size
+            if self.model.losses:
+                loss += tf.add_n(self.model.losses) / parts
+        self.loss.update_state(per_example)
+        self.accuracy.update_state(labels, leaf_logits)
+        return tape.gradient(loss, self.model.trainable_variables)
+
+    def _apply(self, gradients):
+        # The optimiser sums gradients over replicas.
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        if self._average:
+            self._average.update(self.optimizer.iterations)
+
+
+def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
+    """SGD with Nesterov momentum, linear warm-up and cosine decay to 0.
+
+    Raises:
+      InputError: for a learning rate of 0 or below, a momentum outside [0, 1)
+        or a warm-up below 0 or as long as the run.
+    """
+    section = config.optimizer
+    warmup = round(section.warmup_epochs * schedule.steps_per_epoch)
+    if not section.learning_rate > 0:
+        raise InputError(f"optimizer.learning_rate must be above 0, got {section.learning_rate}")
+    if not 0 <= section.momentum < 1:
+        raise InputError(f"optimizer.momentum must lie in [0, 1), got {section.momentum}")
+    if not 0 <= warmup < schedule.total:
+        raise InputError(
+            "optimizer.warmup_epochs must be 0 or more and shorter than the run, "
+            f"got {section.warmup_epochs}"
+        )
+    rate = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else section.learning_rate,
+        decay_steps=schedule.total - warmup,
+        warmup_target=section.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.SGD(rate, momentum=section.momentum, nesterov=section.momentum > 0)

@@ -1,0 +1,141 @@
+"""A run's folder: config.json, checkpoints, metrics.jsonl, evaluation.json.
+
+A compressed run has weights.npz and compression.json in place of checkpoints.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from hne_tf.errors import InputError
+from hne_tf.files import write_json, write_text
+from hne_tf.training.config import differences, from_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Names of what a run keeps.
+
+    Attributes:
+      path: the folder.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def config_path(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def weights_path(self) -> pathlib.Path:
+        return self.path / "weights.npz"
+
+    @property
+    def compression_path(self) -> pathlib.Path:
+        return self.path / "compression.json"
+
+    @property
+    def metrics_path(self) -> pathlib.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> pathlib.Path:
+        return self.path / "events"
+
+    def evaluation_path(self, split: str) -> pathlib.Path:
+        """`evaluation.json` for the test split, `evaluation_<split>.json` for others."""
+        return self.path / ("evaluation.json" if split == "test" else f"evaluation_{split}.json")
+
+    def read_config(self) -> ml_collections.FrozenConfigDict:
+        """The settings the run was made with.
+
+        Raises:
+          InputError: if this is not the folder of a run.
+        """
+        try:
+            fields = json.loads(self.config_path.read_text())
+        except FileNotFoundError:
+            raise InputError(
+                f"--workdir must be the folder of a training run, got {self.path} "
+                "without config.json"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
+        return from_json(fields)
+
+    def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
+        """Makes the folder this run's: a new one, or one of the same settings.
+
+        Args:
+          config: settings of the run.
+          restart: moves an older run aside (to `<name>.1`, `<name>.2`, …) first.
+
+        Raises:
+          InputError: if the folder belongs to a run of other settings, with the
+            difference, or holds something else.
+        """
+        if restart and self.path.exists():
+            self.path.rename(next(_free_names(self.path)))
+        if self.compression_path.exists():
+            raise InputError(
+                f"{self.path} holds a compressed run, which is not trained further; "
+                "use another --workdir, or --restart to move it aside"
+            )
+        if self.config_path.exists():
+            changes = differences(self.read_config(), config)
+            if changes:
+                lines = "; ".join(f"{k}: {old!r} there, {new!r} here" for k, (old, new) in changes)
+                raise InputError(
+                    f"{self.path} was made with other settings ({lines}); "
+                    "use another --workdir, or --restart to move the old run aside"
+                )
+            # Data may have moved since, or been found to be corrupt in places.
+            write_json(self.config_path, config.to_dict())
+            return
+        if self.path.is_file() or (self.path.exists() and any(self.path.iterdir())):
+            raise InputError(
+                f"--workdir must be a new folder or the folder of a run, got {self.path}"
+            )
+        self.checkpoints.mkdir(parents=True)
+        write_json(self.config_path, config.to_dict())
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forgets records of steps that a resumed run will take again."""
+        if not self.metrics_path.exists():
+            return
+        kept = [
+            line
+            for line in self.metrics_path.read_text().splitlines()
+            if (record := _parse(line)) is not None and record["step"] <= step
+        ]
+        write_text(self.metrics_path, "".join(f"{line}\n" for line in kept))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl; a record names its `step`."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _free_names(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    number = 1
+    while True:
+        candidate = path.with_name(f"{path.name}.{number}")
+        if not candidate.exists():
+            yield candidate
+        number += 1
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A record, or None for the torn last line of a killed run."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,153 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from hne_tf.evaluation import cost, early_stopping, evaluation, tables
+from hne_tf.training import trained
+
+
+@pytest.fixture(scope="module")
+def run(trained_workdir):
+    return trained.restore(trained_workdir)
+
+
+@pytest.fixture(scope="module")
+def measured(run):
+    return evaluation.evaluate(run, "test", batch_size=100)
+
+
+def test_figures_are_those_of_numpy_on_all_leaf_logits(run, measured):
+    batches = list(run.data_set.evaluation_batches("test", 360))
+    (images, labels) = batches[0]
+    labels = labels.numpy()
+    leaf_logits = run.model(images, training=False).numpy()
+    leaf_hits = (leaf_logits.argmax(axis=2) == labels[:, None]).mean(axis=0)
+    for row in measured["sizes"]:
+        logits = leaf_logits[:, : row["size"]].mean(axis=1)
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        hits = logits.argmax(axis=1) == labels
+        assert row["accuracy"] == pytest.approx(hits.mean())
+        nll = -log_probabilities[np.arange(len(labels)), labels].mean()
+        assert row["nll"] == pytest.approx(nll, rel=1e-4)
+        members = leaf_hits[: row["size"]].mean()
+        assert row["mean_member_accuracy"] == pytest.approx(members)
+        assert row["gain"] == pytest.approx(hits.mean() - members, abs=1e-6)
+        diagram = row["reliability"]
+        assert sum(diagram["count"]) == len(labels)
+        right = [
+            n * share for n, share in zip(diagram["count"], diagram["accuracy"], strict=True) if n
+        ]
+        assert sum(right) == pytest.approx(hits.sum(), abs=1e-3)
+    np.testing.assert_allclose(measured["leaf_accuracy"], leaf_hits, rtol=1e-5)
+    assert measured["mean_leaf_accuracy"] == pytest.approx(leaf_hits.mean())
+
+
+def test_costs_stand_beside_the_figures(run, measured):
+    costs = cost.per_size(run.model, [1, 2, 4])
+    for row in measured["sizes"]:
+        assert row["multiply_adds"] == costs[row["size"]].multiply_adds
+        assert row["parameters"] == costs[row["size"]].parameters
+
+
+def numpy_answers(run, split):
+    """Confidences and hits of all sizes from leaf logits in one batch."""
+    ((images, labels),) = run.data_set.evaluation_batches(split, 1000)
+    leaf_logits = run.model(images, training=False).numpy()
+    columns = []
+    for size in (1, 2, 3, 4):
+        exponents = np.exp(leaf_logits[:, :size].mean(axis=1))
+        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+        columns.append((probabilities.max(axis=1), probabilities.argmax(axis=1) == labels.numpy()))
+    confidences, correct = zip(*columns, strict=True)
+    return early_stopping.Answers(np.stack(confidences, axis=1), np.stack(correct, axis=1))
+
+
+def test_answers_are_those_of_numpy_on_all_leaf_logits(run):
+    answers, expected = evaluation.answers(run, "test", batch_size=100), numpy_answers(run, "test")
+    np.testing.assert_allclose(answers.confidences, expected.confidences, rtol=1e-4)
+    assert answers.correct.dtype == bool
+    np.testing.assert_array_equal(answers.correct, expected.correct)
+
+
+def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured):
+    stopping = measured["early_stopping"]
+    assert (stopping["split"], stopping["examples"]) == ("validation", 180)
+    costs = [each.multiply_adds for each in cost.per_size(run.model, [1, 2, 3, 4]).values()]
+    validation = evaluation.answers(run, "validation", batch_size=100)
+    test = numpy_answers(run, "test")
+    first, last = stopping["curve"][0], stopping["curve"][-1]
+    assert first["multiply_adds"] == costs[0]
+    assert first["accuracy"] == pytest.approx(measured["sizes"][0]["accuracy"])
+    assert costs[0] < last["target_multiply_adds"] < costs[-1]
+    for row in stopping["curve"]:
+        sizes = early_stopping.apply(validation.confidences, row["thresholds"])
+        assert np.mean([costs[size - 1] for size in sizes]) <= row["target_multiply_adds"]
+        sizes = early_stopping.apply(test.confidences, row["thresholds"])
+        # An image whose confidence is its threshold may fall to the other side.
+        assert row["mean_size"] == pytest.approx(sizes.mean(), abs=0.03)
+        hits = test.correct[np.arange(len(sizes)), sizes - 1]
+        assert row["accuracy"] == pytest.approx(hits.mean(), abs=0.01)
+
+
+def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
+    measured = evaluation.evaluate(run, "validation")
+    assert measured["early_stopping"] is None
+    assert len([line for line in tables.markdown(measured).splitlines() if "|" in line]) == 5
+
+
+def test_any_sizes_can_be_asked_for(run):
+    measured = evaluation.evaluate(run, "validation", sizes=[3])
+    assert [row["size"] for row in measured["sizes"]] == [3]
+    assert measured["examples"] == 180
+
+
+def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measured):
+    sizes, stopping = blocks_of_rows(tables.markdown(measured))
+    for rows in (sizes, stopping):
+        assert len({len(row) for row in rows}) == 1
+    assert len(sizes) == 2 + 3
+    full = measured["sizes"][-1]
+    assert f"{full['accuracy']:.2%}" in sizes[-1]
+    assert f"{full['multiply_adds']:,}" in sizes[-1]
+    curve = measured["early_stopping"]["curve"]
+    assert len(stopping) == 2 + len(curve)
+    for key in ("multiply_adds", "target_multiply_adds"):
+        assert f" {curve[3][key]:,} " in stopping[2 + 3]
+    for key in ("accuracy", "anytime_accuracy"):
+        assert f" {curve[3][key]:.2%} " in stopping[2 + 3]
+
+
+def blocks_of_rows(text):
+    """The tables in Markdown, each a list of lines."""
+    lines = itertools.groupby(text.splitlines(), key=lambda line: line.startswith("|"))
+    return [list(group) for is_row, group in lines if is_row]
+
+
+def test_columns_of_words_are_aligned_to_the_left():
+    table = tables.aligned(["name", "n"], [["a", "1,000"], ["long name", "2"]], left=1)
+    assert table.splitlines() == [
+        "| name      |     n |",
+        "| :-------- | ----: |",
+        "| a         | 1,000 |",
+        "| long name |     2 |",
+    ]
+
+
+def test_the_picture_is_the_same_for_the_same_figures(measured, tmp_path):
+    for name in ("one", "two"):
+        tables.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
+    one = (tmp_path / "one.png").read_bytes()
+    assert one == (tmp_path / "two.png").read_bytes()
+    assert one.startswith(b"\x89PNG")
+    assert "n = 4" not in (tmp_path / "one.svg").read_text()[:10]
+    assert (tmp_path / "one.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_the_picture_shows_other_figures(measured, tmp_path):
+    pictures = [measured]
+    pictures.append({**measured, "sizes": [{**row, "accuracy": 0.1} for row in measured["sizes"]]})
+    pictures.append({**measured, "early_stopping": None})
+    for index, picture in enumerate(pictures):
+        tables.plot(picture, "digits", [tmp_path / f"{index}.png"])
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3

@@ -1,0 +1,76 @@
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+import hne_tf
+from hne_tf import pretrained
+from hne_tf.data import load
+from hne_tf.errors import InputError
+from hne_tf.export.exporter import deployed
+from hne_tf.models import weights
+from hne_tf.training import trained
+from hne_tf.training.config import default
+
+NAMES = pretrained.names()
+
+
+def description_of(name):
+    return json.loads((pathlib.Path(pretrained.__file__).parent / f"{name}.json").read_text())
+
+
+def test_there_is_a_model_of_cifar10():
+    assert "cifar10_cpu" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folded_and_trainable_weights_answer_alike(name):
+    model, folded = hne_tf.from_pretrained(name), hne_tf.from_pretrained(name, deploy=True)
+    images = np.random.default_rng(0).integers(0, 256, (4, *model.images.shape), np.uint8)
+    np.testing.assert_allclose(
+        folded(images, training=False), model(images, training=False), atol=1e-3
+    )
+    assert len(weights.read(folded)) < len(weights.read(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_small_enough_for_a_package(name):
+    path = pathlib.Path(pretrained.__file__).parent / f"{name}.npz"
+    assert path.stat().st_size < 1.5 * 2**20
+
+
+@pytest.mark.skipif("HNE_TFDS_DIR" not in os.environ, reason="HNE_TFDS_DIR names no data sets")
+def test_cifar10_is_answered_as_well_as_described():
+    section = default().data
+    section.update(name="cifar10", data_dir=os.environ["HNE_TFDS_DIR"])
+    images, labels = next(iter(load(section).evaluation_batches("test", 2000)))
+    leaf_logits = hne_tf.from_pretrained("cifar10_cpu", deploy=True)(images).numpy()
+    described = description_of("cifar10_cpu")["accuracy"]["by_size"]
+    for size, accuracy in described.items():
+        best = leaf_logits[:, : int(size)].mean(axis=1).argmax(axis=1)
+        # Four standard deviations of an accuracy on 2,000 images.
+        assert abs((best == labels.numpy()).mean() - accuracy) < 0.033
+
+
+def test_weights_come_back_as_the_run_that_they_were_written_from(trained_workdir, tmp_path):
+    run = trained.restore(trained_workdir)
+    manifest = {"accuracy": {"split": "test", "examples": 1, "by_size": {}}}
+    pretrained.save(run, manifest, tmp_path / "tiny.npz")
+    again = pretrained.restore(str(tmp_path / "tiny.npz"))
+    assert again.config == run.config
+    assert (again.step, again.total_steps) == (run.total_steps, run.total_steps)
+    images, _ = next(iter(again.data_set.evaluation_batches("test", 8)))
+    np.testing.assert_array_equal(
+        again.model(images, training=False), run.model(images, training=False)
+    )
+
+
+def test_compressed_runs_give_no_weights_to_train_further(trained_workdir, tmp_path):
+    run = trained.restore(trained_workdir)
+    pretrained.check(run, tmp_path / "tiny.npz")
+    compressed = dataclasses.replace(run, model=deployed(run))
+    with pytest.raises(InputError, match=r"compressed one, of DeployLayers"):
+        pretrained.check(compressed, tmp_path / "tiny.npz")

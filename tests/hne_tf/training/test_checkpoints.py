@@ -1,0 +1,96 @@
+import pytest
+import tensorflow as tf
+
+from hne_tf.errors import InputError
+from hne_tf.training import checkpoints
+
+
+@pytest.fixture
+def state():
+    return tf.train.Checkpoint(value=tf.Variable(tf.zeros([64])))
+
+
+@pytest.fixture
+def reports():
+    return []
+
+
+def save_steps(state, folder, steps, keep=3):
+    for step in steps:
+        state.value.assign(tf.fill([64], float(step)))
+        checkpoints.save(state, folder, step, keep)
+    state.value.assign(tf.zeros([64]))
+
+
+def data_file(folder, step):
+    return folder / f"ckpt-{step}.data-00000-of-00001"
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def remove(path):
+    path.unlink()
+
+
+def test_the_newest_is_restored(state, tmp_path, reports):
+    save_steps(state, tmp_path, [1, 2, 10])
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 10
+    assert state.value[0] == 10
+    assert not reports
+
+
+def test_only_the_newest_are_kept(state, tmp_path):
+    save_steps(state, tmp_path, [1, 2, 10, 20], keep=2)
+    assert checkpoints.steps(tmp_path) == [20, 10]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty, remove])
+@pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
+def test_a_damaged_newest_is_reported_and_passed_over(state, tmp_path, reports, damage, part):
+    save_steps(state, tmp_path, [1, 2])
+    damage(tmp_path / f"ckpt-2.{part}")
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 1
+    assert state.value[0] == 1
+    assert len(reports) == 1
+    assert "ckpt-2 is damaged" in reports[0]
+
+
+def test_a_checkpoint_of_something_else_is_not_restored(state, tmp_path, reports):
+    save_steps(state, tmp_path, [1])
+    other = tf.train.Checkpoint(value=tf.Variable(tf.zeros([3])))
+    with pytest.raises(InputError, match="sound checkpoint"):
+        checkpoints.restore_newest(other, tmp_path, reports.append)
+
+
+def test_nothing_sound_is_an_error_and_nothing_is_removed(state, tmp_path, reports):
+    save_steps(state, tmp_path, [1, 2])
+    for step in (1, 2):
+        truncate(data_file(tmp_path, step))
+    with pytest.raises(InputError, match="--restart"):
+        checkpoints.restore_newest(state, tmp_path, reports.append)
+    assert len(reports) == 2
+    assert checkpoints.steps(tmp_path) == [2, 1]
+
+
+def test_an_empty_folder_has_no_checkpoint(state, tmp_path, reports):
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) is None
+
+
+def test_a_part_can_be_restored_when_asked(tmp_path, reports):
+    whole = tf.train.Checkpoint(value=tf.Variable(3.0), other=tf.Variable(4.0))
+    checkpoints.save(whole, tmp_path, 5, keep=1)
+    part = tf.train.Checkpoint(value=tf.Variable(0.0))
+    assert checkpoints.restore_newest(part, tmp_path, reports.append, partial=True) == 5
+    assert part.value == 3
