@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from hne_tf.compression import fine_tuning
-from hne_tf.compression.post_training import post_training, quantized_kernels
 from hne_tf.compression.report import accuracy_table, kernel_report, kernel_table
 from hne_tf.errors import InputError
 from hne_tf.evaluation.evaluation import inference, measure
-from hne_tf.export.exporter import deployed
+from hne_tf.export.post_training import post_training, quantized_kernels
 from hne_tf.files import write_json
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.folding import deployed
 from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training.trained import TrainedRun
@@ -115,7 +115,7 @@ def compress(
     """
     _check(run, settings)
     _check_absent(output)
-    model = deployed(run)
+    model = deployed(run.model)
     before = _accuracy(run, model)
     compressed, treated = _METHODS[settings.method](run, model, settings)
     accuracy = {

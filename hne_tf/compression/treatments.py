@@ -14,7 +14,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from hne_tf.compression import flat
-from hne_tf.compression.post_training import quantized_kernels
+from hne_tf.export.post_training import quantized_kernels
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.quantized import quantize, quantize_depthwise_kernel, quantize_kernel

@@ -7,10 +7,10 @@ import pytest
 
 from hne_tf.compression import flat, treatments
 from hne_tf.compression.fine_tuning import fine_tune, steps_of
-from hne_tf.compression.post_training import post_training
 from hne_tf.errors import InputError
-from hne_tf.export.exporter import deployed
+from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
+from hne_tf.models.folding import deployed
 from hne_tf.training import build, trained
 
 
@@ -20,8 +20,8 @@ def run(trained_workdir):
 
 
 def flattened(run):
-    model = flat.flat_model(deployed(run))
-    flat.load(model, weights.read(deployed(run)))
+    model = flat.flat_model(deployed(run.model))
+    flat.load(model, weights.read(deployed(run.model)))
     return model
 
 
@@ -51,7 +51,7 @@ def test_training_goes_on_where_the_run_ended(run):
 
 
 def test_quantisation_aware_training_improves_on_post_training(run):
-    model = deployed(run)
+    model = deployed(run.model)
     batches = run.data_set.evaluation_batches("train", 320)
     quantized = post_training(model, (images for images, _ in batches))
     before = objective_of(run, quantized)
