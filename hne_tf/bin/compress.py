@@ -3,6 +3,8 @@
 quantize rounds weights and activations to 8-bit integers; prune sets the smallest weights to 0;
 cluster leaves few distinct weights. With --epochs the run is trained further meanwhile. The new
 folder is a run for hne-evaluate and hne-export.
+
+Needs extras: pip install 'hne_tf[compress,data]'
 """
 
 import pathlib

@@ -2,6 +2,8 @@
 
 One file with one signature per ensemble size and per depth-first step, which share the
 weights. It is verified, and its accuracy measured with the file itself, before it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
 import pathlib

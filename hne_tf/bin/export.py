@@ -2,6 +2,8 @@
 
 A SavedModel with one signature per ensemble size and per depth-first step, verified before
 it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
 import json

@@ -2,18 +2,21 @@
 
 import math
 import time
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
 import tensorflow as tf
-import tf_keras
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build
 from hne_tf.training.progress import Progress
 from hne_tf.training.trained import TrainedRun
+
+if typing.TYPE_CHECKING:
+    import tf_keras
 
 # Kernels with a batch norm folded in are of very different sizes, and nothing
 # normalises what an unlucky step does to them: without the bound, a learning
@@ -27,7 +30,7 @@ def steps_of(run: TrainedRun, epochs: float) -> int:
     return max(1, round(steps)) if epochs else 0
 
 
-def fine_tune(model: tf_keras.Model, run: TrainedRun, steps: int, learning_rate: float) -> float:
+def fine_tune(model: "tf_keras.Model", run: TrainedRun, steps: int, learning_rate: float) -> float:
     """Trains a flat model with the run's objective, from where the run's batches ended.
 
     SGD with the run's momentum (Nesterov's), gradients scaled down to a norm of
@@ -74,13 +77,16 @@ def fine_tune(model: tf_keras.Model, run: TrainedRun, steps: int, learning_rate:
 
 
 def _stepper(
-    model: tf_keras.Model,
+    model: "tf_keras.Model",
     config: ml_collections.ConfigDict,
     sizes: tuple[int, ...],
     steps: int,
     learning_rate: float,
 ) -> Callable[[Iterator[Any], int], dict[str, float]]:
     """Takes so many steps on batches; returns their mean loss and accuracies."""
+    with extra("compress"):
+        import tf_keras
+
     momentum = config.optimizer.momentum
     optimizer = tf_keras.optimizers.SGD(
         tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps),

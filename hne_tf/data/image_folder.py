@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from hne_tf.data import subsets
 from hne_tf.data.encoded import Readers
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
 
@@ -76,7 +76,8 @@ def _list_as(class_names: tuple[str, ...], root: pathlib.Path, split: str) -> Fi
 
 def _list_images(root: pathlib.Path, split: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Class names, sorted paths `[n]` and labels `[n]` of one folder of classes."""
-    from sklearn import datasets
+    with extra("data"):
+        from sklearn import datasets
 
     folder = root / split
     rule = f"an image_folder needs {folder}/<class>/ with {', '.join(IMAGE_SUFFIXES)} files"

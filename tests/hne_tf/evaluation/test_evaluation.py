@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hne_tf.evaluation import cost, early_stopping, evaluation, tables
+from hne_tf.evaluation import cost, early_stopping, evaluation, plots, tables
 from hne_tf.training import trained
 
 
@@ -139,7 +139,7 @@ def test_columns_of_words_are_aligned_to_the_left():
 
 def test_the_picture_is_the_same_for_the_same_figures(measured, tmp_path):
     for name in ("one", "two"):
-        tables.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
+        plots.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
     one = (tmp_path / "one.png").read_bytes()
     assert one == (tmp_path / "two.png").read_bytes()
     assert one.startswith(b"\x89PNG")
@@ -152,5 +152,5 @@ def test_the_picture_shows_other_figures(measured, tmp_path):
     pictures.append({**measured, "sizes": [{**row, "accuracy": 0.1} for row in measured["sizes"]]})
     pictures.append({**measured, "early_stopping": None})
     for index, picture in enumerate(pictures):
-        tables.plot(picture, "digits", [tmp_path / f"{index}.png"])
+        plots.plot(picture, "digits", [tmp_path / f"{index}.png"])
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
