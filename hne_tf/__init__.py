@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from hne_tf.client.anytime_client import AnytimeClient
     from hne_tf.client.async_client import AsyncBudgetClient
     from hne_tf.client.budget_client import BudgetClient
+    from hne_tf.compression.compressor import compress
     from hne_tf.errors import InputError
     from hne_tf.evaluation.evaluation import evaluate
     from hne_tf.exits import Exits
@@ -54,6 +55,7 @@ _NAMES = {
     "InputError": "hne_tf.errors",
     "Tree": "hne_tf.tree",
     "TreeEnsemble": "hne_tf.models.ensemble",
+    "compress": "hne_tf.compression.compressor",
     "convert_tflite": "hne_tf.export.tflite",
     "evaluate": "hne_tf.evaluation.evaluation",
     "export": "hne_tf.export.exporter",
@@ -72,6 +74,7 @@ __all__ = [
     "TreeEnsemble",
     "__version__",
     "architectures",
+    "compress",
     "convert_tflite",
     "data",
     "evaluate",
