@@ -211,12 +211,12 @@ class BudgetClient(Closing):
                 ticket = self._latencies.sent(size, len(images)) if turn >= 0 else None
                 try:
                     self._perform(Call(size, timeout_s), images)
-                except messages.CallError:
+                    if ticket:
+                        self._latencies.answered(ticket)
+                finally:
+                    # Ends what a failure or an interrupt has left in flight.
                     if ticket:
                         self._latencies.failed(ticket)
-                    raise
-                if ticket:
-                    self._latencies.answered(ticket)
 
     def predict(self, images: np.ndarray, budget_ms: float) -> Answer:
         """Returns the answer for a batch of images.

@@ -199,6 +199,34 @@ def test_a_signature_that_has_vanished_is_done_without(service, predict):
     assert service.calls.count("ensemble_4") == service.calls[:-2].count("ensemble_4")
 
 
+def test_a_first_call_that_is_given_up_does_not_break_the_client(service, predict):
+    over = threading.Event()
+    service.fault = lambda name, call: None if call > 1 else over.wait(30) and None
+    with pytest.raises(BudgetError, match=r"size 1 DEADLINE_EXCEEDED"):
+        predict(IMAGES, 500.0)
+    over.set()
+    assert predict(IMAGES, BUDGET_MS).size == 1
+    warm(predict)
+
+
+def test_an_interrupt_of_a_measurement_leaves_nothing_in_flight(address, monkeypatch):
+    with BudgetClient(address, "digits") as client:
+        client.measure(IMAGES, rounds=1)
+        before = client.estimates_ms()
+
+        def interrupted(*arguments):
+            # Python raises it in the main thread while a call waits.
+            if client._latencies.choose(1, 1.0).in_flight:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(client, "_perform", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.measure(IMAGES, rounds=1)
+        assert client._latencies.choose(1, 1.0).in_flight == 0
+        time.sleep(0.1)
+        assert client.estimates_ms() == pytest.approx(before)
+
+
 def test_a_new_version_is_learned(service, predict):
     warm(predict)
     service.version, service.sizes = 2, (1, 2, 4, 8)
