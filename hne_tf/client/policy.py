@@ -8,6 +8,7 @@ one logic.
 
 import dataclasses
 import math
+import numbers
 import random
 import threading
 import time
@@ -19,18 +20,21 @@ import numpy as np
 
 from hne_tf.client.answers import Answer, Attempt, BudgetError
 from hne_tf.client.latencies import PROBE_ROOM, Choice, Latencies
-from hne_tf.client.messages import CallError, ModelInfo, Outputs, ensembles
+from hne_tf.client.messages import (
+    CallError,
+    MixedBatchError,
+    ModelInfo,
+    Outputs,
+    as_array,
+    ensembles,
+)
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.errors import InputError
 
+# Another attempt may help, but not at once.
+_BUSY = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
 # Another attempt may help; every other status would come again.
-_RETRIED = frozenset(
-    {
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNAVAILABLE,
-    }
-)
+_RETRIED = _BUSY | {grpc.StatusCode.DEADLINE_EXCEEDED}
 _LEAST_PAUSE_MS, _MOST_PAUSE_MS = 1.0, 1000.0
 # Time kept for another attempt: a multiple of what the smallest ensemble takes undisturbed, or
 # a share of the budget.
@@ -145,9 +149,12 @@ class BudgetPolicy:
             not take, or a model that has no ensembles any more.
           BudgetError: if there is no answer.
         """
-        if not 0 < budget_ms < math.inf:
-            raise InputError(f"budget must be more than 0 ms and finite, got {budget_ms:g} ms")
-        request = _Request(self._now_ms(), budget_ms, len(images))
+        if not isinstance(budget_ms, numbers.Real) or not 0 < budget_ms < math.inf:
+            raise InputError(f"budget must be more than 0 ms and finite, got {budget_ms!r} ms")
+        started_ms = self._now_ms()
+        images = as_array("images", images)
+        self._check_images(images)
+        request = _Request(started_ms, budget_ms, len(images))
         try:
             yield from self._learn(request)
             self._check_images(images)
@@ -287,6 +294,9 @@ class BudgetPolicy:
     def _failed(self, request: _Request, size: int, error: CallError) -> None:
         """Decides where to go on after a failure, or raises."""
         request.error = error
+        if isinstance(error, MixedBatchError):
+            # Nothing is wrong with this size: only another batch is needed.
+            return
         request.below = size
         if error.code is grpc.StatusCode.FAILED_PRECONDITION:
             with self._lock:
@@ -304,8 +314,8 @@ class BudgetPolicy:
         """Backs off before another attempt; raises if there is no time for one."""
         left_ms = self._left_ms(request)
         pause_ms = 0.0
-        code = request.error.code
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        error = request.error
+        if error.code in _BUSY or isinstance(error, MixedBatchError):
             tries = len(request.attempts) - 1
             longest_ms = min(
                 _MOST_PAUSE_MS, max(_LEAST_PAUSE_MS, 0.02 * request.budget_ms * 2**tries)
@@ -330,10 +340,13 @@ class BudgetPolicy:
         return 1000 * self._clock()
 
     def _check_images(self, images: np.ndarray) -> None:
+        """Raises `InputError` for images that the model, as far as it is known, does not take."""
         shape = self._image_shape
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
+        if not fits or shape not in (None, images.shape[1:]):
+            sizes = shape or ("height", "width", "channels")
             raise InputError(
-                f"images must be uint8 [batch, {', '.join(map(str, shape))}], "
+                f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
                 f"got {images.dtype} {list(images.shape)}"
             )
 
