@@ -3,7 +3,7 @@
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 QUANTIZED_TOLERANCE = 1e-4
 # And the full ensemble gives the live model's class for at least this part of images.
 LEAST_AGREEMENT = 0.75
+
+# What is compared; the caches of a step are compared by what the next steps make of them.
+_ENSEMBLE_OUTPUTS = frozenset({"logits", "probabilities"})
+_STEP_OUTPUTS = frozenset({"running_sum", "probabilities"})
 
 _BATCH_SIZE = 100
 
@@ -182,28 +186,36 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
     Raises:
       InputError: on differences above `TOLERANCES` for floating point, on steps
         that differ from ensembles by more than `QUANTIZED_TOLERANCE` or an
-        agreement below `LEAST_AGREEMENT` for integers.
+        agreement below `LEAST_AGREEMENT` for integers; without images; and if the
+        file lacks a signature or an output of the live model, or has a signature
+        that is not in its manifest.
     """
     manifest = tflite_file.read_manifest(path)
     mode, average = manifest["mode"], manifest["average"]
+    if not len(images):
+        raise InputError("a file is verified on at least one image, got none")
+    full = leaf_logits.shape[1]
     expected = {
         size: verification.expected_answer(leaf_logits, size, average)
-        for size in range(1, leaf_logits.shape[1] + 1)
+        for size in range(1, full + 1)
     }
+    _check_signatures(path, manifest, full)
     ensembles, steps = _ensembles(path, manifest, images), _steps(TFLiteSteps(path), images)
-    full = max(steps)
     agreement = np.mean(
         ensembles[full]["probabilities"].argmax(-1) == expected[full]["probabilities"].argmax(-1)
     )
     if mode in TOLERANCES:
         tolerance = TOLERANCES[mode]
         findings = [
-            *_differences("ensemble", ensembles, expected, tolerance),
-            *_differences("step", steps, expected, tolerance),
+            *_differences("ensemble", ensembles, expected, _ENSEMBLE_OUTPUTS, tolerance),
+            *_differences("step", steps, expected, _STEP_OUTPUTS, tolerance),
         ]
     else:
-        findings = [*_differences("step", steps, ensembles, QUANTIZED_TOLERANCE)]
-        if agreement < LEAST_AGREEMENT:
+        walked = {size: steps[size] for size in ensembles}
+        findings = [
+            *_differences("step", walked, ensembles, {"probabilities"}, QUANTIZED_TOLERANCE)
+        ]
+        if not agreement >= LEAST_AGREEMENT:
             findings.append(
                 f"{agreement:.0%} of the classes are the live model's, below {LEAST_AGREEMENT:.0%}"
             )
@@ -279,6 +291,19 @@ def _describe(
 _Answers = Mapping[int, Mapping[str, np.ndarray]]
 
 
+def _check_signatures(path: pathlib.Path, manifest: dict[str, Any], full: int) -> None:
+    """Raises `InputError` unless the file has all that its manifest lists and nothing else."""
+    found = set(Interpreter(str(path)).get_signature_list())
+    listed = verification.listed_signatures(manifest)
+    steps = {step["size"] for step in manifest["steps"]}
+    ensembles = {entry["size"] for entry in manifest["signatures"]}
+    if found != listed or full not in ensembles or steps != set(range(1, full + 1)):
+        raise InputError(
+            f"export refused: a file must have the {full} steps and the full ensemble, all in "
+            f"its manifest, got {sorted(found)} and a manifest of {sorted(listed)}"
+        )
+
+
 def _ensembles(path: pathlib.Path, manifest: dict[str, Any], images: np.ndarray) -> _Answers:
     """What each ensemble signature answers, by size."""
     interpreter = Interpreter(str(path))
@@ -302,13 +327,14 @@ def _steps(runner: StepRunner, images: np.ndarray) -> _Answers:
 
 
 def _differences(
-    kind: str, answers: _Answers, expected: _Answers, tolerance: float
+    kind: str, answers: _Answers, expected: _Answers, outputs: Collection[str], tolerance: float
 ) -> Iterator[str]:
-    """A line per value that is not the expected one, for the sizes and outputs in both."""
-    for size in sorted(answers.keys() & expected.keys()):
-        for output in sorted(answers[size].keys() & expected[size].keys()):
-            difference = verification.relative_difference(
-                answers[size][output], expected[size][output]
-            )
+    """A line per value of the `outputs` that is not the expected one or is missing."""
+    for size, answer in answers.items():
+        for output in sorted(outputs):
+            if output not in answer:
+                yield f"{kind}_{size} must give {output}, got {sorted(answer)}"
+                continue
+            difference = verification.relative_difference(answer[output], expected[size][output])
             if not difference <= tolerance:
                 yield f"{output} of {kind}_{size} differs by {difference:.2g}, above {tolerance}"

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
-from tensorflow.python.framework import test_util
 from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf.errors import InputError
@@ -180,7 +179,6 @@ def test_a_model_that_answers_otherwise_is_not_published(run, monkeypatch, tmp_p
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
-@pytest.mark.skipif(not test_util.IsMklEnabled(), reason="TensorFlow runs without oneDNN here")
 def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
     monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
     with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):

@@ -140,6 +140,49 @@ def test_steps_that_are_not_the_ensembles_are_refused(files, reference, tmp_path
         tflite.verify(files / "int8.tflite", *reference)
 
 
+def drop(what, monkeypatch):
+    """Has the manifest of every file lack one kind of entry, or its last."""
+    read = tflite_file.read_manifest
+
+    def lacking(path):
+        manifest = read(path)
+        return manifest | {what: manifest[what][:-1]}
+
+    monkeypatch.setattr(tflite_file, "read_manifest", lacking)
+
+
+@pytest.mark.parametrize("what", ["signatures", "steps"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_signature_that_is_not_listed_is_refused(files, reference, monkeypatch, mode, what):
+    drop(what, monkeypatch)
+    with pytest.raises(InputError, match=r"export refused: .* 4 steps and the full ensemble"):
+        tflite.verify(files / f"{mode}.tflite", *reference)
+
+
+@pytest.mark.parametrize(
+    ("mode", "output"),
+    [("float16", "probabilities"), ("float16", "running_sum"), ("int8", "probabilities")],
+)
+def test_an_output_that_is_missing_is_refused(files, reference, monkeypatch, mode, output):
+    steps = tflite._steps
+
+    def lacking(runner, images):
+        answers = steps(runner, images)
+        del answers[3][output]
+        return answers
+
+    monkeypatch.setattr(tflite, "_steps", lacking)
+    with pytest.raises(InputError, match=rf"export refused, .*step_3 must give {output}"):
+        tflite.verify(files / f"{mode}.tflite", *reference)
+
+
+def test_no_images_prove_nothing(files, reference):
+    images, leaf_logits = reference
+    for mode in MODES:
+        with pytest.raises(InputError, match=r"at least one image, got none"):
+            tflite.verify(files / f"{mode}.tflite", images[:0], leaf_logits[:0])
+
+
 def test_nothing_is_left_of_a_refused_export(files, run, tmp_path, monkeypatch):
     # Integers in the place of float32 answer almost alike, which is not enough.
     wrong = tflite_file.read_flatbuffer(files / "int8.tflite")
