@@ -40,9 +40,9 @@ def build_manifest(
     Returns:
       JSON values: `model`, `branching` (or `exits`), `sizes`, `average`, `signatures` (name
       and size), `steps` (see `step_entry`), `classes`, `input` (of the ensemble
-      signatures), `cost` and `accuracy` by size, `early_stopping` (see
-      `early_stopping.calibrated`; None if the evaluation is without), `latency`
-      and what it was all made with.
+      signatures), `pixels` (if pictures can be its input, see `Pixels.to_json`), `cost`
+      and `accuracy` by size, `early_stopping` (see `early_stopping.calibrated`; None if
+      the evaluation is without), `latency` and what it was all made with.
     """
     average = run.config.objective.average
     costs = cost.per_size(model, sizes, average)
@@ -60,6 +60,7 @@ def build_manifest(
         "steps": [step_entry(step) for step in model.tree.steps],
         "classes": list(model.images.class_names),
         "input": {"name": "images", "dtype": "uint8", "shape": [None, *model.images.shape]},
+        **({"pixels": pixels.to_json()} if (pixels := model.images.pixels) else {}),
         "cost": {
             str(size): {
                 "multiply_adds": costs[size].multiply_adds,
