@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
@@ -45,6 +46,8 @@ def run(
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Pillow warns of pictures that `data.pixels` refuses, or reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
     arguments = list(sys.argv[1:] if argv is None else argv)

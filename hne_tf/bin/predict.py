@@ -50,7 +50,11 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "manifest", None, "hne_manifest.json of the model: names the classes.", flag_values=values
+        "manifest",
+        None,
+        "hne_manifest.json of the model: names the classes, and says how pictures of any size are "
+        "cropped and resized.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "tls_ca",
@@ -66,7 +70,10 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "resize", False, "Fit pictures to the model's size and channels.", flag_values=values
+        "resize",
+        False,
+        "Without a manifest that says how: fit pictures to the model's size and channels.",
+        flag_values=values,
     )
 
 
@@ -74,10 +81,10 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Prints one line per budget and picture."""
     budgets_ms = _check_flags(values, arguments)
     from hne_tf.client.manifest import read_manifest
-    from hne_tf.client.pictures import read_picture, to_image
+    from hne_tf.client.pictures import read_all
+    from hne_tf.data.pixels import Pixels
 
     manifest = read_manifest(values.manifest) if values.manifest else None
-    pictures = [read_picture(path) for path in arguments]
 
     with app.quiet_import():
         from hne_tf.client.budget_client import BudgetClient
@@ -94,17 +101,19 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         sizes, shape = ensembles(client.learn().signatures, values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        images = {
-            path: to_image(picture, path, shape, values.resize)
-            for path, picture in zip(arguments, pictures, strict=True)
-        }
-        client.measure(images[arguments[0]][None])
+        known = manifest.pixels if manifest else None
+        pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
+        if not pictures.images:
+            pictures.check()
+        client.measure(pictures.images[0][1][None])
         if values.latencies:
             print(json.dumps({size: round(ms, 4) for size, ms in client.estimates_ms().items()}))
         for budget_ms in budgets_ms:
-            for path, image in images.items():
+            for name, image in pictures.images:
                 answer = client.predict(image[None], budget_ms)
-                print(f"{path}: {_line(answer, budget_ms, manifest)}")
+                print(f"{name}: {_line(answer, budget_ms, manifest)}")
+    # Those that could be read have their answers by now.
+    pictures.check()
 
 
 def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[float]:

@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import Any
 
+from hne_tf.data.pixels import Pixels
 from hne_tf.errors import InputError
 
 
@@ -21,6 +22,7 @@ class ServingManifest:
         percentile in milliseconds, without transport.
       steps: the depth-first steps, each with `signature`, `size`, `branch_block`,
         `input`, `starts_from` and `caches`; empty if the manifest has none.
+      pixels: how a picture becomes an input image; None if the manifest is older.
     """
 
     model: str
@@ -28,6 +30,7 @@ class ServingManifest:
     image_shape: tuple[int, int, int]
     latency_ms: dict[int, dict[int, float]]
     steps: tuple[dict[str, Any], ...]
+    pixels: Pixels | None = None
 
 
 def read_manifest(path: str | pathlib.Path) -> ServingManifest:
@@ -52,6 +55,7 @@ def read_manifest(path: str | pathlib.Path) -> ServingManifest:
             image_shape=(int(height), int(width), int(channels)),
             latency_ms=_latencies(content["latency"]["measurements"], sizes),
             steps=_steps(content.get("steps", [])),
+            pixels=_pixels(content),
         )
     except KeyError as error:
         raise InputError(f"manifest must have the key {error}, got {str(path)!r}") from error
@@ -83,6 +87,15 @@ def _latencies(measurements: list[dict], sizes: list[int]) -> dict[int, dict[int
         if size is not None:
             rows.setdefault(int(entry["batch_size"]), {})[size] = float(entry["p95_ms"])
     return rows
+
+
+def _pixels(content: dict[str, Any]) -> Pixels | None:
+    if content.get("pixels") is None:
+        return None
+    pixels = Pixels.from_json(content["pixels"])
+    if list(pixels.shape) != content["input"]["shape"][1:]:
+        raise ValueError(f"images of pixels have the shape {pixels.shape}")
+    return pixels
 
 
 def _steps(steps: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

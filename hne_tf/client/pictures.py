@@ -1,73 +1,61 @@
 """Picture files to the images that a model takes."""
 
-import pathlib
-import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from hne_tf.data.pixels import MODES, Pixels, decode, read_bytes
 from hne_tf.errors import InputError
 
-_MODES = {1: "L", 3: "RGB"}
+_TOLD_FAILURES = 10
 
 
-def read_picture(path: str | pathlib.Path) -> Image.Image:
-    """Decodes a picture file, turned upright.
+class Pictures(NamedTuple):
+    """What could be read, and what could not.
 
-    Raises:
-      InputError: if the file is missing or not a picture with 8 bits per channel.
+    Attributes:
+      images: name and uint8 `[height, width, channels]` of each sound picture.
+      failures: a line for each of the others.
     """
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"picture must be a file, got {str(path)!r}")
-    try:
-        with warnings.catch_warnings():
-            # A few kilobytes can decode to gigabytes; Pillow only warns at first.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture: {error}") from error
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(
-            f"picture must have 8 bits per channel, got mode {picture.mode} in {str(path)!r}"
-        )
-    return picture
+
+    images: list[tuple[str, np.ndarray]]
+    failures: list[str]
+
+    def check(self) -> None:
+        """Raises `InputError` that tells of the failures, if there are any."""
+        if self.failures:
+            more = len(self.failures) - _TOLD_FAILURES
+            rest = f"; and {more} more" if more > 0 else ""
+            raise InputError("; ".join(self.failures[:_TOLD_FAILURES]) + rest)
 
 
-def to_image(
-    picture: Image.Image, name: str, shape: tuple[int, int, int], resize: bool = False
-) -> np.ndarray:
-    """Returns the picture as a model's input.
+def read_all(paths: Sequence[str], pixels: Pixels, fit: bool) -> Pictures:
+    """Reads picture files one after another, so that one at a time is decoded.
 
     Args:
-      picture: the decoded picture.
-      name: what messages call it.
-      shape: height, width and channels (1 or 3) of the model's input.
-      resize: whether to fit a picture of another size or other channels.
-
-    Returns:
-      uint8 `[height, width, channels]`.
-
-    Raises:
-      InputError: if the picture does not fit and is not to be resized.
+      paths: of the files.
+      pixels: what a picture becomes.
+      fit: whether to fit pictures of another size or other colours, instead of refusing
+        them.
     """
-    height, width, channels = shape
-    if channels not in _MODES:
-        raise InputError(f"a picture can only have 1 or 3 channels, the model takes {channels}")
-    mode = _MODES[channels]
-    if picture.mode != mode or picture.size != (width, height):
-        if not resize:
-            raise InputError(
-                f"picture must be {width} x {height} in mode {mode}, got "
-                f"{picture.width} x {picture.height} in mode {picture.mode}: {name!r} "
-                "(--resize fits it)"
-            )
-        picture = picture.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.uint8).reshape(shape)
+    pictures = Pictures([], [])
+    for path in paths:
+        # A name may hold line breaks, and bytes that are no text.
+        name = path if path.isprintable() else repr(path)
+        try:
+            pictures.images.append((name, _read(path, pixels, fit)))
+        except InputError as error:
+            pictures.failures.append(f"{path!r} cannot be read: {error}")
+    return pictures
+
+
+def _read(path: str, pixels: Pixels, fit: bool) -> np.ndarray:
+    picture = decode(read_bytes(path))
+    if not fit and not pixels.fits(picture):
+        raise InputError(
+            f"a picture must be {pixels.width} x {pixels.height} in mode {MODES[pixels.channels]}, "
+            f"got {picture.width} x {picture.height} in mode {picture.mode} (--resize fits it; "
+            "so does the --manifest of a model, as the model was trained)"
+        )
+    return pixels.image(picture)

@@ -28,21 +28,24 @@ class Split:
       labels: int32 `[examples]`.
       images: maps indices `[batch]` to images uint8
         `[batch, height, width, channels]`; runs inside `tf.data`.
-      skipped: names of images that could not be decoded: none.
     """
 
     labels: tf.Tensor
     images: Callable[[tf.Tensor], tf.Tensor]
-    skipped: frozenset[str] = frozenset()
+
+    # Nothing is decoded, so nothing is skipped; see `EncodedSplit` for these.
+    skipped = frozenset()
+    may_skip = False
+    parallel_batches = tf.data.AUTOTUNE
 
     @property
     def examples(self) -> int:
         """Number of examples."""
         return int(self.labels.shape[0])
 
-    def batch(self, indices: tf.Tensor, seeds: tf.Tensor | None = None) -> Batch:
-        """The examples of `indices`; there is nothing to draw by `seeds`."""
-        del seeds
+    def batch(self, indices: tf.Tensor, draws: tf.Tensor | None = None) -> Batch:
+        """The examples of `indices`; no part of them is chosen by `draws`."""
+        del draws
         return self.images(indices), tf.gather(self.labels, indices)
 
 
@@ -55,12 +58,14 @@ class DataSet:
       spec: shape, classes and normalisation of the images.
       splits: the examples of `train`, `validation` and `test`.
       augmentation: what is done to training images.
+      found: lines that tell a user what the data set consists of.
     """
 
     name: str
     spec: ImageSpec
     splits: Mapping[str, Split | EncodedSplit] = dataclasses.field(repr=False)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    found: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     def examples(self, split: str) -> int:
         """Number of examples in `split`.
@@ -123,7 +128,7 @@ class DataSet:
             return self.augmentation.apply(images, draws), labels
 
         steps = tf.data.Dataset.range(start_step, total_steps)
-        return _pipeline(steps, batch)
+        return _pipeline(steps, batch, split.parallel_batches)
 
     def evaluation_batches(self, split: str, batch_size: int) -> tf.data.Dataset:
         """The examples of a split in order, each once, never augmented.
@@ -144,8 +149,12 @@ class DataSet:
             return tf.ensure_shape(images, (None, *self.spec.shape)), labels
 
         indices = tf.data.Dataset.range(source.examples).batch(batch_size)
-        # One is empty if all of its images are corrupt and skipped.
-        return _pipeline(indices, batch).filter(lambda images, labels: tf.size(labels) > 0)
+        batches = _pipeline(indices, batch, source.parallel_batches)
+        if not source.may_skip:
+            # Its number of batches is known, which a filter would hide.
+            return batches
+        # A batch is empty if all of its images are corrupt.
+        return batches.filter(lambda images, labels: tf.size(labels) > 0)
 
     def _split(self, name: str) -> Split | EncodedSplit:
         if name not in self.splits:
@@ -173,9 +182,11 @@ def shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:
     return slice(index * rows, (index + 1) * rows)
 
 
-def _pipeline(keys: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch]) -> tf.data.Dataset:
+def _pipeline(
+    keys: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch], parallel_batches: int
+) -> tf.data.Dataset:
     """Maps `keys` to batches in parallel, in order."""
-    data = keys.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    data = keys.map(batch, num_parallel_calls=parallel_batches, deterministic=True)
     options = tf.data.Options()
     # There are no files to shard by: each worker takes its part of the batches.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA

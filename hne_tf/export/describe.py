@@ -5,6 +5,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hne_tf.data.pixels import Pixels
 from hne_tf.evaluation import cost
 from hne_tf.exported.manifest import FORMAT, step_entry
 from hne_tf.models.ensemble import TreeEnsemble
@@ -30,9 +31,11 @@ def describe(
     Returns:
       JSON values: `model`, `branching` (or `exits`), `sizes`, `average`, `signatures` (name
       and size), `steps` (see `step_entry`), `classes`, `input` (of the ensemble
-      signatures), `cost` by size, the record and the versions of packages.
+      signatures), `pixels` (where pictures can be its input, see `Pixels.to_json`),
+      `cost` by size, the record and the versions of packages.
     """
     costs = cost.per_size(model, sizes)
+    pixels = Pixels.of(model.images)
     return {
         "format": FORMAT,
         "model": model_name,
@@ -46,6 +49,7 @@ def describe(
         "steps": [step_entry(step) for step in model.tree.steps],
         "classes": list(model.images.class_names),
         "input": {"name": "images", "dtype": "uint8", "shape": [None, *model.images.shape]},
+        **({"pixels": pixels.to_json()} if pixels else {}),
         "cost": {
             str(size): {
                 "multiply_adds": costs[size].multiply_adds,

@@ -63,6 +63,8 @@ def train(
         # Devices come first: loading data starts TensorFlow, which fixes them.
         strategy = strategy_of(config, cluster)
         data_set = load(config.data)
+        for line in data_set.found:
+            report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
         if config.training.deterministic:
             tf.config.experimental.enable_op_determinism()

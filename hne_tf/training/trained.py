@@ -109,8 +109,8 @@ def restore(
     Args:
       workdir: the folder of the run.
       data_dir: where the data set lies, if not where the run found it.
-      report: gets a line per damaged checkpoint that is passed over, and one
-        if the run has not ended.
+      report: gets lines on what an image folder holds, one per damaged checkpoint
+        that is passed over, and one if the run has not ended.
 
     Raises:
       InputError: if the folder holds no run, no data set or no sound checkpoint,
@@ -120,6 +120,8 @@ def restore(
     if data_dir is not None:
         config.data.data_dir = data_dir
     data_set = load(config.data)
+    for line in data_set.found:
+        report(line)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)

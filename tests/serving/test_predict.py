@@ -11,6 +11,7 @@ from hne_tf.bin import predict
 from hne_tf.client.budget_client import BudgetClient
 from hne_tf.client.latencies import Latencies
 from hne_tf.client.metadata import MetadataSource
+from hne_tf.data.pixels import Pixels
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -127,6 +128,45 @@ def test_resize_fits_a_photo(ask, tmp_path):
     assert (code, len(printed), complained) == (0, 1, [])
 
 
+def test_a_manifest_with_pixels_says_how_a_photo_is_read(
+    ask, tmp_path, manifest_path, manifest_content, saved_model
+):
+    pixels = Pixels(8, 8, 1, central_crop=0.5)
+    manifest_path.write_text(json.dumps({**manifest_content, "pixels": pixels.to_json()}))
+    shades = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(shades).save(tmp_path / "photo.png", exif=exif)
+    expected = pixels.image(Image.fromarray(np.rot90(shades, -1)))
+    best, probability = _expected(saved_model, expected[None], "ensemble_4")
+    arguments = ("--budget_ms=60000", f"--manifest={manifest_path}", tmp_path / "photo.png")
+    code, printed, complained = ask(*arguments)
+    assert (code, complained) == (0, [])
+    assert f"{CLASSES[best]} ({probability:.3f}), ensemble of 4, " in printed[0]
+
+
+def test_the_answers_to_sound_pictures_come_in_spite_of_bad_ones(ask, picture, tmp_path):
+    arguments = ("--budget_ms=60000", tmp_path / "absent.png", picture, tmp_path, picture)
+    code, printed, complained = ask(*arguments)
+    assert code == 1
+    assert [line.split(":")[0] for line in printed] == [str(picture)] * 2
+    assert len(complained) == 1
+    assert f"'{tmp_path / 'absent.png'}' cannot be read: " in complained[0]
+    assert f"'{tmp_path}' cannot be read: " in complained[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"resize": "nearest"}, "must follow the rules"), ({"size": [32, 32]}, "shape (32, 32, 1)")],
+)
+def test_pixels_that_are_not_the_models_are_refused(
+    ask, picture, manifest_path, manifest_content, change, reason
+):
+    pixels = {**Pixels(8, 8, 1).to_json(), **change}
+    manifest_path.write_text(json.dumps({**manifest_content, "pixels": pixels}))
+    _check_refused(ask("--budget_ms=5", f"--manifest={manifest_path}", picture), reason)
+
+
 @pytest.mark.parametrize("budget_ms", ["0", "-5", "nan", "inf", "soon"])
 def test_a_budget_must_be_a_positive_number(ask, picture, budget_ms):
     _check_refused(ask(f"--budget_ms={budget_ms}", picture), "budget_ms")
@@ -153,7 +193,7 @@ def test_a_missing_picture_is_refused(ask, tmp_path):
 
 
 def test_text_is_refused(ask, manifest_path):
-    _check_refused(ask("--budget_ms=5", manifest_path), "cannot be read as a picture")
+    _check_refused(ask("--budget_ms=5", manifest_path), "cannot be read: a picture must be in")
 
 
 def test_a_server_that_is_down_is_refused(ask, picture):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hne_tf.client.manifest import read_manifest
+from hne_tf.data.pixels import Pixels
 from hne_tf.errors import InputError
 
 
@@ -18,6 +19,13 @@ def test_reads_what_serving_needs(manifest_path, manifest_content):
         16: {1: 16.0, 2: 32.0, 4: 64.0},
     }
     assert manifest.steps == ()
+
+
+def test_pixels_are_read_and_absent_in_older_manifests(manifest_path, manifest_content):
+    assert read_manifest(manifest_path).pixels is None
+    pixels = Pixels(8, 8, 1, 0.875)
+    manifest_path.write_text(json.dumps({**manifest_content, "pixels": pixels.to_json()}))
+    assert read_manifest(manifest_path).pixels == pixels
 
 
 def test_reads_how_steps_follow_each_other(tmp_path, manifest_content):
