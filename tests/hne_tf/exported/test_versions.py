@@ -3,11 +3,11 @@ import json
 import pytest
 
 from hne_tf.errors import InputError
-from hne_tf.export import publish
+from hne_tf.exported import versions
 
 
 def publish_file(base, version, text="new"):
-    with publish.new_version(base, version) as folder:
+    with versions.new_version(base, version) as folder:
         assert not folder.name.isdigit()
         assert not (base / str(version)).exists()
         (folder / "model").write_text(text)
@@ -22,7 +22,7 @@ def test_a_version_appears_when_it_is_complete(tmp_path):
 
 def test_a_version_that_fails_leaves_nothing(tmp_path):
     def fail():
-        with publish.new_version(tmp_path, 1) as folder:
+        with versions.new_version(tmp_path, 1) as folder:
             (folder / "model").write_text("half")
             raise RuntimeError
 
@@ -46,7 +46,7 @@ def test_an_empty_folder_counts_as_existing(tmp_path):
 
 def test_a_version_published_meanwhile_is_not_overwritten(tmp_path):
     def race():
-        with publish.new_version(tmp_path, 1):
+        with versions.new_version(tmp_path, 1):
             publish_file(tmp_path, 1, "first")
 
     with pytest.raises(InputError, match="never overwritten"):
@@ -55,10 +55,10 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path):
 
 
 def test_the_next_version_follows_the_largest_number(tmp_path):
-    assert publish.next_version(tmp_path / "none") == 1
+    assert versions.next_version(tmp_path / "none") == 1
     for name in ("2", "10", "unpublished-11-1", "notes"):
         (tmp_path / name).mkdir()
-    assert publish.next_version(tmp_path) == 11
+    assert versions.next_version(tmp_path) == 11
 
 
 def test_a_base_path_that_is_a_file_is_refused(tmp_path):
@@ -73,7 +73,7 @@ def test_a_version_is_published_again_with_other_json(tmp_path):
     (version / "extra").mkdir(parents=True)
     (version / "graph").write_bytes(b"\x00graph")
     (version / "extra/manifest.json").write_text("1")
-    copy = publish.revise(version, {"extra/manifest.json": {"latency": 2}})
+    copy = versions.revise(version, {"extra/manifest.json": {"latency": 2}})
     assert copy == tmp_path / "model" / "8"
     assert (copy / "graph").read_bytes() == b"\x00graph"
     assert json.loads((copy / "extra/manifest.json").read_text()) == {"latency": 2}
@@ -84,5 +84,5 @@ def test_a_version_is_published_again_with_other_json(tmp_path):
 def test_only_a_version_is_published_again(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError, match="a number"):
-        publish.revise(tmp_path / "model", {})
+        versions.revise(tmp_path / "model", {})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
