@@ -1,6 +1,7 @@
 """Profiles of models: storage, accuracy and latency, measured together and kept in manifests."""
 
 import dataclasses
+import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,7 @@ def _described(path: pathlib.Path) -> dict[str, Any]:
 def _kept(profile: Profile) -> str:
     """Writes the manifest; says where."""
     if profile.path.is_dir():
-        version = versions.revise(profile.path, {MANIFEST: profile.manifest})
+        version = versions.revise(profile.path, {MANIFEST: json.dumps(profile.manifest, indent=2)})
         return f"published {version}: {profile.name} with these measurements"
     tflite_file.write_manifest(profile.path, profile.manifest)
     return f"written into the manifest of {profile.path}"

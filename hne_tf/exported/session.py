@@ -22,7 +22,8 @@ from hne_tf.exported.steps import Step, StepRunner, check_images
 Clock = Callable[[], float]
 Confidence = float | Sequence[float]
 
-_WARM_UP = 3
+# Untimed calls before timed ones: the first of a size are slow.
+WARM_UP_CALLS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class StepTimes:
                 raise InputError(f"{name} must be 1 or more, got {value}")
         images = np.zeros([batch_size, *runner.image_shape], np.uint8)
         times = cls()
-        for walk in range(-_WARM_UP, repeats):
+        for walk in range(-WARM_UP_CALLS, repeats):
             AnytimeSession(runner, images, times if walk >= 0 else None, clock).run()
         return times
 
