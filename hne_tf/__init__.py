@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
     from hne_tf.models.ensemble import TreeEnsemble
     from hne_tf.models.grouped_ensemble import GroupedEnsemble
     from hne_tf.pretrained import from_pretrained
+    from hne_tf.server.serve import serve
     from hne_tf.tree import Tree
 
 # Where each public name is found when it is first used: `import hne_tf` loads no TensorFlow.
@@ -60,6 +61,7 @@ _NAMES = {
     "evaluate": "hne_tf.evaluation.evaluation",
     "export": "hne_tf.export.exporter",
     "from_pretrained": "hne_tf.pretrained",
+    "serve": "hne_tf.server.serve",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "serve",
 ]
 
 
