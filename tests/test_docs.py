@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("docs")
     (folder / "models").mkdir()
-    flatbuffer = tflite.convert(model, model.tree.sizes, "logits", "float32")
+    flatbuffer = tflite.convert(model, model.tree.sizes, "float32")
     tflite_file.write(folder / "models/cifar10_cpu.tflite", flatbuffer, manifest)
     return folder
 

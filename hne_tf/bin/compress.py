@@ -74,13 +74,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     _check_flags(values)
     with app.quiet_import():
-        from hne_tf.compression.compressor import Settings, compress
+        from hne_tf.compression.compressed_run import compress_run
+        from hne_tf.compression.compressor import Settings
 
     names = ("epochs", "learning_rate", "sparsity", "structure", "clusters")
     given = {name: values[name].value for name in names if values[name].value is not None}
     settings = Settings(values.method, **(_DEFAULTS[values.method] | given))
     output = pathlib.Path(values.output)
-    compress(app.restore_run(values), settings, output)
+    compress_run(app.restore_run(values), settings, output)
 
 
 def _check_flags(values: flags.FlagValues) -> None:

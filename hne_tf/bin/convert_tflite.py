@@ -58,8 +58,15 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     run = app.restore_run(values)
     # The converter and the interpreter greet on standard error as TensorFlow does.
     with app.quiet_import():
-        manifest = tflite.export_tflite(
-            run, output, values.mode, sizes, values.representative_images
+        manifest = tflite.convert_tflite(
+            run.model,
+            output,
+            values.mode,
+            representative=run.representative(values.representative_images),
+            test=run.batches("test"),
+            validation=run.batches("validation"),
+            sizes=sizes,
+            record=run.record,
         )
     leaves = max(manifest["sizes"])
     parameter_bytes = _FLOAT32_BYTES * manifest["cost"][str(leaves)]["parameters"]

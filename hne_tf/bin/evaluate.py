@@ -56,7 +56,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             f"--split={values.split}"
         )
     with app.quiet_import():
-        from hne_tf.evaluation import evaluation, plots, results, tables
+        from hne_tf.evaluation import plots, results, tables
         from hne_tf.files import write_json
         from hne_tf.training import trained
         from hne_tf.training.workdir import Workdir
@@ -66,8 +66,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
-    result = evaluation.evaluate(run, values.split)
-    result["corruptions"] = robustness.evaluate(run, examples) if examples else None
+    result = run.evaluate(values.split)
+    result["corruptions"] = (
+        robustness.evaluate(run.model, run.batches("test"), examples) if examples else None
+    )
     path = workdir.evaluation_path(values.split)
     write_json(path, result)
     name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from hne_tf.compression import flat
-from hne_tf.compression.post_training import quantized_kernels
 from hne_tf.errors import extra
+from hne_tf.export.post_training import quantized_kernels
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.quantized import quantize, quantize_depthwise_kernel, quantize_kernel

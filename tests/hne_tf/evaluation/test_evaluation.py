@@ -14,7 +14,7 @@ def run(trained_workdir):
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return evaluation.evaluate(run, "test", batch_size=100)
+    return run.evaluate("test")
 
 
 def test_figures_are_those_of_numpy_on_all_leaf_logits(run, measured):
@@ -64,7 +64,10 @@ def numpy_answers(run, split):
 
 
 def test_answers_are_those_of_numpy_on_all_leaf_logits(run):
-    answers, expected = evaluation.answers(run, "test", batch_size=100), numpy_answers(run, "test")
+    answers, expected = (
+        evaluation.answers(run.model, run.batches("test"), batch_size=100),
+        numpy_answers(run, "test"),
+    )
     np.testing.assert_allclose(answers.confidences, expected.confidences, rtol=1e-4)
     assert answers.correct.dtype == bool
     np.testing.assert_array_equal(answers.correct, expected.correct)
@@ -74,7 +77,7 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
     stopping = measured["early_stopping"]
     assert (stopping["split"], stopping["examples"]) == ("validation", 180)
     costs = [each.multiply_adds for each in cost.per_size(run.model, [1, 2, 3, 4]).values()]
-    validation = evaluation.answers(run, "validation", batch_size=100)
+    validation = evaluation.answers(run.model, run.batches("validation"), batch_size=100)
     test = numpy_answers(run, "test")
     first, last = stopping["curve"][0], stopping["curve"][-1]
     assert first["multiply_adds"] == costs[0]
@@ -91,13 +94,13 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
 
 
 def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
-    measured = evaluation.evaluate(run, "validation")
+    measured = run.evaluate("validation")
     assert measured["early_stopping"] is None
     assert len([line for line in tables.markdown(measured).splitlines() if "|" in line]) == 5
 
 
 def test_any_sizes_can_be_asked_for(run):
-    measured = evaluation.evaluate(run, "validation", sizes=[3])
+    measured = run.evaluate("validation", sizes=[3])
     assert [row["size"] for row in measured["sizes"]] == [3]
     assert measured["examples"] == 180
 
