@@ -64,47 +64,6 @@ def serving(base: pathlib.Path) -> Iterator[str]:
     assert server.returncode == 0, server.returncode
 
 
-def manifest_of(model) -> dict:
-    """What the loaders of an export need to know."""
-    from hne_tf.exported.manifest import FORMAT, step_entry
-
-    names = {f"ensemble_{size}": size for size in model.tree.sizes}
-    names["serving_default"] = model.tree.leaves
-    return {
-        "format": FORMAT,
-        "signatures": [{"name": name, "size": size} for name, size in names.items()],
-        "steps": [step_entry(step) for step in model.tree.steps],
-        "average": "logits",
-        "input": {"name": "images", "dtype": "uint8", "shape": [None, *model.images.shape]},
-        "classes": list(model.images.class_names),
-    }
-
-
-def export(model, base: pathlib.Path, images) -> pathlib.Path:
-    """Publishes a model in `base`, verified on `images`; returns the version's folder."""
-    from hne_tf.export import publish, signatures, verification, warmup
-    from hne_tf.exported.manifest import MANIFEST
-    from hne_tf.files import write_json
-
-    with publish.new_version(base, 1) as folder:
-        endpoints = signatures.signatures(model, model.tree.sizes, "logits")
-        signatures.save(endpoints, str(folder))
-        warmup.write_requests(folder, base.name, endpoints, [1])
-        write_json(folder / MANIFEST, manifest_of(model))
-        verification.verify(folder, images, model(images, training=False).numpy())
-    return base / "1"
-
-
-def convert(model, path: pathlib.Path) -> pathlib.Path:
-    """Writes a model as a TFLite file."""
-    from hne_tf.export import tflite
-    from hne_tf.exported import tflite_file
-
-    flatbuffer = tflite.convert(model, model.tree.sizes, "logits", "float32")
-    tflite_file.write(path, flatbuffer, manifest_of(model))
-    return path
-
-
 def check_model() -> None:
     """A pretrained model answers alike in process, as a file and from a server."""
     import numpy as np
@@ -112,24 +71,24 @@ def check_model() -> None:
     from scipy import special
 
     import hne_tf
-    from hne_tf.client.budget_client import BudgetClient
     from hne_tf.exported import steps
     from hne_tf.exported.session import AnytimeSession
 
-    model = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
+    model = hne_tf.from_pretrained("cifar10_cpu")
     images = np.random.default_rng(0).integers(0, 256, (4, *model.images.shape), np.uint8)
     leaf_logits = model(images, training=False).numpy()
     expected = special.softmax(leaf_logits.mean(axis=1), axis=-1)
 
-    version = export(model, pathlib.Path("models/cifar10_cpu").resolve(), images)
-    for path in (version, convert(model, pathlib.Path("cifar10_cpu.tflite"))):
+    version = hne_tf.export(model, "models/cifar10_cpu")
+    hne_tf.convert_tflite(model, "models/cifar10_cpu.tflite")
+    for path in (version, "models/cifar10_cpu.tflite"):
         answer = AnytimeSession(steps.load(path), images).run()
         np.testing.assert_allclose(answer.probabilities, expected, atol=TOLERANCE)
         print(f"{path} answers as the live model does")
 
     Image.fromarray(images[0]).save("picture.png")
     with serving(version.parent) as address:
-        with BudgetClient(address, "cifar10_cpu") as client:
+        with hne_tf.BudgetClient(address, "cifar10_cpu") as client:
             client.measure(images)
             answer = client.predict(images, budget_ms=60_000)
         assert answer.size == model.tree.leaves, answer
