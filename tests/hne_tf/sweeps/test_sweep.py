@@ -25,7 +25,7 @@ from hne_tf.training import build
 from hne_tf.training.config import default, digest
 from hne_tf.training.workdir import Workdir
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 GROUPS = [
     ("independent", {"objective.name": "independent"}),
     ("hierarchical", {"objective.alpha": 0.25}),

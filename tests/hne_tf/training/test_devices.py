@@ -10,7 +10,7 @@ from hne_tf.exits import Exits
 from hne_tf.training.devices import operation_threads
 from hne_tf.tree import Tree
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 HNE, SINGLE = (1, 2, 2, 2, 2), (1, 1, 1, 1, 1)
 
 

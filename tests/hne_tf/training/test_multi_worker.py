@@ -66,7 +66,7 @@ def start(tmp_path):
     """Starts a worker per workdir; whatever is left of them afterwards is killed."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     processes = []
 
     def start_workers(*workdirs, flags=()):
