@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 138
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
@@ -36,12 +36,13 @@ def run(
       name: command name for messages, e.g. `"hne-train"`.
       define_flags: adds the binary's flags; the arguments come along for
         config files, whose overrides become flags.
-      main: called with the parsed flags and the remaining arguments.
+      main: called with the parsed flags and the remaining arguments; may return an
+        exit code.
       argv: arguments without the program name; `sys.argv[1:]` by default.
 
     Returns:
       The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
-      138 for a run that the same command continues.
+      138 for a run that the same command continues; or what `main` returns.
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -61,7 +62,7 @@ def run(
         # What ml_collections raises for an override of an unknown field.
         return _fail(name, f"the config must have the field that is set, got {error}", 2)
     try:
-        main(values, positional)
+        return main(values, positional) or 0
     except InputError as error:
         return _fail(name, error, 1)
     except InterruptedRunError as error:
@@ -71,7 +72,6 @@ def run(
         if refused is None:
             raise
         return _fail(name, refused, 1)
-    return 0
 
 
 @contextlib.contextmanager
