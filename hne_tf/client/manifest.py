@@ -20,6 +20,9 @@ class ServingManifest:
       image_shape: height, width and channels of an input image.
       latency_ms: measured latency by batch size and ensemble size: the 95th
         percentile in milliseconds, without transport.
+      accuracy: share of held-out images that each ensemble size gets right; empty if
+        the manifest does not tell.
+      multiply_adds: cost of one image by ensemble size; empty if it does not tell.
       steps: the depth-first steps, each with `signature`, `size`, `branch_block`,
         `input`, `starts_from` and `caches`; empty if the manifest has none.
       pixels: how a picture becomes an input image; None if the manifest is older.
@@ -31,6 +34,8 @@ class ServingManifest:
     latency_ms: dict[int, dict[int, float]]
     steps: tuple[dict[str, Any], ...]
     pixels: Pixels | None = None
+    accuracy: dict[int, float] = dataclasses.field(default_factory=dict)
+    multiply_adds: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def read_manifest(path: str | pathlib.Path) -> ServingManifest:
@@ -56,6 +61,14 @@ def read_manifest(path: str | pathlib.Path) -> ServingManifest:
             latency_ms=_latencies(content["latency"]["measurements"], sizes),
             steps=_steps(content.get("steps", [])),
             pixels=_pixels(content),
+            accuracy={
+                int(size): float(share)
+                for size, share in (content.get("accuracy") or {}).get("by_size", {}).items()
+            },
+            multiply_adds={
+                int(size): int(cost["multiply_adds"])
+                for size, cost in (content.get("cost") or {}).items()
+            },
         )
     except KeyError as error:
         raise InputError(f"manifest must have the key {error}, got {str(path)!r}") from error

@@ -28,6 +28,21 @@ def test_pixels_are_read_and_absent_in_older_manifests(manifest_path, manifest_c
     assert read_manifest(manifest_path).pixels == pixels
 
 
+def test_reads_accuracy_and_cost_where_they_are_told(manifest_path, manifest_content):
+    without = read_manifest(manifest_path)
+    assert (without.accuracy, without.multiply_adds) == ({}, {})
+    told = {
+        "accuracy": {"split": "test", "by_size": {"1": 0.98, "4": 0.99}},
+        "cost": {"1": {"multiply_adds": 10, "parameters": 3}},
+    }
+    manifest_path.write_text(json.dumps({**manifest_content, **told}))
+    manifest = read_manifest(manifest_path)
+    assert manifest.accuracy == {1: 0.98, 4: 0.99}
+    assert manifest.multiply_adds == {1: 10}
+    manifest_path.write_text(json.dumps({**manifest_content, "accuracy": None}))
+    assert read_manifest(manifest_path).accuracy == {}
+
+
 def test_reads_how_steps_follow_each_other(tmp_path, manifest_content):
     step = {
         "signature": "step_1",
