@@ -214,7 +214,11 @@ class BudgetClient(Closing):
         return info
 
     def estimates_ms(self, batch_size: int = 1) -> dict[int, float]:
-        """Latency expected now of each ensemble size; infinite where nothing is known."""
+        """Latency expected now of each ensemble size; infinite where nothing is known.
+
+        Raises:
+          InputError: for a batch size below 1.
+        """
         return self._latencies.estimates_ms(batch_size)
 
     def measure(self, images: np.ndarray, rounds: int = 10, timeout_s: float = 10.0) -> None:
