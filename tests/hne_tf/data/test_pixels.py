@@ -106,7 +106,7 @@ def test_what_is_transparent_is_white(encode, kind):
     got = pixels_of(encode(Image.fromarray(rgba), kind, **options))
     alpha = rgba[..., 3:] / 255
     expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
-    assert np.abs(got - expected).max() <= 1
+    assert np.abs(got - np.rint(expected)).max() <= 1
     np.testing.assert_array_equal(got[:5], 255)
     np.testing.assert_array_equal(got[5:10], rgba[5:10, :, :3])
 
@@ -208,7 +208,7 @@ def triangle(pixels, size, axis):
 def test_resize_is_the_documented_formula(size):
     got = Pixels(*size).image(Image.fromarray(grid()))
     expected = triangle(triangle(grid().astype(float), size[1], axis=1), size[0], axis=0)
-    assert np.abs(got - expected).max() <= 1
+    assert np.abs(got - np.rint(expected)).max() <= 1
 
 
 def test_arrays_become_what_pictures_become():
