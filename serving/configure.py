@@ -90,7 +90,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
 
 def _manifest(export: pathlib.Path) -> pathlib.Path:
     from hne_tf.exported.manifest import MANIFEST
-    from hne_tf.server.servable import latest_version_path
+    from hne_tf.exported.versions import latest_version_path
 
     if (export / MANIFEST).is_file():
         return export / MANIFEST

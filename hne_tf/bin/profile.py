@@ -52,7 +52,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     with app.quiet_import():
         from hne_tf.evaluation import results, tables
-        from hne_tf.export import profiles
+        from hne_tf.exported import profile as profiles
 
         # Its extra is missed now, not after measuring.
         if values.results:

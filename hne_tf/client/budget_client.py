@@ -21,9 +21,7 @@ from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
-
-# The first calls of a size can be slow.
-_WARM_UP_CALLS = 3
+from hne_tf.exported.session import WARM_UP_CALLS
 
 
 class ServingClient(Closing):
@@ -240,7 +238,7 @@ class BudgetClient(Closing):
         images = messages.as_array("images", images)
         if not self._latencies.sizes:
             self.learn(timeout_s)
-        for turn in range(-_WARM_UP_CALLS, rounds):
+        for turn in range(-WARM_UP_CALLS, rounds):
             for size in self._latencies.sizes:
                 ticket = self._latencies.sent(size, len(images)) if turn >= 0 else None
                 try:

@@ -14,7 +14,7 @@ with extra("report"):
     from matplotlib.figure import Figure
 
 if typing.TYPE_CHECKING:
-    from hne_tf.export.profiles import Profile
+    from hne_tf.exported.profile import Profile
 
 
 def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> None:
@@ -67,7 +67,7 @@ def plot_profiles(
     """Draws accuracy against median latency: a line per model, a point per ensemble size.
 
     Args:
-      profiles: see `export.profiles.profile`.
+      profiles: see `exported.profile.profile`.
       threads: number of threads of the latencies.
       batch_size: images per call.
       paths: files to write; the ending gives the format.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
-    from hne_tf.export.profiles import Profile
+    from hne_tf.exported.profile import Profile
 
 _COLUMNS = {
     "size": "{:d}",
@@ -176,7 +176,7 @@ def profiles_markdown(
     """Two Markdown tables: storage per model, and accuracy and latency per ensemble size.
 
     Args:
-      profiles: see `export.profiles.profile`.
+      profiles: see `exported.profile.profile`.
       threads: numbers of threads with columns of their own.
       batch_sizes: a row each.
     """

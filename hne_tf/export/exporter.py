@@ -10,7 +10,8 @@ from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation
-from hne_tf.export import describe, profiling, publish, signatures, verification, warmup
+from hne_tf.export import describe, signatures, verification, warmup
+from hne_tf.exported import latency, versions
 from hne_tf.exported.manifest import MANIFEST
 from hne_tf.files import write_json
 from hne_tf.models.ensemble import TreeEnsemble
@@ -66,8 +67,8 @@ def export(
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name
-    version = publish.next_version(model_base_path) if version is None else version
-    with publish.new_version(model_base_path, version) as folder:
+    version = versions.next_version(model_base_path) if version is None else version
+    with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
         endpoints = signatures.signatures(folded, sizes)
         warmup.check_count(len(endpoints), batch_sizes)
@@ -79,7 +80,7 @@ def export(
             description |= _measured(model, test, validation, sizes)
         names = [f"ensemble_{size}" for size in sizes]
         # Clients need to know the latency of one image.
-        description["latency"] = profiling.measure(folder, names, sorted({1, *batch_sizes}))
+        description["latency"] = latency.measure(folder, names, sorted({1, *batch_sizes}))
         write_json(folder / MANIFEST, description)
         images = reference_images(model, test)
         verification.verify(folder, images, model(images, training=False).numpy())

@@ -25,10 +25,10 @@ from tensorflow_serving.apis import (
 
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.messages import CallError
-from hne_tf.export.publish import new_version
+from hne_tf.exported.versions import latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import LoadedSignature, Servable, latest_version_path
+from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.service import Options, start
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -9,7 +9,8 @@ from hne_tf.bin import profile
 from hne_tf.client.manifest import read_manifest
 from hne_tf.errors import InputError
 from hne_tf.evaluation import tables
-from hne_tf.export import profiles, profiling
+from hne_tf.exported import latency as latencies
+from hne_tf.exported import profile as profiles
 from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import MANIFEST
 
@@ -74,7 +75,7 @@ def measured(originals, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # Machines differ; a server with all its cores has two here.
         patch.setattr(
-            profiling, "default_threads", lambda path: 1 if path.suffix == ".tflite" else 2
+            latencies, "default_threads", lambda path: 1 if path.suffix == ".tflite" else 2
         )
         code = profile.run(
             [
@@ -183,12 +184,12 @@ def test_the_page_has_a_table_of_storage_and_one_of_latency(measured):
 def test_nothing_is_written_unless_it_is_to_be_kept(models, run_binary, monkeypatch):
     latency = {"hardware": {}, "other_threads": []} | {
         "measurements": [
-            profiling._row(f"ensemble_{size}", 1, threads, [float(size)])
+            latencies._row(f"ensemble_{size}", 1, threads, [float(size)])
             for size in SIZES
             for threads in (1, 2)
         ]
     }
-    monkeypatch.setattr(profiling, "measure_together", lambda *_: [latency, latency])
+    monkeypatch.setattr(latencies, "measure_together", lambda *_: [latency, latency])
     before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
     code, lines, _ = run_binary(
         profile, f"--models={models / 'tiny/3'},{models / 'tiny_pruned.tflite'}", "--nopublish"
@@ -223,7 +224,7 @@ def test_a_file_that_was_cut_off_is_refused(assert_refused, models):
 def test_a_version_that_was_cut_off_is_refused_and_not_published(
     assert_refused, models, monkeypatch
 ):
-    monkeypatch.setattr(profiling, "default_threads", lambda path: 1)
+    monkeypatch.setattr(latencies, "default_threads", lambda path: 1)
     graph = models / "tiny/3/saved_model.pb"
     graph.write_bytes(graph.read_bytes()[:-1000])
     assert_refused(profile, [f"--models={models / 'tiny/3'}", "--threads=1"], "must load")
@@ -270,7 +271,7 @@ def test_without_a_float32_file_there_are_no_ratios(models):
         **json.loads((models / "tiny/3" / MANIFEST).read_text()),
         "storage": {"bytes": 2000, "gzip_bytes": 1000},
         "latency": {
-            "measurements": [profiling._row(f"ensemble_{size}", 1, 1, [0.5]) for size in SIZES],
+            "measurements": [latencies._row(f"ensemble_{size}", 1, 1, [0.5]) for size in SIZES],
             "other_threads": [],
         },
     }

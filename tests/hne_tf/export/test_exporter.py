@@ -10,8 +10,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost
 from hne_tf.export import exporter, signatures
-from hne_tf.export.warmup import WARM_UP
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.versions import MANIFEST, WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import DeployLayers
@@ -115,7 +114,7 @@ def test_the_manifest_tells_what_was_measured(run, manifest):
 
 def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loaded):
     seen = set()
-    for record in tf.data.TFRecordDataset(str(version / WARM_UP)):
+    for record in tf.data.TFRecordDataset(str(version / WARM_UP_REQUESTS)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         request = log.predict_log.request
         inputs = {

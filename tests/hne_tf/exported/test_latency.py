@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from hne_tf.export import profiling
+from hne_tf.exported import latency
 
 
 def test_all_take_one_turn_per_round_in_changing_order():
     calls = []
     timers = {name: lambda name=name: calls.append(name) or len(calls) for name in "abcd"}
-    times = profiling._take_turns(timers, runs=20)
+    times = latency._take_turns(timers, runs=20)
     rounds = [tuple(calls[start : start + 4]) for start in range(0, len(calls), 4)]
     assert all(sorted(turns) == list("abcd") for turns in rounds)
     assert len(set(rounds)) > 5
@@ -28,13 +28,13 @@ def test_all_take_one_turn_per_round_in_changing_order():
 def test_a_call_is_timed_after_one_that_is_not(monkeypatch):
     clock = iter([10.0, 10.025])
     calls = []
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
-    assert profiling._timer(lambda: calls.append(1))() == pytest.approx(25.0)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
+    assert latency._timer(lambda: calls.append(1))() == pytest.approx(25.0)
     assert len(calls) == 2
 
 
 def test_a_row_holds_percentiles():
-    row = profiling._row("ensemble_2", 4, 1, list(np.arange(101) / 10))
+    row = latency._row("ensemble_2", 4, 1, list(np.arange(101) / 10))
     assert row == {
         "signature": "ensemble_2",
         "batch_size": 4,
@@ -69,32 +69,32 @@ def fake_workers(monkeypatch):
             }
         )
 
-    monkeypatch.setattr(profiling, "_worker", worker)
-    monkeypatch.setattr(profiling, "default_threads", lambda path: 2)
+    monkeypatch.setattr(latency, "_worker", worker)
+    monkeypatch.setattr(latency, "default_threads", lambda path: 2)
     return started
 
 
 def test_models_share_a_process_per_number_of_threads(fake_workers, tmp_path):
-    first = profiling.Subject(tmp_path / "1", ("ensemble_1", "ensemble_2"), (1, 2))
-    second = profiling.Subject(tmp_path / "2", ("ensemble_1",), (2, 3))
-    latencies = profiling.measure_together([first, second], batch_sizes=(1, 8), runs=4)
+    first = latency.Subject(tmp_path / "1", ("ensemble_1", "ensemble_2"), (1, 2))
+    second = latency.Subject(tmp_path / "2", ("ensemble_1",), (2, 3))
+    latencies = latency.measure_together([first, second], batch_sizes=(1, 8), runs=4)
     both = [str(first.path), str(second.path)]
     assert fake_workers == [(both[:1], 1), (both, 2), (both[1:], 3)]
-    for number, (subject, latency) in enumerate(zip((first, second), latencies, strict=True), 1):
-        assert latency["hardware"]["cores"] >= 1
-        rows = latency["measurements"]
+    for number, (subject, measured) in enumerate(zip((first, second), latencies, strict=True), 1):
+        assert measured["hardware"]["cores"] >= 1
+        rows = measured["measurements"]
         # A row per signature and batch size, as servers read them.
         assert [(row["signature"], row["batch_size"]) for row in rows] == list(
             itertools.product(subject.signatures, (1, 8))
         )
         assert {row["threads"] for row in rows} == {2}
-        other = {row["threads"] for row in latency["other_threads"]}
+        other = {row["threads"] for row in measured["other_threads"]}
         assert other == set(subject.threads) - {2}
-        for row in rows + latency["other_threads"]:
+        for row in rows + measured["other_threads"]:
             assert row["p50_ms"] == row["p99_ms"] == 100 * number + row["threads"]
             assert row["runs"] == 4
 
 
 def test_servers_and_phones_have_their_own_default_of_threads(tmp_path):
-    assert profiling.default_threads(tmp_path / "model.tflite") == 1
-    assert profiling.default_threads(tmp_path / "1") >= 1
+    assert latency.default_threads(tmp_path / "model.tflite") == 1
+    assert latency.default_threads(tmp_path / "1") >= 1

@@ -1,6 +1,6 @@
 """Latency of a model's signatures on this machine.
 
-    python -m hne_tf.export.profiling
+    python -m hne_tf.exported.latency
 
 serves `measure_together`: the number of threads of TensorFlow is a setting of the
 process, so each has a process of its own. They call in turns, one at a time, so that
@@ -27,8 +27,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from hne_tf import hardware
 from hne_tf.errors import InputError
-
-_WARM_UP = 5
+from hne_tf.exported.session import WARM_UP_CALLS
 
 Key = TypeVar("Key", bound=Hashable)
 # Calls a signature and returns the milliseconds that it took.
@@ -125,7 +124,7 @@ def _take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]
     """Milliseconds of `runs` calls of each, after some that don't count, in random order."""
     times: dict[Key, list[float]] = {key: [] for key in timers}
     order = random.Random(0)
-    for turn in range(-_WARM_UP, runs):
+    for turn in range(-WARM_UP_CALLS, runs):
         for key in order.sample(list(timers), len(timers)):
             time_ms = timers[key]()
             if turn >= 0:
@@ -214,7 +213,7 @@ def _worker(
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "hne_tf.export.profiling"],
+            [sys.executable, "-m", "hne_tf.exported.latency"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

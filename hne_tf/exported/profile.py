@@ -1,14 +1,14 @@
 """Profiles of models: storage, accuracy and latency, measured together and kept in manifests."""
 
 import dataclasses
+import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hne_tf.errors import InputError
-from hne_tf.export import profiling, publish
-from hne_tf.exported import tflite_file
+from hne_tf.exported import latency, tflite_file, versions
 from hne_tf.exported.manifest import MANIFEST, read_manifest
 from hne_tf.tree import is_positive_integer
 
@@ -23,7 +23,7 @@ class Profile:
 
     Attributes:
       path: a version's folder or a `.tflite` file.
-      manifest: its manifest, with `latency` (see `profiling.measure_together`) and
+      manifest: its manifest, with `latency` (see `latency.measure_together`) and
         `storage` (see `storage`) as measured now.
     """
 
@@ -49,7 +49,7 @@ class Profile:
         return {size: by_size[str(size)] for size in self.manifest["sizes"]}
 
     def latency(self, size: int, batch_size: int, threads: int) -> dict[str, Any]:
-        """The row of an ensemble size, see `profiling.measure`."""
+        """The row of an ensemble size, see `latency.measure`."""
         latency = self.manifest["latency"]
         wanted = (f"ensemble_{size}", batch_size, threads)
         return next(
@@ -95,16 +95,16 @@ def profile(
     before = [_described(path) for path in paths]
     if keep:
         for path in filter(pathlib.Path.is_dir, paths):
-            publish.check_version(path)
+            versions.check_version(path)
     subjects = [
-        profiling.Subject(
+        latency.Subject(
             path,
             tuple(f"ensemble_{size}" for size in manifest["sizes"]),
-            tuple(sorted({*threads, profiling.default_threads(path)})),
+            tuple(sorted({*threads, latency.default_threads(path)})),
         )
         for path, manifest in zip(paths, before, strict=True)
     ]
-    latencies = profiling.measure_together(subjects, sorted({1, *batch_sizes}), runs)
+    latencies = latency.measure_together(subjects, sorted({1, *batch_sizes}), runs)
     profiles = [
         Profile(path, {**manifest, "latency": latency, "storage": storage(path)})
         for path, manifest, latency in zip(paths, before, latencies, strict=True)
@@ -169,7 +169,7 @@ def _described(path: pathlib.Path) -> dict[str, Any]:
 def _kept(profile: Profile) -> str:
     """Writes the manifest; says where."""
     if profile.path.is_dir():
-        version = publish.revise(profile.path, {MANIFEST: profile.manifest})
+        version = versions.revise(profile.path, {MANIFEST: json.dumps(profile.manifest, indent=2)})
         return f"published {version}: {profile.name} with these measurements"
     tflite_file.write_manifest(profile.path, profile.manifest)
     return f"written into the manifest of {profile.path}"
