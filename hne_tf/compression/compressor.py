@@ -21,8 +21,8 @@ from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training.trained import TrainedRun
 from hne_tf.training.workdir import Workdir
 

@@ -13,9 +13,10 @@ from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
 from hne_tf.models.ensemble import Architecture, Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import LayerFactory, TrainingLayers
+from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths, Tree
 
 _Layers = TypeVar("_Layers", bound=TrainingLayers)

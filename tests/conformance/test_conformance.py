@@ -12,8 +12,9 @@ import tensorflow as tf
 from hne_tf.export import signatures
 from hne_tf.models import weights
 from hne_tf.models.folding import fold
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.objectives import HierarchicalDistillation
 
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ from hne_tf.export.warmup import WARM_UP
 from hne_tf.exported.manifest import MANIFEST
 from hne_tf.models import folding, weights
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.training import trained
 
 

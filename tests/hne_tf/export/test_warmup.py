@@ -8,7 +8,7 @@ from hne_tf.errors import InputError
 from hne_tf.export import signatures
 from hne_tf.export.warmup import MOST_RECORDS, WARM_UP, write_requests
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.server.servable import Servable
 from hne_tf.training import build
 
