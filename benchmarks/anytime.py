@@ -219,7 +219,7 @@ def _models(folder: pathlib.Path) -> Iterator[Model]:
     import hne_tf
     from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     pretrained = hne_tf.from_pretrained("cifar10_cpu", deploy=True)

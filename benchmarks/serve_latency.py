@@ -78,7 +78,8 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     from hne_tf.models import folding, weights
     from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+    from hne_tf.models.layers.deploy import DeployLayers
+    from hne_tf.models.layers.training import TrainingLayers
     from hne_tf.tree import Tree
 
     cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)

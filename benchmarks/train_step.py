@@ -195,7 +195,7 @@ def _multiply_adds(branching: tuple[int, ...]) -> int:
     from hne_tf.evaluation import cost
     from hne_tf.models.architectures.resnet import PRESETS
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     tree = Tree(branching)

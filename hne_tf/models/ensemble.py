@@ -16,8 +16,10 @@ from hne_tf.models import averaging
 from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
 from hne_tf.models.architectures.msdnet import MSDNet
 from hne_tf.models.architectures.resnet import ResNet
-from hne_tf.models.layers.factory import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths, Tree
 
 # What a block gives to the next: a tensor, or a list of one per scale.

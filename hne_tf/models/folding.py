@@ -4,7 +4,8 @@ import numpy as np
 
 from hne_tf.models import weights as canonical
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import NORM_EPSILON, DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import NORM_EPSILON, TrainingLayers
 from hne_tf.models.weights import CanonicalWeights
 
 _NORM = "/norm/gamma"

@@ -18,8 +18,8 @@ from hne_tf.models.ensemble import (
     inputs_like,
     node_output,
 )
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths
 
 

@@ -6,16 +6,17 @@ from typing import Any, TypeVar
 import keras
 import ml_collections
 
+from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
 from hne_tf.models.ensemble import Architecture, Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import LayerFactory, TrainingLayers
+from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
-from hne_tf.objectives import losses
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths, Tree
 
 _Layers = TypeVar("_Layers", bound=TrainingLayers)
@@ -179,7 +180,7 @@ def objective(
         raise InputError(f"ramp_epochs must be 0 or more, got {section.ramp_epochs}")
     if section.ramp_epochs > 0:
         steps = max(1, round(section.ramp_epochs * steps_per_epoch))
-        alpha = losses.LinearRamp(alpha, steps, iterations)
+        alpha = objectives.LinearRamp(alpha, steps, iterations)
     distillation = {
         "alpha": alpha,
         "temperature": section.temperature,
@@ -187,10 +188,10 @@ def objective(
         "average": section.average,
     }
     builders = {
-        "independent": losses.IndependentLoss,
-        "subtree": lambda: losses.SubtreeLoss(sizes, section.average),
-        "codistillation": lambda: losses.CoDistillationLoss(**distillation),
-        "hierarchical": lambda: losses.HierarchicalDistillationLoss(sizes, **distillation),
+        "independent": objectives.Independent,
+        "subtree": lambda: objectives.Subtree(sizes, section.average),
+        "codistillation": lambda: objectives.CoDistillation(**distillation),
+        "hierarchical": lambda: objectives.HierarchicalDistillation(sizes, **distillation),
     }
     if section.name not in builders:
         raise InputError(f"objective must be one of {', '.join(builders)}, got {section.name!r}")

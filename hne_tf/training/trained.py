@@ -17,7 +17,7 @@ from hne_tf.evaluation import evaluation
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints
 from hne_tf.training import config as configs

@@ -6,9 +6,8 @@ import pytest
 import sklearn.metrics
 from scipy import special
 
-from hne_tf import metrics
+from hne_tf import metrics, objectives
 from hne_tf.errors import InputError
-from hne_tf.objectives import losses
 
 SIZES = (1, 2, 3, 6)
 LEAVES = 6
@@ -339,7 +338,7 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
     ]
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Reshape((2, 3))(keras.layers.Dense(6)(inputs)))
-    model.compile(loss=losses.IndependentLoss(), metrics=measures)
+    model.compile(loss=objectives.Independent(), metrics=measures)
     x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 3
     expected = model.evaluate(x, y, verbose=0, return_dict=True)
     model.save(tmp_path / "model.keras")

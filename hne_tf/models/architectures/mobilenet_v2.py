@@ -11,7 +11,7 @@ import keras
 
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import settings
-from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.layers.factory import Convolution, LayerFactory
 
 STAGE_WIDTHS = (16, 24, 32, 64, 96, 160, 320)
 STEM_WIDTH = 32
@@ -70,7 +70,7 @@ class MobileNetV2:
         """Applies block number `block`."""
         if block == 0:
             width = _divisible(STEM_WIDTH * self.width_multiplier)
-            x = layers.conv(x, "stem", width, 3, self.stem_stride, activation="relu6")
+            x = layers.conv(x, "stem", Convolution(width, 3, self.stem_stride, "relu6"))
         for stage in BLOCKS[block]:
             # Truncated first, as keras.applications does: its weights must fit.
             width = _divisible(int(STAGE_WIDTHS[stage] * self.width_multiplier))
@@ -82,7 +82,7 @@ class MobileNetV2:
                 )
         if block == self.blocks - 1:
             width = _divisible(LAST_WIDTH * max(1.0, self.width_multiplier))
-            x = layers.conv(x, "last", width, activation="relu6")
+            x = layers.conv(x, "last", Convolution(width, activation="relu6"))
         return x
 
     def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
@@ -100,9 +100,10 @@ def _inverted_residual(
 ) -> keras.KerasTensor:
     y, channels = x, x.shape[-1]
     if expansion > 1:
-        y = layers.conv(y, f"{name}.expand", expansion * channels, activation="relu6")
-    y = layers.depthwise(y, f"{name}.depthwise", strides=strides, activation="relu6")
-    y = layers.conv(y, f"{name}.project", width, activation=None)
+        y = layers.conv(y, f"{name}.expand", Convolution(expansion * channels, activation="relu6"))
+    each = Convolution.depthwise(strides=strides, activation="relu6")
+    y = layers.conv(y, f"{name}.depthwise", each)
+    y = layers.conv(y, f"{name}.project", Convolution(width, activation=None))
     return layers.add([x, y], f"{name}.add") if strides == 1 and channels == width else y
 
 

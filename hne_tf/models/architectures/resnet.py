@@ -11,7 +11,7 @@ import keras
 
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import settings
-from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.layers.factory import Convolution, LayerFactory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ResNet:
     def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
         """Applies block number `block`."""
         if block == 0:
-            x = layers.conv(x, "stem", self.stem_width, kernel_size=3)
+            x = layers.conv(x, "stem", Convolution(self.stem_width, kernel_size=3))
         for index in range(self.units[block]):
             strides = self.strides[block] if index == 0 else 1
             x = _residual(layers, f"unit{index}", x, _UNITS[self.unit], self.widths[block], strides)
@@ -79,7 +79,9 @@ def _residual(
 ) -> keras.KerasTensor:
     shortcut = x
     if strides > 1 or x.shape[-1] != width:
-        shortcut = layers.conv(x, f"{name}.shortcut", width, strides=strides, activation=None)
+        shortcut = layers.conv(
+            x, f"{name}.shortcut", Convolution(width, strides=strides, activation=None)
+        )
     y = branch(layers, name, x, width, strides)
     return layers.add([shortcut, y], f"{name}.add", activation="relu")
 
@@ -87,16 +89,17 @@ def _residual(
 def _bottleneck_branch(
     layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
 ) -> keras.KerasTensor:
-    x = layers.conv(x, f"{name}.conv1", max(1, width // 2))
-    x = layers.depthwise(x, f"{name}.conv2", strides=strides)
-    return layers.conv(x, f"{name}.conv3", width, activation=None, zero_gamma=True)
+    x = layers.conv(x, f"{name}.conv1", Convolution(max(1, width // 2)))
+    x = layers.conv(x, f"{name}.conv2", Convolution.depthwise(strides=strides))
+    return layers.conv(x, f"{name}.conv3", Convolution(width, activation=None, zero_gamma=True))
 
 
 def _basic_branch(
     layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
 ) -> keras.KerasTensor:
-    x = layers.conv(x, f"{name}.conv1", width, kernel_size=3, strides=strides)
-    return layers.conv(x, f"{name}.conv2", width, kernel_size=3, activation=None, zero_gamma=True)
+    x = layers.conv(x, f"{name}.conv1", Convolution(width, kernel_size=3, strides=strides))
+    last = Convolution(width, kernel_size=3, activation=None, zero_gamma=True)
+    return layers.conv(x, f"{name}.conv2", last)
 
 
 _UNITS = {"bottleneck": _bottleneck_branch, "basic": _basic_branch}

@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 
 
 @keras.saving.register_keras_serializable("hne_tf")

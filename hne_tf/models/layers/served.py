@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 from keras import KerasTensor
 
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 
 
 @keras.saving.register_keras_serializable("hne_tf")

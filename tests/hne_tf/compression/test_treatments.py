@@ -12,7 +12,7 @@ from hne_tf.models import weights
 from hne_tf.models.architectures.msdnet import MSDNet
 from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.tree import Tree
 

@@ -13,7 +13,7 @@ from hne_tf.export import exporter, signatures
 from hne_tf.exported.versions import MANIFEST, WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.training import trained
 
 

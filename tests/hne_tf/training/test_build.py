@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
@@ -11,10 +12,9 @@ from hne_tf.models.architectures.msdnet import MSDNet
 from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
-from hne_tf.objectives import losses
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training import build
 from hne_tf.training.config import default
 
@@ -41,10 +41,10 @@ def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("independent", losses.IndependentLoss),
-        ("subtree", losses.SubtreeLoss),
-        ("codistillation", losses.CoDistillationLoss),
-        ("hierarchical", losses.HierarchicalDistillationLoss),
+        ("independent", objectives.Independent),
+        ("subtree", objectives.Subtree),
+        ("codistillation", objectives.CoDistillation),
+        ("hierarchical", objectives.HierarchicalDistillation),
     ],
 )
 def test_every_objective_has_its_settings(name, kind):

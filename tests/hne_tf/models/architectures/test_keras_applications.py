@@ -11,7 +11,8 @@ from hne_tf.models.architectures.keras_applications import load_keras_applicatio
 from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
 from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 MULTIPLIER = 0.35

@@ -8,7 +8,8 @@ from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures.mobilenet_v2 import PRESETS, MobileNetV2
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 CLASSES = 7

@@ -8,7 +8,7 @@ from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
 from hne_tf.models.architectures.msdnet import PRESETS, MSDNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((16, 16, 3), tuple("abcde"), mean=(120.0,) * 3, std=(60.0,) * 3)

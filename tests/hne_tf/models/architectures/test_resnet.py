@@ -6,7 +6,8 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.models.architectures.resnet import PRESETS, ResNet
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 
 CLASSES = 7
 UNITS = ("bottleneck", "basic")

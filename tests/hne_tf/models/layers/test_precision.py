@@ -10,9 +10,9 @@ from hne_tf.models import weights
 from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee"), (128.0,) * 3, (64.0,) * 3)

@@ -8,12 +8,12 @@ import tensorflow as tf
 from scipy import special
 
 from hne_tf.errors import InputError
-from hne_tf.objectives.losses import (
-    CoDistillationLoss,
-    HierarchicalDistillationLoss,
-    IndependentLoss,
+from hne_tf.objectives import (
+    CoDistillation,
+    HierarchicalDistillation,
+    Independent,
     LinearRamp,
-    SubtreeLoss,
+    Subtree,
 )
 
 SIZES = (1, 2, 4)
@@ -30,10 +30,10 @@ DISTILLATION = [
     )
 ]
 LOSSES = [
-    IndependentLoss(),
-    *(SubtreeLoss(SIZES, average) for average in AVERAGES),
-    *(CoDistillationLoss(**settings) for settings in DISTILLATION),
-    *(HierarchicalDistillationLoss(SIZES, **settings) for settings in DISTILLATION),
+    Independent(),
+    *(Subtree(SIZES, average) for average in AVERAGES),
+    *(CoDistillation(**settings) for settings in DISTILLATION),
+    *(HierarchicalDistillation(SIZES, **settings) for settings in DISTILLATION),
 ]
 
 
@@ -66,18 +66,18 @@ def reference(loss, label, leaves, target=None):
     """The loss of one example as the paper writes it; `target` replaces the soft target."""
     config = loss.get_config()
     onehot = np.eye(CLASSES)[label]
-    if isinstance(loss, SubtreeLoss):
+    if isinstance(loss, Subtree):
         return sum(
             cross_entropy(onehot, ensemble(leaves, size, config["average"], 1.0))
             for size in config["sizes"]
         )
     independent = sum(cross_entropy(onehot, special.softmax(leaf)) for leaf in leaves)
-    if isinstance(loss, IndependentLoss):
+    if isinstance(loss, Independent):
         return independent
     temperature, alpha = config["temperature"], config["alpha"]
     if target is None:
         target = soft_target(leaves, config)
-    if isinstance(loss, CoDistillationLoss):
+    if isinstance(loss, CoDistillation):
         students = [special.softmax(leaf / temperature) for leaf in leaves]
     else:
         students = [
@@ -120,13 +120,13 @@ def test_one_value_per_example_equals_plain_loops(loss):
 @pytest.mark.parametrize(
     ("loss", "cross_entropies"),
     [
-        (IndependentLoss(), 4),
-        (SubtreeLoss(SIZES), 3),
-        (CoDistillationLoss(alpha=0.5, temperature=2.0), 4 + 0.5 * 2**2 * 4),
-        (CoDistillationLoss(alpha=0.5, temperature=2.0, combine="traded"), 0.5 * 4 + 2 * 4),
-        (HierarchicalDistillationLoss(SIZES, alpha=0.25, temperature=3.0), 4 + 0.25 * 9 * 2),
+        (Independent(), 4),
+        (Subtree(SIZES), 3),
+        (CoDistillation(alpha=0.5, temperature=2.0), 4 + 0.5 * 2**2 * 4),
+        (CoDistillation(alpha=0.5, temperature=2.0, combine="traded"), 0.5 * 4 + 2 * 4),
+        (HierarchicalDistillation(SIZES, alpha=0.25, temperature=3.0), 4 + 0.25 * 9 * 2),
         (
-            HierarchicalDistillationLoss(SIZES, alpha=0.25, temperature=3.0, combine="traded"),
+            HierarchicalDistillation(SIZES, alpha=0.25, temperature=3.0, combine="traded"),
             0.75 * 4 + 0.25 * 9 * 2,
         ),
     ],
@@ -156,7 +156,7 @@ def test_no_gradient_flows_through_the_soft_target(loss):
 
 def test_gradient_of_independent_leaves_is_softmax_minus_label():
     expected = special.softmax(LEAF_LOGITS, axis=-1) - np.eye(CLASSES)[LABELS][:, None]
-    np.testing.assert_allclose(gradient_of(IndependentLoss()), expected, atol=1e-6)
+    np.testing.assert_allclose(gradient_of(Independent()), expected, atol=1e-6)
 
 
 def test_gradient_of_codistillation_pulls_each_leaf_to_the_ensemble():
@@ -165,7 +165,7 @@ def test_gradient_of_codistillation_pulls_each_leaf_to_the_ensemble():
     students = special.softmax(LEAF_LOGITS / temperature, axis=-1)
     labels = special.softmax(LEAF_LOGITS, axis=-1) - np.eye(CLASSES)[LABELS][:, None]
     expected = (1 - alpha) * labels + alpha * temperature * (students - teacher)
-    loss = CoDistillationLoss(alpha=alpha, temperature=temperature, combine="traded")
+    loss = CoDistillation(alpha=alpha, temperature=temperature, combine="traded")
     np.testing.assert_allclose(gradient_of(loss), expected, atol=1e-5)
 
 
@@ -176,15 +176,15 @@ def test_gradient_of_hierarchical_distillation_pulls_only_nested_ensembles():
     for size in SIZES[:-1]:
         student = special.softmax(LEAF_LOGITS[:, :size].mean(axis=1) / temperature, axis=-1)
         expected[:, :size] += (alpha * temperature / size * (student - teacher))[:, None]
-    loss = HierarchicalDistillationLoss(SIZES, alpha=alpha, temperature=temperature)
+    loss = HierarchicalDistillation(SIZES, alpha=alpha, temperature=temperature)
     np.testing.assert_allclose(gradient_of(loss), expected, atol=1e-5)
 
 
 def test_unset_distillation_is_added_with_alpha_half_and_temperature_two():
     settings = {"alpha": 0.5, "temperature": 2.0, "combine": "added", "average": "logits"}
     for default, spelled_out in (
-        (CoDistillationLoss(), CoDistillationLoss(**settings)),
-        (HierarchicalDistillationLoss(SIZES), HierarchicalDistillationLoss(SIZES, **settings)),
+        (CoDistillation(), CoDistillation(**settings)),
+        (HierarchicalDistillation(SIZES), HierarchicalDistillation(SIZES, **settings)),
     ):
         np.testing.assert_array_equal(
             default.call(LABELS, LEAF_LOGITS), spelled_out.call(LABELS, LEAF_LOGITS)
@@ -194,14 +194,12 @@ def test_unset_distillation_is_added_with_alpha_half_and_temperature_two():
 @pytest.mark.parametrize("combine", ["added", "traded"])
 def test_ramp_is_silent_at_first_then_linear_then_constant(combine):
     iterations = keras.Variable(0, dtype="int64")
-    ramped = HierarchicalDistillationLoss(
-        SIZES, alpha=LinearRamp(0.8, 10, iterations), combine=combine
-    )
+    ramped = HierarchicalDistillation(SIZES, alpha=LinearRamp(0.8, 10, iterations), combine=combine)
     # Compiled once, as in training: the counter must not be baked in.
     compiled = tf.function(ramped.call)
     for step, alpha in [(0, 0.0), (1, 0.08), (5, 0.4), (10, 0.8), (11, 0.8), (1000, 0.8)]:
         iterations.assign(step)
-        constant = HierarchicalDistillationLoss(SIZES, alpha=alpha, combine=combine)
+        constant = HierarchicalDistillation(SIZES, alpha=alpha, combine=combine)
         np.testing.assert_allclose(
             compiled(tf.constant(LABELS), tf.constant(LEAF_LOGITS)),
             references(constant),
@@ -211,13 +209,13 @@ def test_ramp_is_silent_at_first_then_linear_then_constant(combine):
 
 def test_a_single_network_has_nobody_to_teach():
     single = LEAF_LOGITS[:, :1]
-    labels = np.array(references(IndependentLoss(), leaf_logits=single))
+    labels = np.array(references(Independent(), leaf_logits=single))
     for combine, weight in (("added", 1.0), ("traded", 0.7)):
-        loss = HierarchicalDistillationLoss((1,), alpha=0.3, combine=combine)
+        loss = HierarchicalDistillation((1,), alpha=0.3, combine=combine)
         values = loss.call(LABELS, single)
         assert values.shape == LABELS.shape
         np.testing.assert_allclose(values, weight * labels, rtol=1e-5)
-    np.testing.assert_allclose(SubtreeLoss((1,)).call(LABELS, single), labels, rtol=1e-5)
+    np.testing.assert_allclose(Subtree((1,)).call(LABELS, single), labels, rtol=1e-5)
 
 
 class Offset(keras.layers.Layer):
@@ -253,21 +251,21 @@ def test_losses_survive_keras_serialisation(loss):
 
 def test_a_ramp_is_saved_as_the_weight_it_ends_at():
     ramp = LinearRamp(0.8, 10, keras.Variable(0, dtype="int64"))
-    saved = keras.saving.serialize_keras_object(CoDistillationLoss(alpha=ramp))
+    saved = keras.saving.serialize_keras_object(CoDistillation(alpha=ramp))
     restored = keras.saving.deserialize_keras_object(saved)
     np.testing.assert_allclose(
-        restored.call(LABELS, LEAF_LOGITS), references(CoDistillationLoss(alpha=0.8)), rtol=1e-5
+        restored.call(LABELS, LEAF_LOGITS), references(CoDistillation(alpha=0.8)), rtol=1e-5
     )
 
 
 def test_alpha_one_may_be_traded_and_any_may_be_added():
-    CoDistillationLoss(alpha=1.0, combine="traded")
-    CoDistillationLoss(alpha=3.0, combine="added")
+    CoDistillation(alpha=1.0, combine="traded")
+    CoDistillation(alpha=3.0, combine="added")
 
 
 @pytest.mark.parametrize(
     "build",
-    [CoDistillationLoss, lambda **settings: HierarchicalDistillationLoss(SIZES, **settings)],
+    [CoDistillation, lambda **settings: HierarchicalDistillation(SIZES, **settings)],
 )
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -292,7 +290,7 @@ def test_bad_settings_of_distillation(build, settings, message):
 
 def test_bad_average_of_subtrees():
     with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
-        SubtreeLoss(SIZES, "median")
+        Subtree(SIZES, "median")
 
 
 @pytest.mark.parametrize("steps", [0, -5])
@@ -308,7 +306,7 @@ def test_hierarchical_distillation_from_the_last_is_exit_distillation():
     but for a constant factor.
     """
     alpha, temperature = 0.25, 3.0
-    loss = HierarchicalDistillationLoss(
+    loss = HierarchicalDistillation(
         range(1, LEAVES + 1),
         alpha=alpha,
         temperature=temperature,

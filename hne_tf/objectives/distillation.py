@@ -1,10 +1,4 @@
-"""Training objectives over leaf logits, as Keras losses.
-
-Ruiz and Verbeek, "Anytime Inference with Distilled Hierarchical Neural
-Ensembles", AAAI 2021, section 3.2. Every loss maps labels `[batch]` and leaf
-logits `[batch, leaves, classes]` to one value per example `[batch]`: sums, not
-means, over leaves and ensemble sizes, so that each leaf trains at full strength.
-"""
+"""Leaves or nested ensembles that learn from the full ensemble."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +8,7 @@ from keras import ops
 
 from hne_tf.errors import InputError
 from hne_tf.models.averaging import check_average, ensemble_log_probabilities
+from hne_tf.objectives.cross_entropy import cross_entropy
 
 COMBINATIONS = ("added", "traded")
 
@@ -41,49 +36,7 @@ class LinearRamp:
         return self.value * ops.minimum(progress, 1.0)
 
 
-@keras.saving.register_keras_serializable("hne_tf")
-class IndependentLoss(keras.losses.Loss):
-    """`L_I = sum_n CE(f_n, y)`: every leaf learns the labels by itself."""
-
-    def __init__(self, name: str = "independent", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return _cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1))
-
-
-@keras.saving.register_keras_serializable("hne_tf")
-class SubtreeLoss(keras.losses.Loss):
-    """`L_S = sum_b CE(E_{2^b}, y)`: the labels are learnt by the ensembles.
-
-    Lets branches co-adapt; the paper's negative result.
-
-    Args:
-      sizes: ensemble sizes, `tree.sizes`.
-      average: what is averaged, see `averaging.ensemble_log_probabilities`.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        average: str = "logits",
-        name: str = "subtree",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name=name, **kwargs)
-        self._sizes = tuple(sizes)
-        self._average = check_average(average)
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return _cross_entropy(
-            y_true, ensemble_log_probabilities(y_pred, self._sizes, self._average)
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "sizes": self._sizes, "average": self._average}
-
-
-class _DistillationLoss(keras.losses.Loss):
+class _Distillation(keras.losses.Loss):
     """Cross-entropy of every leaf, and students drawn to the full ensemble's soft target.
 
     `L_I + a T^2 D` when added, `(1 - a) L_I + a T^2 D` when traded, with `D`
@@ -127,7 +80,7 @@ class _DistillationLoss(keras.losses.Loss):
         self._average = check_average(average)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = _cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1))
+        labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1))
         teacher = ensemble_log_probabilities(
             y_pred, [y_pred.shape[1]], self._average, self._temperature
         )
@@ -152,10 +105,10 @@ class _DistillationLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class CoDistillationLoss(_DistillationLoss):
+class CoDistillation(_Distillation):
     """`D = sum_n CE(f_n / T, soft target)`: pulls every leaf to the ensemble, at diversity's cost.
 
-    See `_DistillationLoss` for the arguments.
+    See `_Distillation` for the arguments.
     """
 
     def __init__(self, name: str = "codistillation", **kwargs: Any) -> None:
@@ -166,7 +119,7 @@ class CoDistillationLoss(_DistillationLoss):
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class HierarchicalDistillationLoss(_DistillationLoss):
+class HierarchicalDistillation(_Distillation):
     """`D = sum_{b<B} CE(E_{2^b} / T, soft target)`: pulls only the nested sub-ensembles.
 
     For a network with exits, with all sizes and `average="last"`, the last exit
@@ -177,7 +130,7 @@ class HierarchicalDistillationLoss(_DistillationLoss):
     Args:
       sizes: ensemble sizes, `tree.sizes`; the last one is the teacher.
 
-    See `_DistillationLoss` for the other arguments.
+    See `_Distillation` for the other arguments.
     """
 
     def __init__(self, sizes: Sequence[int], name: str = "hierarchical", **kwargs: Any) -> None:
@@ -194,10 +147,3 @@ class HierarchicalDistillationLoss(_DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sizes": self._sizes}
-
-
-def _cross_entropy(labels: Any, log_probabilities: Any) -> Any:
-    """Sum over axis 1 of the cross-entropies of `[batch, k, classes]`: `[batch]`."""
-    labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-    targets = ops.one_hot(labels, log_probabilities.shape[-1], dtype=log_probabilities.dtype)
-    return -ops.einsum("bkc,bc->b", log_probabilities, targets)
