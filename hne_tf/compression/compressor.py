@@ -18,8 +18,8 @@ from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.objectives import HierarchicalDistillation
 
 if typing.TYPE_CHECKING:

@@ -245,7 +245,7 @@ class Manifest:
             raise InputError(f"{source} must be JSON: {error}") from None
         found = content.get("format") if isinstance(content, dict) else content
         if found is True or found != FORMAT:
-            raise InputError(f"{source} must have format {FORMAT}, got {ascii(found):.40}")
+            raise InputError(f"{source} must have format {FORMAT}, got {found!a:.40}")
         if not _is_shallow(content):
             raise InputError(f"{source} must have at most {_MOST_LEVELS} levels, got more")
         keys = {field.name for field in dataclasses.fields(cls)} - {"record"}
