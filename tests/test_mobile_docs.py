@@ -1,4 +1,4 @@
-"""The page on phones: its Python gives the pixels of evaluation, its other languages the signatures."""
+"""The page on phones: its code gives the pixels of evaluation and calls signatures that exist."""
 
 import itertools
 import pathlib
