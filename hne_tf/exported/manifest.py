@@ -401,5 +401,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
         text = file.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"a manifest must be a readable file, got {str(file)!a}: {reason}") from None
+        raise InputError(
+            f"a manifest must be a readable file, got {str(file)!a}: {reason}"
+        ) from None
     return Manifest.from_text(text, ascii(str(file)))

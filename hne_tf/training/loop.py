@@ -111,10 +111,23 @@ def _to_its_end(
     Raises:
       InputError: for a workdir of another run, or one that the workers do not share.
     """
-    step = None
-    if workers.cluster.is_chief:
-        workdir.claim(run.config, restart)
+    if not workers.cluster.is_chief:
+        return _from_its_step(run, data_set, workers, workdir, None, report)
+    workdir.claim(run.config, restart)
+    with workdir.in_use():
         step = _resume(run, workdir, report)
+        return _from_its_step(run, data_set, workers, workdir, step, report)
+
+
+def _from_its_step(
+    run: TrainingRun,
+    data_set: DataSet,
+    workers: Workers,
+    workdir: Workdir,
+    step: int | None,
+    report: Callable[[str], None],
+) -> int:
+    """Trains from the step that the chief has restored; returns the step reached."""
     # Only the chief writes, so the others see what it has begun or cleared away.
     workers.wait()
     if not workers.cluster.is_chief:

@@ -3,6 +3,7 @@
 A compressed run has weights.npz and compression.json in place of checkpoints.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,9 +12,14 @@ from typing import Any
 
 import ml_collections
 
+from hne_tf import files
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
 from hne_tf.training.config import differences, from_json
+
+_LOCK = ".lock"
+# What is in the folder of a run that has not begun.
+_EMPTY = {_LOCK, "checkpoints"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Workdir:
             difference, or holds something else.
         """
         if restart and self.path.exists():
-            self.path.rename(next(_free_names(self.path)))
+            with self.in_use():
+                self.path.rename(next(_free_names(self.path)))
         if self.compression_path.exists():
             raise InputError(
                 f"{self.path} holds a compressed run, which is not trained further; "
@@ -100,12 +107,32 @@ class Workdir:
             # Data may have moved since, or been found to be corrupt in places.
             write_json(self.config_path, config.to_dict())
             return
-        if self.path.is_file() or (self.path.exists() and any(self.path.iterdir())):
+        # A kill at the very beginning leaves a folder of checkpoints without settings.
+        if self.path.is_file() or (
+            self.path.exists() and {file.name for file in self.path.iterdir()} - _EMPTY
+        ):
             raise InputError(
                 f"--workdir must be a new folder or the folder of a run, got {self.path}"
             )
-        self.checkpoints.mkdir(parents=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, config.to_dict())
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other trainings out of the folder while the block runs.
+
+        A training that was killed no longer counts.
+
+        Raises:
+          InputError: if another training is in the folder.
+        """
+        with files.locked(self.path / _LOCK) as lock:
+            if lock is None:
+                raise InputError(
+                    f"--workdir must be in use by one training at a time, got {self.path}, where "
+                    "another one is running"
+                )
+            yield
 
     def drop_metrics_after(self, step: int) -> None:
         """Forgets records of steps that a resumed run will take again."""
