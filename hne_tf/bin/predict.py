@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Late answers are reported, not cut off, but a hanging server must not hang the user.
 _GRACE_MS = 10_000.0
 # Of what a size was measured to take, for --budget_for: room for what the next call takes.
-_BUDGET_FACTOR = 1.5
+_BUDGET_FACTOR = 1.3
 _EXIT_REFUSED = 3
 
 

@@ -167,7 +167,7 @@ def test_a_failure_that_no_budget_explains_ends_the_run(ask, picture, fail_below
     assert complained == ["hne-predict: no answer within 2 ms"]
 
 
-@pytest.mark.parametrize(("size", "budget_ms"), [(1, "3"), (4, "3e+09")])
+@pytest.mark.parametrize(("size", "budget_ms"), [(1, "2.6"), (4, "2.6e+09")])
 def test_a_budget_for_a_size_is_by_its_latency(ask, picture, estimates, size, budget_ms):
     estimates({1: 2.0, 2: 2e4, 4: 2e9})
     code, printed, _ = ask(f"--budget_for={size}", picture)
@@ -206,7 +206,7 @@ def test_latencies_and_budgets_of_a_batch_are_of_all_pictures(ask, class_folders
     assert (code, measured) == (0, [5])
     assert printed[0] == "| size | ms for 5 pictures |"
     assert printed[2].split()[3] == "8.00"
-    assert " ms of 12 ms" in printed[5]
+    assert " ms of 10.4 ms" in printed[5]
 
 
 def test_a_score_counts_the_right_answers(ask, class_folders, manifest_path, tmp_path):
