@@ -145,7 +145,11 @@ def compress(
 
 def _check(run: TrainedRun, settings: Settings) -> None:
     """Raises `InputError` if a run cannot be compressed this way."""
-    factory = run.model.factory
+    factory, architecture = run.model.factory, run.model.architecture
+    if not architecture.quantizable:
+        raise InputError(
+            f"only a quantizable architecture is compressed, got {type(architecture).__name__}"
+        )
     if isinstance(factory, QuantizedLayers):
         raise InputError("a quantised run cannot be compressed again; take the run it was made of")
     untrained = settings.method == "quantize" and not settings.epochs

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,42 +12,14 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import averaging
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
-from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models import averaging, serialisation
+from hne_tf.models.architectures.architecture import Activation, Architecture
 from hne_tf.models.layers.factory import LayerFactory
-from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths, Tree
 
-# What a block gives to the next: a tensor, or a list of one per scale.
-Activation = Any
-
-
 # Places `(block, node)` in the tree, and the sub-network that computes their nodes.
 Network = tuple[tuple[tuple[int, int], ...], keras.Model]
-
-
-class Architecture(Protocol):
-    """A network cut into blocks: a frozen dataclass of settings, in plain values.
-
-    Attributes:
-      blocks: number of blocks.
-    """
-
-    @property
-    def blocks(self) -> int: ...
-
-    def block(self, layers: LayerFactory, block: int, x: Activation) -> Activation:
-        """Applies block number `block` to the images or to what the block before gives."""
-
-    def head(self, layers: LayerFactory, x: Activation, classes: int) -> Any:
-        """Logits `[batch, classes]` of what a block gives."""
-
-
-_ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MobileNetV2, MSDNet)}
 
 
 class Ensemble(keras.Model):
@@ -70,11 +42,11 @@ class Ensemble(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """What `from_config` builds the same model from, as plain values."""
         return {
-            "architecture": type(self.architecture).__name__,
-            "architecture_settings": dataclasses.asdict(self.architecture),
+            "architecture": serialisation.registered_name(self.architecture),
+            "architecture_settings": self.architecture.get_config(),
             **dataclasses.asdict(self.tree),
-            "factory": type(self.factory).__name__,
-            "factory_settings": dataclasses.asdict(self.factory),
+            "factory": serialisation.registered_name(self.factory),
+            "factory_settings": self.factory.get_config(),
             "images": dataclasses.asdict(self.images),
             "average": self.average,
             "name": self.name,
@@ -85,10 +57,10 @@ class Ensemble(keras.Model):
         """Builds the model that `get_config` describes, untrained."""
         del custom_objects
         return cls(
-            _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
+            serialisation.architecture(config["architecture"], config["architecture_settings"]),
             Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
             ImageSpec(**config["images"]),
-            _factory(config["factory"])(**config["factory_settings"]),
+            serialisation.factory(config["factory"], config["factory_settings"]),
             # Models saved before averages were part of them.
             config.get("average", "logits"),
             config["name"],
@@ -134,7 +106,7 @@ class TreeEnsemble(Ensemble):
 
     Args:
       architecture: the network that is cut into blocks: `ResNet(…)`,
-        `MobileNetV2(…)` or `MSDNet(…)`.
+        `MobileNetV2(…)`, `MSDNet(…)` or one of your own.
       tree: which nodes there are: `Tree(…)` with one branching factor per block, or
         `Exits(…)`, a single network with a classifier after each block.
       images: shape, classes and normalisation of the images.
@@ -226,28 +198,6 @@ class TreeEnsemble(Ensemble):
 
     def _predict_leaves(self, images: Any, leaves: range, batch_size: int) -> np.ndarray:
         return self.of_leaves(leaves).predict(images, batch_size=batch_size, verbose=0)
-
-
-def _factory(name: str) -> type[LayerFactory]:
-    """The layer factory of this class name."""
-    # These need TensorFlow itself, and are loaded only for a model that has them.
-    if name == "QuantizedLayers":
-        from hne_tf.models.layers.quantized import QuantizedLayers
-
-        return QuantizedLayers
-    if name.startswith("Fused"):
-        from hne_tf.models.layers import fused
-
-        return {
-            factory.__name__: factory
-            for factory in (fused.FusedTrainingLayers, fused.FusedGroupedLayers)
-        }[name]
-    if name == "ServedLayers":
-        from hne_tf.models.layers.served import ServedLayers
-
-        return ServedLayers
-    factories = (TrainingLayers, DeployLayers, GroupedLayers)
-    return {factory.__name__: factory for factory in factories}[name]
 
 
 def images_and_normalisation(images: ImageSpec) -> tuple[keras.KerasTensor, keras.Layer]:

@@ -5,11 +5,11 @@ import dataclasses
 import keras
 from keras import ops
 
+from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import averaging, weights
+from hne_tf.models.architectures.architecture import Activation, Architecture
 from hne_tf.models.ensemble import (
-    Activation,
-    Architecture,
     Ensemble,
     Network,
     TreeEnsemble,
@@ -40,7 +40,8 @@ class GroupedEnsemble(Ensemble):
       average: how leaves are averaged, as for `TreeEnsemble`.
 
     Raises:
-      InputError: if tree and architecture differ in their number of blocks.
+      InputError: if tree and architecture differ in their number of blocks, or the
+        architecture is not `groupable`.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class GroupedEnsemble(Ensemble):
         name: str = "hne",
     ) -> None:
         check_blocks(architecture, tree)
+        if not architecture.groupable:
+            raise InputError(
+                "nodes are computed together for a groupable architecture only, got "
+                f"{type(architecture).__name__}"
+            )
         averaging.check_average(average)
         layers = GroupedLayers() if layers is None else layers
         inputs, normalise = images_and_normalisation(images)

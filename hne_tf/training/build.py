@@ -10,8 +10,9 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
-from hne_tf.models.ensemble import Architecture, Ensemble, TreeEnsemble
+from hne_tf.models import architectures
+from hne_tf.models.architectures import Architecture
+from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
@@ -21,14 +22,6 @@ from hne_tf.tree import Paths, Tree
 
 _Layers = TypeVar("_Layers", bound=TrainingLayers)
 
-# Presets of each architecture; those with exits are single networks.
-_WITH_EXITS = ("multi_exit", "msdnet")
-_PRESETS = {
-    "resnet": resnet.PRESETS,
-    "mobilenet_v2": mobilenet_v2.PRESETS,
-    "multi_exit": resnet.PRESETS,
-    "msdnet": msdnet.PRESETS,
-}
 # Fields of the model section that are no settings of the architecture itself.
 _CHOICES = ("architecture", "branching", "preset")
 
@@ -42,7 +35,7 @@ def tree(config: ml_collections.ConfigDict) -> Paths:
 
 def has_exits(config: ml_collections.ConfigDict) -> bool:
     """Whether the model is a single network with exits."""
-    return config.model.architecture in _WITH_EXITS
+    return architectures.find(config.model.architecture).exits
 
 
 def architecture(config: ml_collections.ConfigDict) -> Architecture:
@@ -52,11 +45,7 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
       InputError: for an unknown architecture or settings that it does not take.
     """
     model = config.model
-    if model.architecture not in _PRESETS:
-        raise InputError(
-            f"architecture must be one of {', '.join(_PRESETS)}, got {model.architecture!r}"
-        )
-    presets = _PRESETS[model.architecture]
+    presets = architectures.find(model.architecture).kind.presets
     if model.preset not in presets:
         raise InputError(f"preset must be one of {', '.join(presets)}, got {model.preset!r}")
     preset = presets[model.preset]
@@ -77,7 +66,8 @@ def is_grouped(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
     Raises:
       InputError: if `training.factory` is not auto, branched or grouped.
     """
-    choices = {"auto": accelerated, "branched": False, "grouped": True}
+    groupable = architectures.find(config.model.architecture).kind.groupable
+    choices = {"auto": accelerated and groupable, "branched": False, "grouped": True}
     choice = config.training.factory
     if choice not in choices:
         raise InputError(f"training.factory must be one of {', '.join(choices)}, got {choice!r}")
@@ -173,7 +163,7 @@ def objective(
     if section.average == "last" and not has_exits(config):
         raise InputError(
             "average must be logits or probabilities for a tree, whose leaves are equals, "
-            f"got {section.average!r}, which is for {' and '.join(_WITH_EXITS)}"
+            f"got {section.average!r}, which is for networks with exits"
         )
     alpha = section.alpha
     if section.ramp_epochs < 0:

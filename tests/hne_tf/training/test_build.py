@@ -6,10 +6,7 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import MobileNetV2, MSDNet, ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
@@ -22,18 +19,18 @@ from hne_tf.training.config import default
 def test_a_preset_is_the_network_unless_settings_replace_parts_of_it():
     config = default()
     config.model.preset = "large"
-    assert build.architecture(config) == resnet.PRESETS["large"]
+    assert build.architecture(config) == ResNet.presets["large"]
     config.model.widths = (8,) * 5
     config.model.unit = "basic"
     assert build.architecture(config) == dataclasses.replace(
-        resnet.PRESETS["large"], widths=(8,) * 5, unit="basic"
+        ResNet.presets["large"], widths=(8,) * 5, unit="basic"
     )
 
 
 def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
     config = default()
     config.model.architecture = "mobilenet_v2"
-    assert build.architecture(config) == mobilenet_v2.PRESETS["small"]
+    assert build.architecture(config) == MobileNetV2.presets["small"]
     config.model.update(preset="large", width_multiplier=0.75, units=(1,) * 7, stem_stride=1)
     assert build.architecture(config) == MobileNetV2(0.75, units=(1,) * 7, stem_stride=1)
 
@@ -108,7 +105,7 @@ def test_networks_with_exits_have_one_after_each_block(architecture, kind):
 def test_settings_of_a_dense_network_replace_the_presets():
     config = default()
     config.model.update(architecture="msdnet", growth=4, bottlenecks=(0, 0, 0), head_width=32)
-    small = dataclasses.replace(msdnet.PRESETS["small"], growth=4, head_width=32)
+    small = dataclasses.replace(MSDNet.presets["small"], growth=4, head_width=32)
     assert build.architecture(config) == dataclasses.replace(small, bottlenecks=(0, 0, 0))
 
 
