@@ -90,7 +90,12 @@ def _stepper(
     )
     # Before the graph is made, which may create no variables.
     optimizer.build(model.trainable_variables)
-    objective = _final_objective(config)
+    objective = build.objective(config, steps_per_epoch=None)
+    if getattr(objective, "activations", ()):
+        raise InputError(
+            "a compressed model is trained further without activations of nodes, which "
+            f"{config.objective.name} asks for"
+        )
     mean_loss = tf_keras.metrics.Mean()
     accuracy = EnsembleAccuracy(sizes, config.objective.average)
 
@@ -119,10 +124,3 @@ def _stepper(
         return {"loss": float(mean_loss.result()), **accuracies}
 
     return take_steps
-
-
-def _final_objective(config: ml_collections.ConfigDict) -> Any:
-    """The run's objective as it was at the end, all ramps done."""
-    final = ml_collections.ConfigDict(config.to_dict())
-    final.objective.ramp_epochs = 0.0
-    return build.objective(final, steps_per_epoch=1.0, iterations=None)

@@ -26,7 +26,7 @@ every_factory = pytest.mark.parametrize(
 def build(factory, precision):
     resnet = ResNet("bottleneck", (4, 6), (1, 1), (1, 2), stem_width=4)
     ensemble = GroupedEnsemble if issubclass(factory, GroupedLayers) else TreeEnsemble
-    return ensemble(resnet, Tree((1, 2)), factory(precision=precision), IMAGES)
+    return ensemble(resnet, Tree((1, 2)), IMAGES, factory(precision=precision))
 
 
 @every_factory
