@@ -193,13 +193,13 @@ def _cifar():
 
 def _multiply_adds(branching: tuple[int, ...]) -> int:
     from hne_tf.evaluation import cost
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
     from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     tree = Tree(branching)
-    model = TreeEnsemble(PRESETS["small"], tree, _cifar(), DeployLayers())
+    model = TreeEnsemble(ResNet.presets["small"], tree, _cifar(), DeployLayers())
     return cost.per_size(model, [tree.leaves])[tree.leaves].multiply_adds
 
 

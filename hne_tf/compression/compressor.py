@@ -153,6 +153,11 @@ def compressed(model: TreeEnsemble, settings: Settings, training: Training) -> C
 
 def check(model: TreeEnsemble, settings: Settings) -> None:
     """Raises `InputError` if a model cannot be compressed this way."""
+    if not model.architecture.quantizable:
+        raise InputError(
+            "only a quantizable architecture is compressed, "
+            f"got {type(model.architecture).__name__}"
+        )
     if isinstance(model.factory, QuantizedLayers):
         raise InputError(
             "a quantised model cannot be compressed again; take the model it was made of"

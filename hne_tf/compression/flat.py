@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from hne_tf.errors import extra
-from hne_tf.models.ensemble import TreeEnsemble, node_output
+from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.nodes import node_output
 
 with extra("compress"):
     import tf_keras

@@ -14,9 +14,10 @@ _NORM = "/norm/gamma"
 def deployed(model: TreeEnsemble) -> TreeEnsemble:
     """The model in the deploy factory's form, its batch norms folded.
 
-    A compressed model has that form, or the one of `QuantizedLayers`, already.
+    A compressed model has that form, or the one of `QuantizedLayers`, already; a
+    network that cannot be folded stays as it is.
     """
-    if not isinstance(model.factory, TrainingLayers):
+    if not isinstance(model.factory, TrainingLayers) or not model.architecture.foldable:
         return model
     folded = model.rebuilt(DeployLayers())
     canonical.load(folded, fold(canonical.read(model)))

@@ -9,31 +9,9 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.models.averaging import check_average, ensemble_log_probabilities
 from hne_tf.objectives.cross_entropy import cross_entropy
+from hne_tf.tree import ensemble_sizes
 
 COMBINATIONS = ("added", "traded")
-
-
-class LinearRamp:
-    """A weight that grows linearly from 0 to `value` over the first `steps` steps.
-
-    An untrained ensemble is a poor teacher; this keeps it silent at first.
-
-    Args:
-      value: final weight.
-      steps: steps until it is reached.
-      iterations: the optimiser's step counter, `optimizer.iterations`.
-    """
-
-    def __init__(self, value: float, steps: int, iterations: keras.Variable) -> None:
-        if steps < 1:
-            raise InputError(f"a ramp takes 1 step or more, got {steps}")
-        self.value = value
-        self._steps = steps
-        self._iterations = iterations
-
-    def __call__(self) -> Any:
-        progress = ops.cast(self._iterations, "float32") / self._steps
-        return self.value * ops.minimum(progress, 1.0)
 
 
 class _Distillation(keras.losses.Loss):
@@ -43,41 +21,48 @@ class _Distillation(keras.losses.Loss):
     the students' cross-entropy against `softmax(E_N / T)`, gradient stopped.
 
     Args:
-      alpha: `a`, or a `LinearRamp` to it.
+      alpha: `a`.
       temperature: `T`.
       combine: `"added"` or `"traded"`.
       average: what is averaged, see `averaging.ensemble_log_probabilities`.
+      ramp_steps: steps over which `a` grows linearly from 0 to `alpha`: an untrained
+        ensemble is a poor teacher. They are counted by `iterations`.
+
+    Attributes:
+      iterations: the optimiser's step counter, see `Objective`.
 
     Raises:
       InputError: for a negative `alpha`, one above 1 when traded, a
-        temperature of 0 or below, or an unknown `combine` or `average`.
+        temperature of 0 or below, a negative number of steps, or an unknown
+        `combine` or `average`.
     """
 
     def __init__(
         self,
-        alpha: float | LinearRamp = 0.5,
+        alpha: float = 0.5,
         temperature: float = 2.0,
         combine: str = "added",
         average: str = "logits",
+        ramp_steps: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        ramped = isinstance(alpha, LinearRamp)
-        self._constant_alpha = float(alpha.value if ramped else alpha)
         if combine not in COMBINATIONS:
             raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}")
-        if not self._constant_alpha >= 0:
-            raise InputError(f"alpha must be 0 or more, got {self._constant_alpha}")
-        if combine == "traded" and self._constant_alpha > 1:
-            raise InputError(
-                f"alpha must be at most 1 when it is traded, got {self._constant_alpha}"
-            )
+        if not alpha >= 0:
+            raise InputError(f"alpha must be 0 or more, got {alpha}")
+        if combine == "traded" and alpha > 1:
+            raise InputError(f"alpha must be at most 1 when it is traded, got {alpha}")
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
-        self._alpha = alpha if ramped else lambda: self._constant_alpha
+        if not ramp_steps >= 0:
+            raise InputError(f"ramp_steps must be 0 or more, got {ramp_steps}")
+        self._alpha = alpha
         self._temperature = temperature
         self._combine = combine
         self._average = check_average(average)
+        self._ramp_steps = ramp_steps
+        self.iterations: keras.Variable | None = None
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1))
@@ -86,9 +71,20 @@ class _Distillation(keras.losses.Loss):
         )
         soft_target = ops.stop_gradient(ops.exp(teacher))
         distillation = -ops.sum(soft_target * self._students(y_pred), axis=(1, 2))
-        alpha = self._alpha()
+        alpha = self._ramped_alpha()
         weight = 1.0 if self._combine == "added" else 1.0 - alpha
         return weight * labels + alpha * self._temperature**2 * distillation
+
+    def _ramped_alpha(self) -> Any:
+        if not self._ramp_steps:
+            return self._alpha
+        if self.iterations is None:
+            raise InputError(
+                f"ramp_steps={self._ramp_steps} must be counted: compile an ensemble with the "
+                "loss, or set its iterations to optimizer.iterations"
+            )
+        progress = ops.cast(self.iterations, "float32") / self._ramp_steps
+        return self._alpha * ops.minimum(progress, 1.0)
 
     def _students(self, leaf_logits: Any) -> Any:
         """Log-probabilities `[batch, students, classes]` at the loss's temperature."""
@@ -97,10 +93,11 @@ class _Distillation(keras.losses.Loss):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "alpha": self._constant_alpha,
+            "alpha": self._alpha,
             "temperature": self._temperature,
             "combine": self._combine,
             "average": self._average,
+            "ramp_steps": self._ramp_steps,
         }
 
 
@@ -111,8 +108,17 @@ class CoDistillation(_Distillation):
     See `_Distillation` for the arguments.
     """
 
-    def __init__(self, name: str = "codistillation", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        temperature: float = 2.0,
+        combine: str = "added",
+        average: str = "logits",
+        ramp_steps: int = 0,
+        name: str = "codistillation",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(alpha, temperature, combine, average, ramp_steps, name=name, **kwargs)
 
     def _students(self, leaf_logits: Any) -> Any:
         return ops.log_softmax(leaf_logits / self._temperature, axis=-1)
@@ -128,22 +134,36 @@ class HierarchicalDistillation(_Distillation):
     temperature; theirs is `"traded"`, times a constant factor.
 
     Args:
-      sizes: ensemble sizes, `tree.sizes`; the last one is the teacher.
+      sizes: ensemble sizes, of which the last one is the teacher; by default powers of
+        two below the number of leaves, then all leaves, as `Tree.sizes`. A network with
+        exits has others, `Exits.sizes`.
 
     See `_Distillation` for the other arguments.
+
+    Example:
+      >>> model.compile("sgd", loss=HierarchicalDistillation(alpha=0.5, ramp_steps=1000))
     """
 
-    def __init__(self, sizes: Sequence[int], name: str = "hierarchical", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-        self._sizes = tuple(sizes)
+    def __init__(
+        self,
+        sizes: Sequence[int] | None = None,
+        alpha: float = 0.5,
+        temperature: float = 2.0,
+        combine: str = "added",
+        average: str = "logits",
+        ramp_steps: int = 0,
+        name: str = "hierarchical",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(alpha, temperature, combine, average, ramp_steps, name=name, **kwargs)
+        self._sizes = None if sizes is None else tuple(sizes)
 
     def _students(self, leaf_logits: Any) -> Any:
+        *students, _ = self._sizes or ensemble_sizes(leaf_logits.shape[1])
         # A single network has no smaller ensemble; it teaches nobody.
-        if len(self._sizes) == 1:
+        if not students:
             return ops.zeros_like(leaf_logits)
-        return ensemble_log_probabilities(
-            leaf_logits, self._sizes[:-1], self._average, self._temperature
-        )
+        return ensemble_log_probabilities(leaf_logits, students, self._average, self._temperature)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sizes": self._sizes}

@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import pytest
 import sklearn.metrics
+import tensorflow as tf
 from scipy import special
 
 from hne_tf import metrics, objectives
 from hne_tf.errors import InputError
+from hne_tf.tree import Tree
 
 SIZES = (1, 2, 3, 6)
 LEAVES = 6
@@ -344,3 +346,59 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(expected)
+
+
+LAZY = [
+    metrics.EnsembleAccuracy,
+    metrics.NegativeLogLikelihood,
+    metrics.BrierScore,
+    metrics.ExpectedCalibrationError,
+    metrics.Disagreement,
+    metrics.LeafVariance,
+]
+
+
+@pytest.mark.parametrize("kind", LAZY, ids=lambda kind: kind.__name__)
+def test_sizes_are_those_of_a_tree_by_default(kind):
+    expected = measured(kind(Tree((LEAVES,)).sizes))
+    metric = kind()
+    # Before the leaves are known there is nothing to tell, and nothing to forget.
+    assert metric.result() == {}
+    metric.reset_state()
+    assert measured(metric) == expected
+    copy = kind.from_config(metric.get_config())
+    assert measured(copy) == expected
+
+
+def test_all_leaves_are_measured_by_default():
+    assert measured(metrics.LeafAccuracy()) == measured(metrics.LeafAccuracy(LEAVES))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "nll", "brier", "ece", "leaf_accuracy"])
+def test_one_hot_labels_are_labels(name):
+    classes = LEAF_LOGITS.shape[-1]
+    metric = EVERY_METRIC[name]()
+    metric.update_state(np.eye(classes, dtype=np.float32)[LABELS], LEAF_LOGITS)
+    expected = EVERY_METRIC[name]()
+    expected.update_state(LABELS, LEAF_LOGITS)
+    for key, value in expected.result().items():
+        np.testing.assert_allclose(metric.result()[key], value, rtol=1e-6)
+
+
+def test_lazy_metrics_in_a_loop_over_two_devices():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        metric = metrics.EnsembleAccuracy()
+        metric.build(LEAVES)
+    update = tf.function(lambda labels, logits: strategy.run(metric.update_state, (labels, logits)))
+
+    def part(values):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(values[context.replica_id_in_sync_group :: 2])
+        )
+
+    update(part(LABELS), part(LEAF_LOGITS))
+    expected = measured(metrics.EnsembleAccuracy())
+    assert {name: float(value) for name, value in metric.result().items()} == pytest.approx(
+        expected
+    )

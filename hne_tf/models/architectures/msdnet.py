@@ -8,20 +8,23 @@ the first layer on. "Network reduction" (section 4 of the paper) drops the fines
 scale after each of as many parts of the network as there are scales.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-
-import keras
+from typing import TYPE_CHECKING
 
 from hne_tf.errors import InputError
+from hne_tf.models.architectures.architecture import Architecture
 from hne_tf.models.layers.factory import Convolution, LayerFactory
 from hne_tf.tree import is_positive_integer
 
-Tensor = keras.KerasTensor
+if TYPE_CHECKING:
+    from keras import KerasTensor as Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class MSDNet:
+class MSDNet(Architecture):
     """Settings of the network; an activation is a list of tensors from fine to coarse.
 
     Attributes:
@@ -159,7 +162,7 @@ class MSDNet:
         return thinned
 
 
-PRESETS = {
+MSDNet.presets = {
     # The paper's growth, stem and bottlenecks, with fewer layers and with as many.
     "small": MSDNet((4, 2, 2, 2, 2)),
     "large": MSDNet((4,) + (2,) * 10),

@@ -10,6 +10,7 @@ from hne_tf.models.layers.factory import Convolution
 from hne_tf.models.layers.plain import PlainLayers
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class DeployLayers(PlainLayers):
     """Convolution with a bias and activation: what batch norm folds into for inference."""

@@ -20,6 +20,7 @@ from hne_tf.models.layers.factory import Convolution
 from hne_tf.models.layers.training import TrainingLayers
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class GroupedLayers(TrainingLayers):
     """`TrainingLayers` for several nodes of a block; weights and results are the same.

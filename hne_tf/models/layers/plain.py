@@ -1,11 +1,26 @@
-"""The layers without weights, the same in every Keras 3 factory."""
+"""What every Keras 3 factory has: layers without weights, and its settings."""
+
+import dataclasses
+from typing import Any
 
 import keras
 from keras import KerasTensor
 
 
 class PlainLayers:
-    """What comes into a node, sums, concatenations, averages and activations."""
+    """Entries of nodes, sums, concatenations, averages and activations.
+
+    Subclasses are frozen dataclasses of plain settings, registered with Keras.
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, which `from_config` takes."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PlainLayers":
+        """The factory of some settings."""
+        return cls(**config)
 
     @property
     def _policy(self) -> str:

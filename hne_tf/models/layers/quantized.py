@@ -25,6 +25,7 @@ _LEAST_CHANNEL = 1e-3
 _LEAST_WIDTH = 1e-6
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class QuantizedLayers(DeployLayers):
     """The deploy factory's layers with 8-bit kernels and activations.

@@ -17,6 +17,7 @@ NORM_EPSILON = 1e-3
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class TrainingLayers(PlainLayers):
     """Convolution without bias, batch normalisation, activation; a layer each.

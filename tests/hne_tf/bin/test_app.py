@@ -80,7 +80,7 @@ def test_the_command_is_what_was_given():
         f"--config={digits.__file__}",
         "--config.data.data_dir=my data",
         "--config.model.branching=(1, 2, 2)",
-        "--config.model.widths=()",
+        "--config.model.resnet.widths=()",
         "--config.training.batch_size=8",
         "--only=a,b",
     ]

@@ -12,7 +12,7 @@ from hne_tf.exported import manifest, steps, tflite_file
 from hne_tf.exported.session import AnytimeSession
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree

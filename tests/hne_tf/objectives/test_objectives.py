@@ -12,9 +12,9 @@ from hne_tf.objectives import (
     CoDistillation,
     HierarchicalDistillation,
     Independent,
-    LinearRamp,
     Subtree,
 )
+from hne_tf.tree import Tree
 
 SIZES = (1, 2, 4)
 LEAVES = 4
@@ -193,18 +193,53 @@ def test_unset_distillation_is_added_with_alpha_half_and_temperature_two():
 
 @pytest.mark.parametrize("combine", ["added", "traded"])
 def test_ramp_is_silent_at_first_then_linear_then_constant(combine):
-    iterations = keras.Variable(0, dtype="int64")
-    ramped = HierarchicalDistillation(SIZES, alpha=LinearRamp(0.8, 10, iterations), combine=combine)
+    ramped = HierarchicalDistillation(SIZES, alpha=0.8, ramp_steps=10, combine=combine)
+    ramped.iterations = keras.Variable(0, dtype="int64")
     # Compiled once, as in training: the counter must not be baked in.
     compiled = tf.function(ramped.call)
     for step, alpha in [(0, 0.0), (1, 0.08), (5, 0.4), (10, 0.8), (11, 0.8), (1000, 0.8)]:
-        iterations.assign(step)
+        ramped.iterations.assign(step)
         constant = HierarchicalDistillation(SIZES, alpha=alpha, combine=combine)
         np.testing.assert_allclose(
             compiled(tf.constant(LABELS), tf.constant(LEAF_LOGITS)),
             references(constant),
             rtol=1e-5,
         )
+
+
+def test_a_ramp_whose_steps_nobody_counts_is_refused():
+    with pytest.raises(InputError, match=r"ramp_steps=10 must be counted: compile an ensemble"):
+        CoDistillation(ramp_steps=10).call(LABELS, LEAF_LOGITS)
+
+
+@pytest.mark.parametrize("leaves", [1, 3, 4])
+def test_sizes_are_those_of_a_tree_by_default(leaves):
+    sizes, logits = Tree((leaves,)).sizes, LEAF_LOGITS[:, :leaves]
+    for by_default, given in (
+        (Subtree(), Subtree(sizes)),
+        (HierarchicalDistillation(), HierarchicalDistillation(sizes)),
+    ):
+        np.testing.assert_array_equal(by_default.call(LABELS, logits), given.call(LABELS, logits))
+
+
+@pytest.mark.parametrize("kind", ["column", "one-hot"])
+def test_labels_are_numbers_or_rows(kind):
+    rows = {"column": LABELS[:, None], "one-hot": np.eye(CLASSES, dtype=np.float32)[LABELS]}[kind]
+    for loss in (LOSSES[0], LOSSES[1], distilled[0], distilled[-1]):
+        np.testing.assert_allclose(
+            loss.call(rows, LEAF_LOGITS), loss.call(LABELS, LEAF_LOGITS), rtol=1e-6
+        )
+
+
+def test_soft_labels_are_taken_as_they_are():
+    soft = np.full((5, CLASSES), 1 / CLASSES, np.float32)
+    expected = -special.log_softmax(LEAF_LOGITS, axis=-1).sum(axis=1).mean(axis=-1)
+    np.testing.assert_allclose(Independent().call(soft, LEAF_LOGITS), expected, rtol=1e-5)
+
+
+def test_labels_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"rows \[batch, 3\], got shape \(5, 2\)"):
+        Independent().call(np.zeros((5, 2)), LEAF_LOGITS)
 
 
 def test_a_single_network_has_nobody_to_teach():
@@ -228,7 +263,12 @@ class Offset(keras.layers.Layer):
         return x + self.offset
 
 
-@pytest.mark.parametrize("labels", [LABELS, LABELS[:, None]], ids=["flat", "column"])
+ONE_HOT = np.eye(CLASSES)[LABELS]
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS, LABELS[:, None], ONE_HOT], ids=["flat", "column", "one-hot"]
+)
 @pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[1], distilled[0], distilled[-1]], ids=describe)
 def test_fit_takes_the_mean_over_the_batch(loss, labels):
     model = keras.Sequential([keras.Input((LEAVES, CLASSES)), Offset()])
@@ -239,6 +279,16 @@ def test_fit_takes_the_mean_over_the_batch(loss, labels):
     np.testing.assert_allclose(model.layers[0].offset, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_fit_weighs_examples():
+    model = keras.Sequential([keras.Input((LEAVES, CLASSES)), Offset()])
+    loss, weights = distilled[-1], np.array([0.0, 1.0, 2.0, 0.5, 3.0])
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    history = model.fit(
+        LEAF_LOGITS, LABELS, sample_weight=weights, batch_size=5, epochs=1, verbose=0
+    ).history
+    np.testing.assert_allclose(history["loss"], [np.mean(weights * references(loss))], rtol=1e-5)
+
+
 @every_loss
 def test_losses_survive_keras_serialisation(loss):
     saved = json.dumps(keras.saving.serialize_keras_object(loss))
@@ -246,15 +296,6 @@ def test_losses_survive_keras_serialisation(loss):
     assert type(restored) is type(loss)
     np.testing.assert_array_equal(
         restored.call(LABELS, LEAF_LOGITS), loss.call(LABELS, LEAF_LOGITS)
-    )
-
-
-def test_a_ramp_is_saved_as_the_weight_it_ends_at():
-    ramp = LinearRamp(0.8, 10, keras.Variable(0, dtype="int64"))
-    saved = keras.saving.serialize_keras_object(CoDistillation(alpha=ramp))
-    restored = keras.saving.deserialize_keras_object(saved)
-    np.testing.assert_allclose(
-        restored.call(LABELS, LEAF_LOGITS), references(CoDistillation(alpha=0.8)), rtol=1e-5
     )
 
 
@@ -271,12 +312,8 @@ def test_alpha_one_may_be_traded_and_any_may_be_added():
     ("settings", "message"),
     [
         ({"alpha": -0.1}, "alpha must be 0 or more, got -0.1"),
-        ({"alpha": LinearRamp(-2, 1, None)}, "alpha must be 0 or more, got -2"),
         ({"alpha": 1.5, "combine": "traded"}, "at most 1 when it is traded, got 1.5"),
-        (
-            {"alpha": LinearRamp(1.5, 1, None), "combine": "traded"},
-            "at most 1 when it is traded, got 1.5",
-        ),
+        ({"ramp_steps": -5}, "ramp_steps must be 0 or more, got -5"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"combine": "mixed"}, "one of added, traded, got 'mixed'"),
@@ -291,12 +328,6 @@ def test_bad_settings_of_distillation(build, settings, message):
 def test_bad_average_of_subtrees():
     with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
         Subtree(SIZES, "median")
-
-
-@pytest.mark.parametrize("steps", [0, -5])
-def test_bad_ramp(steps):
-    with pytest.raises(InputError, match=f"1 step or more, got {steps}"):
-        LinearRamp(0.5, steps, keras.Variable(0))
 
 
 def test_hierarchical_distillation_from_the_last_is_exit_distillation():

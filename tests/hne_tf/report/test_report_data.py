@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_evaluation(run):
     assert collected["name"] == "digits"
     assert (collected["kind"], collected["shape"], collected["leaves"]) == ("tree", [1, 2, 2], 4)
     assert collected["tree"]["active"].keys() == {"1", "2", "4"}
-    assert ["model.widths", "(4, 8, 8)"] in collected["settings"]
+    assert ["model.resnet.widths", "(4, 8, 8)"] in collected["settings"]
     assert collected["latency"] is None
     assert collected["gallery"] is None
 

@@ -38,9 +38,9 @@ def test_a_run_older_than_a_setting_has_its_default(workdir):
 def test_other_settings_are_refused_with_the_difference(workdir):
     workdir.claim(default(), restart=False)
     other = default()
-    other.objective.alpha = 0.25
+    other.objective.hierarchical.alpha = 0.25
     before = workdir.config_path.read_text()
-    with pytest.raises(InputError, match=r"objective\.alpha: 0\.5 there, 0\.25 here"):
+    with pytest.raises(InputError, match=r"objective\.hierarchical\.alpha: 0\.5 there, 0\.25 here"):
         workdir.claim(other, restart=False)
     assert workdir.config_path.read_text() == before
 

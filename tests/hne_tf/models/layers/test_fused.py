@@ -8,7 +8,7 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.fused import FusedBatchNormalization, FusedTrainingLayers
 from hne_tf.models.layers.training import TrainingLayers
