@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.encoded import EncodedSplit
+from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 
@@ -61,6 +62,7 @@ class DataSet:
       splits: the examples of `train`, `validation` and `test`.
       augmentation: what is done to training images.
       found: lines that tell a user what the data set consists of.
+      fingerprint: tells these data from others, see `fingerprint.DataRecord`.
     """
 
     name: str
@@ -68,6 +70,13 @@ class DataSet:
     splits: Mapping[str, Split | EncodedSplit] = dataclasses.field(repr=False)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     found: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    fingerprint: str = dataclasses.field(default="", repr=False)
+
+    @property
+    def record(self) -> DataRecord:
+        """What a run remembers of its data."""
+        examples = {split: self.examples(split) for split in self.splits}
+        return DataRecord(self.fingerprint, self.spec.class_names, examples)
 
     def examples(self, split: str) -> int:
         """Number of examples in `split`.

@@ -115,6 +115,7 @@ def _to_its_end(
         return _from_its_step(run, data_set, workers, workdir, None, report)
     workdir.claim(run.config, restart)
     with workdir.in_use():
+        workdir.keep_data(data_set.record)
         step = _resume(run, workdir, report)
         return _from_its_step(run, data_set, workers, workdir, step, report)
 

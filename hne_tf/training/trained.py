@@ -139,6 +139,16 @@ def restore(
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
 
 
+def _check_data(workdir: Workdir, data_set: DataSet, report: Callable[[str], None]) -> None:
+    """Reports data that have changed since the run; raises `InputError` for other classes."""
+    kept = workdir.read_data()
+    if kept is None:
+        return
+    kept.check_classes(data_set.record)
+    if difference := kept.difference(data_set.record):
+        report(f"note: the data have changed since the run: {difference}")
+
+
 def _restore_compressed(
     workdir: Workdir, config: ml_collections.ConfigDict, data_set: DataSet
 ) -> TrainedRun:

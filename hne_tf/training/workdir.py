@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from hne_tf import files
+from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
 from hne_tf.training.config import differences, from_json
@@ -35,6 +36,10 @@ class Workdir:
     @property
     def config_path(self) -> pathlib.Path:
         return self.path / "config.json"
+
+    @property
+    def data_path(self) -> pathlib.Path:
+        return self.path / "data.json"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -116,6 +121,36 @@ class Workdir:
             )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, config.to_dict())
+
+    def read_data(self) -> DataRecord | None:
+        """What the run remembers of its data; None if it is older than the record.
+
+        Raises:
+          InputError: if the record is damaged.
+        """
+        try:
+            fields = json.loads(self.data_path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.data_path} must be readable JSON: {error}") from None
+        return DataRecord.from_json(fields, str(self.data_path))
+
+    def keep_data(self, data: DataRecord) -> None:
+        """Records the data of a new run; a run that goes on must have the same.
+
+        Raises:
+          InputError: if the run was made with other classes or pictures.
+        """
+        before = self.read_data()
+        if before is not None:
+            before.check_classes(data)
+            if difference := before.difference(data):
+                raise InputError(
+                    f"{self.path} was made with other data ({difference}); use another --workdir, "
+                    "or --restart to move the old run aside"
+                )
+        write_json(self.data_path, dataclasses.asdict(data))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
