@@ -8,7 +8,7 @@ import pytest
 import hne_tf
 from hne_tf.export import tflite
 from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import step_entry
+from hne_tf.exported.manifest import Manifest
 
 MOBILE = (pathlib.Path(__file__).parents[1] / "docs/mobile.md").read_text()
 
@@ -21,11 +21,13 @@ def fenced(language):
 def folder(tmp_path_factory):
     """Where the commands of the page have been: models/cifar10_cpu.tflite."""
     model = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
-    manifest = {
-        "input": {"shape": [None, *model.images.shape]},
-        "classes": model.images.class_names,
-        "steps": [step_entry(step) for step in model.tree.steps],
-    }
+    manifest = Manifest.of_tree(
+        model.tree,
+        "cifar10_cpu",
+        model.images.class_names,
+        model.images.shape,
+        serving_default=False,
+    )
     folder = tmp_path_factory.mktemp("docs")
     (folder / "models").mkdir()
     flatbuffer = tflite.convert(model, model.tree.sizes, "float32")
@@ -50,4 +52,4 @@ def test_other_languages_call_signatures_that_are_there(folder):
         assert "images" in quoted
         assert quoted & outputs
         assert quoted <= outputs | {"images"}
-    assert manifest["steps"][0]["input"] == "images"
+    assert manifest.steps[0].input == "images"

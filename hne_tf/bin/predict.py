@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import grpc
 
     from hne_tf.client.answers import Answer
-    from hne_tf.client.manifest import ServingManifest
+    from hne_tf.exported.manifest import Manifest
 
 # Late answers are reported, not cut off, but a hanging server must not hang the user.
 _GRACE_MS = 10_000.0
@@ -52,8 +52,8 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     flags.DEFINE_string(
         "manifest",
         None,
-        "hne_manifest.json of the model: names the classes, and says how pictures of any size are "
-        "cropped and resized.",
+        "hne_manifest.json of the model, or a folder that holds it: names the classes, and says "
+        "how pictures of any size are cropped and resized.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -80,9 +80,9 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Prints one line per budget and picture."""
     budgets_ms = _check_flags(values, arguments)
-    from hne_tf.client.manifest import read_manifest
     from hne_tf.client.pictures import read_all
     from hne_tf.data.pixels import Pixels
+    from hne_tf.exported.manifest import read_manifest
 
     manifest = read_manifest(values.manifest) if values.manifest else None
 
@@ -101,7 +101,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         sizes, shape = ensembles(client.learn().signatures, values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        known = manifest.pixels if manifest else None
+        known = Pixels.of_manifest(manifest) if manifest else None
         pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
         if not pictures.images:
             pictures.check()
@@ -157,7 +157,7 @@ def _metadata(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _line(answer: "Answer", budget_ms: float, manifest: "ServingManifest | None") -> str:
+def _line(answer: "Answer", budget_ms: float, manifest: "Manifest | None") -> str:
     """Returns an answer for one image in words."""
     late = ", late" if answer.latency_ms > budget_ms else ""
     return (
@@ -167,18 +167,17 @@ def _line(answer: "Answer", budget_ms: float, manifest: "ServingManifest | None"
 
 
 def _check_manifest(
-    manifest: "ServingManifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
+    manifest: "Manifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
 ) -> None:
-    described = sorted(manifest.latency_ms[1])
-    if not set(described) <= set(sizes) or manifest.image_shape != shape:
+    if not set(manifest.sizes) <= set(sizes) or manifest.image_shape != shape:
         raise InputError(
             "manifest must be that of the model served (sizes "
             f"{list(sizes)}, images {list(shape)}), "
-            f"got sizes {described}, images {list(manifest.image_shape)}"
+            f"got sizes {list(manifest.sizes)}, images {list(manifest.image_shape)}"
         )
 
 
-def _best(probabilities: np.ndarray, manifest: "ServingManifest | None") -> str:
+def _best(probabilities: np.ndarray, manifest: "Manifest | None") -> str:
     """Returns class and probability of `[classes]` probabilities, for people."""
     if manifest and len(manifest.classes) != len(probabilities):
         raise InputError(
