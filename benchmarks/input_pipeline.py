@@ -50,6 +50,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.data import load
         from hne_tf.evaluation import results
+        from hne_tf.evaluation.tables import aligned
         from hne_tf.training.cluster import Cluster
         from hne_tf.training.devices import strategy_of
 
@@ -63,9 +64,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         data_set = load(config.data)
         seconds = _measured(values, config, data_set, strategy)
     batch_size = config.training.batch_size
-    lines = ["| alone | ms per batch | images/s |", "| :--- | ---: | ---: |"]
-    for name, each in seconds.items():
-        lines.append(f"| {name} | {1000 * each:.0f} | {batch_size / each:.0f} |")
+    rows = [
+        [name, f"{1000 * each:.0f}", f"{batch_size / each:.0f}"] for name, each in seconds.items()
+    ]
+    lines = [aligned(["alone", "ms per batch", "images/s"], rows, words={"alone"})]
     slowest, fastest = (choose(seconds, key=seconds.get) for choose in (max, min))
     ratio = seconds[slowest] / seconds[fastest]
     size = config.data.image_size

@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from hne_tf.exits import Exits
     from hne_tf.export.exporter import export
     from hne_tf.export.tflite import convert_tflite
+    from hne_tf.exported.model import load
     from hne_tf.image_spec import ImageSpec
     from hne_tf.models import architectures, layers
     from hne_tf.models.ensemble import TreeEnsemble
@@ -61,6 +62,7 @@ _NAMES = {
     "evaluate": "hne_tf.evaluation.evaluation",
     "export": "hne_tf.export.exporter",
     "from_pretrained": "hne_tf.pretrained",
+    "load": "hne_tf.exported.model",
     "serve": "hne_tf.server.serve",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "export",
     "from_pretrained",
     "layers",
+    "load",
     "losses",
     "metrics",
     "serve",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from hne_tf.client.answers import Answer
     from hne_tf.client.budget_client import BudgetClient
-    from hne_tf.client.manifest import ServingManifest
+    from hne_tf.exported.manifest import Manifest
 
 # Late answers are reported, not cut off, but a hanging server must not hang the user.
 _GRACE_MS = 10_000.0
@@ -81,8 +81,8 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     flags.DEFINE_string(
         "manifest",
         None,
-        "hne_manifest.json of the model: names the classes, tells accuracy and cost, and says how "
-        "pictures of any size are cropped and resized.",
+        "hne_manifest.json of the model, or a folder that holds it: names the classes, tells "
+        "accuracy and cost, and says how pictures of any size are cropped and resized.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -109,9 +109,9 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Prints one line per budget and picture; returns the exit code."""
     budgets_ms = _check_flags(values, arguments)
-    from hne_tf.client.manifest import read_manifest
     from hne_tf.client.pictures import read_all
     from hne_tf.data.pixels import Pixels
+    from hne_tf.exported.manifest import read_manifest
 
     manifest = read_manifest(values.manifest) if values.manifest else None
     if values.score:
@@ -132,7 +132,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         sizes, shape = ensembles(client.learn().signatures, values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        known = manifest.pixels if manifest else None
+        known = Pixels.of_manifest(manifest) if manifest else None
         pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
         if not pictures.images:
             pictures.check()
@@ -160,7 +160,7 @@ def _ask(
     client: "BudgetClient",
     budgets_ms: Sequence[float],
     requests: Sequence[tuple[Sequence[str], np.ndarray]],
-    manifest: "ServingManifest | None",
+    manifest: "Manifest | None",
     labels: Sequence[int] | None,
 ) -> int:
     """Prints what becomes of each request under each budget; returns the exit code."""
@@ -235,7 +235,7 @@ def _metadata(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _labels(paths: Sequence[str], manifest: "ServingManifest") -> list[int]:
+def _labels(paths: Sequence[str], manifest: "Manifest") -> list[int]:
     """Returns the number of each picture's class, which its folder names."""
     labels = []
     for path in paths:
@@ -259,18 +259,17 @@ def _budget_sizes(texts: Sequence[str], sizes: Sequence[int]) -> list[int]:
     return chosen
 
 
-def _table(
-    latency_ms: Mapping[int, float], batch_size: int, manifest: "ServingManifest | None"
-) -> str:
+def _table(latency_ms: Mapping[int, float], batch_size: int, manifest: "Manifest | None") -> str:
     """Returns a row for each ensemble size; what the manifest does not tell has no column."""
     from hne_tf.evaluation.tables import aligned
 
     request = "ms" if batch_size == 1 else f"ms for {batch_size} pictures"
     columns = {"size": list(map(str, latency_ms))}
-    if manifest and latency_ms.keys() <= manifest.accuracy.keys():
-        columns["accuracy"] = [f"{manifest.accuracy[size]:.2%}" for size in latency_ms]
-    if manifest and latency_ms.keys() <= manifest.multiply_adds.keys():
-        columns["multiply-adds"] = [f"{manifest.multiply_adds[size]:,}" for size in latency_ms]
+    if manifest and manifest.accuracy:
+        accuracy = manifest.accuracy.by_size
+        columns["accuracy"] = [f"{accuracy[size]:.2%}" for size in latency_ms]
+    if manifest and manifest.cost:
+        columns["multiply-adds"] = [f"{manifest.cost[size].multiply_adds:,}" for size in latency_ms]
     columns[request] = [f"{ms:.2f}" for ms in latency_ms.values()]
     return aligned(list(columns), list(zip(*columns.values(), strict=True)))
 
@@ -279,7 +278,7 @@ def _lines(
     paths: Sequence[str],
     answer: "Answer",
     budget_ms: float,
-    manifest: "ServingManifest | None",
+    manifest: "Manifest | None",
     labels: Sequence[int] | None,
 ) -> list[str]:
     """Returns an answer in words, a line for each picture or one for how many are right."""
@@ -293,18 +292,17 @@ def _lines(
 
 
 def _check_manifest(
-    manifest: "ServingManifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
+    manifest: "Manifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
 ) -> None:
-    described = sorted(manifest.latency_ms[1])
-    if not set(described) <= set(sizes) or manifest.image_shape != shape:
+    if not set(manifest.sizes) <= set(sizes) or manifest.image_shape != shape:
         raise InputError(
             "manifest must be that of the model served (sizes "
             f"{list(sizes)}, images {list(shape)}), "
-            f"got sizes {described}, images {list(manifest.image_shape)}"
+            f"got sizes {list(manifest.sizes)}, images {list(manifest.image_shape)}"
         )
 
 
-def _best(probabilities: np.ndarray, manifest: "ServingManifest | None") -> str:
+def _best(probabilities: np.ndarray, manifest: "Manifest | None") -> str:
     """Returns class and probability of `[classes]` probabilities, for people."""
     if manifest and len(manifest.classes) != len(probabilities):
         raise InputError(

@@ -15,10 +15,10 @@ import numpy as np
 from hne_tf.client.answers import Attempt, BudgetError
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.closing import Closing
-from hne_tf.client.manifest import ServingManifest
 from hne_tf.client.messages import CallError, as_array
 from hne_tf.client.metadata import CallMetadata
 from hne_tf.client.remote_steps import RemoteSteps, VersionGoneError
+from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import AnytimeSession, StepTimes, checked_deadline
 
 COMPLETE = "complete"
@@ -149,8 +149,7 @@ class AnytimeClient(Closing):
       plaintext_secrets: see `budget_client.ServingClient`.
 
     Raises:
-      InputError: if the manifest describes no steps, or for metadata that cannot
-        be sent.
+      InputError: for metadata that cannot be sent.
 
     Example:
       >>> with AnytimeClient("127.0.0.1:8500", "digits", read_manifest(path)) as client:
@@ -163,7 +162,7 @@ class AnytimeClient(Closing):
         self,
         target: str,
         model: str,
-        manifest: ServingManifest,
+        manifest: Manifest,
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
@@ -178,7 +177,6 @@ class AnytimeClient(Closing):
         )
         self._manifest = manifest
         self._times = StepTimes()
-        RemoteSteps(self._client, manifest)
 
     def close(self) -> None:
         """Closes the connection."""

@@ -16,11 +16,11 @@ from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import Closing
 from hne_tf.client.latencies import Latencies
-from hne_tf.client.manifest import ServingManifest
 from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
+from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import WARM_UP_CALLS
 
 
@@ -163,7 +163,8 @@ class BudgetClient(Closing):
       registry: of the metrics, see `ClientMetrics`.
 
     Raises:
-      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`.
+      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`, or a
+        manifest without latencies.
 
     Example:
       >>> with BudgetClient("127.0.0.1:8500", "digits") as client:
@@ -177,7 +178,7 @@ class BudgetClient(Closing):
         target: str,
         model: str,
         *,
-        manifest: ServingManifest | None = None,
+        manifest: Manifest | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
         plaintext_secrets: bool = False,

@@ -1,9 +1,9 @@
 """Pictures in one folder per class, read when they are needed."""
 
 import dataclasses
+import functools
 import hashlib
 import os
-import functools
 import pathlib
 
 import numpy as np

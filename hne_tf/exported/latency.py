@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import pathlib
 import random
 import subprocess
 import sys
@@ -22,11 +20,11 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from hne_tf import hardware
 from hne_tf.errors import InputError
+from hne_tf.exported.measurements import MeasuredLatency, Measurement
+from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import WARM_UP_CALLS
 
 Key = TypeVar("Key", bound=Hashable)
@@ -39,62 +37,45 @@ class Subject:
     """What is measured of a model.
 
     Attributes:
-      path: a SavedModel's folder or a `.tflite` file.
-      signatures: names of signatures that take `images`.
+      model: all of its ensemble sizes.
       threads: numbers of threads that compute.
     """
 
-    path: pathlib.Path
-    signatures: tuple[str, ...]
+    model: ExportedModel
     threads: tuple[int, ...]
 
 
-def default_threads(path: pathlib.Path) -> int:
-    """Threads that compute a model unless told otherwise: LiteRT takes 1, TensorFlow all."""
-    return 1 if path.suffix == ".tflite" else len(os.sched_getaffinity(0))
-
-
 def measure(
-    path: pathlib.Path,
-    signatures: Sequence[str],
-    batch_sizes: Sequence[int] = (1,),
-    runs: int = 100,
-) -> dict[str, Any]:
-    """Times warm calls of each signature in this process, the signatures taking turns.
+    model: ExportedModel, batch_sizes: Sequence[int] = (1,), runs: int = 100
+) -> MeasuredLatency:
+    """Times warm calls of each ensemble size in this process, the sizes taking turns.
 
     Args:
-      path: a SavedModel's folder, computed by this process's threads, or a
-        `.tflite` file.
-      signatures: names of signatures that take `images`.
+      model: computed by its `threads`.
       batch_sizes: images per call.
-      runs: timed calls per signature and batch size.
+      runs: timed calls per ensemble size and batch size.
 
-    Returns:
-      `hardware` and `measurements`: rows of `signature`, `batch_size`, `threads`,
-      `runs`, `p50_ms`, `p95_ms` and `p99_ms`.
+    Raises:
+      InputError: for a model that cannot be loaded.
     """
-    threads = default_threads(path)
-    if path.suffix != ".tflite":
-        threads = tf.config.threading.get_intra_op_parallelism_threads() or threads
-    times = _take_turns(_timers(path, signatures, batch_sizes, threads), runs)
-    rows = [_row(*key, threads, values) for key, values in times.items()]
-    return {"hardware": hardware.describe(), "measurements": rows}
+    times = take_turns(_timers(model, batch_sizes), runs)
+    rows = [_measurement(*key, model.threads, values) for key, values in times.items()]
+    return MeasuredLatency(hardware.describe(), tuple(rows))
 
 
 def measure_together(
     subjects: Sequence[Subject], batch_sizes: Sequence[int] = (1,), runs: int = 100
-) -> list[dict[str, Any]]:
+) -> list[MeasuredLatency]:
     """Times warm calls of several models in turns.
 
     Args:
       subjects: the models.
       batch_sizes: images per call.
-      runs: timed calls per model, signature, batch size and number of threads.
+      runs: timed calls per model, ensemble size, batch size and number of threads.
 
     Returns:
-      For each subject `hardware`, `measurements` and `other_threads`, both rows as
-      of `measure`: the first with the model's `default_threads`, so that they hold
-      a row per signature and batch size, the second with others.
+      Latencies of each subject: its `measurements` are those with the model's
+      `default_threads`, so that they hold a row per ensemble size and batch size.
 
     Raises:
       InputError: for a model that cannot be loaded or called.
@@ -103,28 +84,31 @@ def measure_together(
     with contextlib.ExitStack() as stack:
         for threads in sorted({count for subject in subjects for count in subject.threads}):
             chosen = [index for index, each in enumerate(subjects) if threads in each.threads]
-            worker = _worker([subjects[index] for index in chosen], batch_sizes, threads)
+            worker = _worker([subjects[index].model for index in chosen], batch_sizes, threads)
             numbered = stack.enter_context(worker)
             for (position, signature, batch_size), timer in numbered.items():
                 timers[chosen[position], threads, signature, batch_size] = timer
-        times = _take_turns(timers, runs)
+        times = take_turns(timers, runs)
     latencies = []
     for index, subject in enumerate(subjects):
-        default = default_threads(subject.path)
-        latency = {"hardware": hardware.describe(), "measurements": [], "other_threads": []}
-        for (owner, threads, signature, batch_size), values in times.items():
-            if owner == index:
-                rows = latency["measurements" if threads == default else "other_threads"]
-                rows.append(_row(signature, batch_size, threads, values))
-        latencies.append(latency)
+        default = subject.model.default_threads
+        rows = [
+            _measurement(signature, batch_size, threads, values)
+            for (owner, threads, signature, batch_size), values in times.items()
+            if owner == index
+        ]
+        by_default = tuple(row for row in rows if row.threads == default)
+        others = tuple(row for row in rows if row.threads != default)
+        latencies.append(MeasuredLatency(hardware.describe(), by_default, others))
     return latencies
 
 
-def _take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]]:
-    """Milliseconds of `runs` calls of each, after some that don't count, in random order."""
+def take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]]:
+    """Milliseconds of `runs` calls of each, after `WARM_UP_CALLS`, in turns of random order."""
     times: dict[Key, list[float]] = {key: [] for key in timers}
     order = random.Random(0)
     for turn in range(-WARM_UP_CALLS, runs):
+        # What ran just before has filled the caches, so nobody always follows the same.
         for key in order.sample(list(timers), len(timers)):
             time_ms = timers[key]()
             if turn >= 0:
@@ -132,29 +116,31 @@ def _take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]
     return times
 
 
-def _row(signature: str, batch_size: int, threads: int, times_ms: list[float]) -> dict[str, Any]:
+def _measurement(
+    signature: str, batch_size: int, threads: int, times_ms: Sequence[float]
+) -> Measurement:
     p50, p95, p99 = (round(float(p), 4) for p in np.percentile(times_ms, [50, 95, 99]))
-    return {
-        "signature": signature,
-        "batch_size": batch_size,
-        "threads": threads,
-        "runs": len(times_ms),
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
-    }
+    return Measurement(signature, batch_size, len(times_ms), p50, p95, p99, threads)
 
 
-def _timers(
-    path: pathlib.Path, signatures: Sequence[str], batch_sizes: Sequence[int], threads: int
-) -> dict[tuple[str, int], Timer]:
-    """A timer per signature and batch size, in this process."""
-    load = _tflite_calls if path.suffix == ".tflite" else _saved_model_calls
-    calls = load(path, signatures, batch_sizes, threads)
-    return {key: _timer(call) for key, call in calls.items()}
+def _timers(model: ExportedModel, batch_sizes: Sequence[int]) -> dict[tuple[str, int], Timer]:
+    """A timer per ensemble signature and batch size, in this process."""
+    timers = {}
+    for batch_size, size in itertools.product(batch_sizes, model.sizes):
+        name = f"ensemble_{size}"
+        inputs = {"images": np.zeros([batch_size, *model.image_shape], np.uint8)}
+        timers[name, batch_size] = timer(_call(model, name, inputs))
+    return timers
 
 
-def _timer(call: Callable[[], Any]) -> Timer:
+def _call(model: ExportedModel, name: str, inputs: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    signature = model.signature(name)
+    return lambda: np.asarray(signature.run(inputs)["probabilities"])
+
+
+def timer(call: Callable[[], Any]) -> Timer:
+    """Times the second of two calls."""
+
     def time_ms() -> float:
         # Whoever was in turn before has filled the caches with something else.
         call()
@@ -165,50 +151,15 @@ def _timer(call: Callable[[], Any]) -> Timer:
     return time_ms
 
 
-def _saved_model_calls(
-    path: pathlib.Path, signatures: Sequence[str], batch_sizes: Sequence[int], threads: int
-) -> dict[tuple[str, int], Callable[[], Any]]:
-    del threads  # The process's.
-    loaded = tf.saved_model.load(str(path)).signatures
-
-    def call(function: Any, images: tf.Tensor) -> Callable[[], Any]:
-        return lambda: function(images=images)["probabilities"].numpy()
-
-    calls = {}
-    for batch_size, name in itertools.product(batch_sizes, signatures):
-        spec = loaded[name].structured_input_signature[1]["images"]
-        images = tf.zeros([batch_size, *spec.shape[1:]], spec.dtype)
-        calls[name, batch_size] = call(loaded[name], images)
-    return calls
-
-
-def _tflite_calls(
-    path: pathlib.Path, signatures: Sequence[str], batch_sizes: Sequence[int], threads: int
-) -> dict[tuple[str, int], Callable[[], Any]]:
-    def call(runner: Any, images: np.ndarray) -> Callable[[], Any]:
-        return lambda: runner(images=images)
-
-    calls = {}
-    # One interpreter per batch size: each keeps its buffers.
-    for batch_size in batch_sizes:
-        interpreter = Interpreter(str(path), num_threads=threads)
-        for name in signatures:
-            runner = interpreter.get_signature_runner(name)
-            images = runner.get_input_details()["images"]
-            zeros = np.zeros([batch_size, *images["shape"][1:]], images["dtype"])
-            calls[name, batch_size] = call(runner, zeros)
-    return calls
-
-
 @contextlib.contextmanager
 def _worker(
-    subjects: Sequence[Subject], batch_sizes: Sequence[int], threads: int
+    models: Sequence[ExportedModel], batch_sizes: Sequence[int], threads: int
 ) -> Iterator[dict[tuple[int, str, int], Timer]]:
-    """Timers by position of the subject, signature and batch size, in another process."""
+    """Timers by position of the model, signature and batch size, in another process."""
     request = {
         "threads": threads,
         "batch_sizes": list(batch_sizes),
-        "subjects": [[str(each.path), list(each.signatures)] for each in subjects],
+        "models": [str(model.path) for model in models],
     }
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -243,20 +194,26 @@ def _worker(
 
 def _main() -> None:
     """Answers a request with the keys of its timers, then a number of a key with its time."""
+    import tensorflow as tf
+
     request = json.loads(sys.stdin.readline())
-    tf.config.threading.set_intra_op_parallelism_threads(request["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(request["threads"])
+    threads = request["threads"]
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     timers = {
         (position, *key): timer
-        for position, (path, signatures) in enumerate(request["subjects"])
-        for key, timer in _timers(
-            pathlib.Path(path), signatures, request["batch_sizes"], request["threads"]
-        ).items()
+        for position, path in enumerate(request["models"])
+        for key, timer in _timers(_with_threads(path, threads), request["batch_sizes"]).items()
     }
     print(json.dumps(list(timers)), flush=True)
     numbered = list(timers.values())
     for line in sys.stdin:
         print(numbered[int(line)](), flush=True)
+
+
+def _with_threads(path: str, threads: int) -> ExportedModel:
+    model = load(path)
+    return load(path, threads) if model.has_own_threads else model
 
 
 if __name__ == "__main__":

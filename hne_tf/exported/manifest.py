@@ -1,20 +1,29 @@
 """The manifest of a published model: what a client or an operator has to know of it.
 
-One reader and one writer, for versions' folders and TFLite files. The keys in the file are the
-fields of `Manifest`; those of `Manifest.record` lie between them. What was not measured is
-absent. This module needs no TensorFlow.
+This is the one reader and the one writer, for versions' folders and TFLite files. The keys of
+the JSON are the fields of `Manifest`, beside `format` and what `Manifest.record` holds. What was
+not measured is absent. This module needs no TensorFlow.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
-from hne_tf.exported import typed_json, versions
+from hne_tf.exported import typed_json
+from hne_tf.exported.interface import (
+    EnsembleSignature,
+    ModelInput,
+    Normalisation,
+    StepSignature,
+    check_signatures,
+    check_steps,
+)
 from hne_tf.exported.measurements import (
     Accuracy,
     Cost,
@@ -23,87 +32,14 @@ from hne_tf.exported.measurements import (
     Measurement,
     Storage,
 )
-from hne_tf.exported.typed_json import Count, Name, Whole
-from hne_tf.tree import Paths, Step, Tree
+from hne_tf.exported.typed_json import Count, Name
+from hne_tf.exported.versions import MANIFEST, version_folder
+from hne_tf.tree import Paths, Tree
 
 FORMAT = 1
 
-# Objects and lists in each other, the manifest itself is the first.
+# Of objects and lists inside each other. Python's own limit depends on who calls.
 _MOST_LEVELS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class EnsembleSignature:
-    """A signature that answers from the first `size` leaves."""
-
-    name: Name
-    size: Count
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSignature:
-    """How to call a step.
-
-    Attributes:
-      signature: its name.
-      size: number of leaves in its answer.
-      branch_block: see `tree.Step`.
-      input: name of its first input, `"images"` or `"cache"`; from size 2 on,
-        `running_sum` is the second.
-      starts_from: what goes in there: `"images"`, or an output of an earlier step.
-      caches: the outputs that later steps start from.
-    """
-
-    signature: Name
-    size: Count
-    branch_block: Whole
-    input: Name
-    starts_from: Name
-    caches: tuple[Name, ...]
-
-    @classmethod
-    def of(cls, step: Step) -> "StepSignature":
-        """The signature of a step of a tree."""
-        from_images = step.branch_block == 0
-        return cls(
-            signature=f"step_{step.size}",
-            size=step.size,
-            branch_block=step.branch_block,
-            input="images" if from_images else "cache",
-            starts_from="images" if from_images else f"cache_{step.branch_block - 1}",
-            caches=tuple(f"cache_{block}" for block in step.cached_blocks),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalisation:
-    """What is done to pixels, per channel; clients send raw ones if it is `inside_the_model`."""
-
-    inside_the_model: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelInput:
-    """What ensembles take: `images`, uint8 `[any, height, width, channels]`."""
-
-    name: str
-    dtype: str
-    shape: tuple[Count | None, ...]
-    normalisation: Normalisation | None = None
-
-    def __post_init__(self) -> None:
-        batch, *sizes = self.shape or (1,)
-        if (self.name, self.dtype) != ("images", "uint8") or batch is not None:
-            raise InputError(
-                "input must be images, uint8 of shape [null, height, width, channels], "
-                f"got {self.name!a}, {self.dtype!a} of {list(self.shape)}"
-            )
-        if len(sizes) != 3 or None in sizes:
-            raise InputError(
-                f"input.shape must be [null, height, width, channels], got {list(self.shape)}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +58,23 @@ class Manifest:
       model: name that it is served under.
       average: how leaves are averaged, see `averaging.AVERAGES`.
       sizes: exported ensemble sizes, increasing; the last is the number of leaves.
-      signatures: those that take images; among them is `ensemble_<size>` for each size.
+      signatures: those that take images, among them `ensemble_<size>` for each size.
       steps: all depth-first steps; step n is `steps[n - 1]`.
       classes: name of each class.
       input: of the signatures.
       branching: of a `Tree`.
       exits: of `Exits`; just one of the two is given.
-      cost: of each size, one image in one call.
-      accuracy: held-out accuracy by size.
+      cost: by size, of one image in one call.
+      accuracy: on held-out images.
       early_stopping: thresholds of confidence for mean costs per image.
-      latency: on the machine where it was exported or profiled.
+      latency: on the machine where the model was exported or profiled.
       storage: bytes of graph and weights.
       mode: what the numbers in a TFLite file are, one of `tflite_file.MODES`.
       pixels: how a picture becomes an input, as JSON values.
-      versions: of the packages that wrote the model.
+      versions: of the packages that made the model.
       flatbuffer: of a TFLite file.
-      record: what else is known, JSON values by key, such as the `step` of the run that
-        the model comes from.
+      record: JSON values by key of what else is known, such as the `step` of the run
+        that the model comes from. What a later version adds is kept here.
 
     Raises:
       InputError: if the parts do not fit each other.
@@ -165,24 +101,18 @@ class Manifest:
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.branching is None) == (self.exits is None):
-            raise InputError("just one of branching and exits must be given")
         if not self.classes:
-            raise InputError("classes must not be empty")
-        _check_sizes(self)
-        _check_steps(self)
-        for name, by_size in (
-            ("cost", self.cost),
-            ("accuracy.by_size", self.accuracy.by_size if self.accuracy else {}),
-        ):
-            if by_size and not set(self.sizes) <= by_size.keys():
-                missing = sorted(set(self.sizes) - by_size.keys())
-                raise InputError(f"{name} must hold every size, got none for {missing}")
-        for row in self.early_stopping.curve if self.early_stopping else ():
-            if len(row.thresholds) != self.leaves - 1:
+            raise InputError("classes must be one or more, got none")
+        self._check_tree()
+        check_steps(self.steps)
+        check_signatures(self.signatures, self.sizes, len(self.steps))
+        _check_by_size("cost", self.cost, self.sizes)
+        _check_by_size("accuracy.by_size", self.accuracy and self.accuracy.by_size, self.sizes)
+        for point in self.early_stopping.curve if self.early_stopping else ():
+            if len(point.thresholds) != len(self.steps) - 1:
                 raise InputError(
-                    f"early_stopping must have {self.leaves - 1} thresholds for {self.leaves} "
-                    f"leaves, got {len(row.thresholds)}"
+                    f"early_stopping must have {len(self.steps) - 1} thresholds at each target, "
+                    f"one for each size but the last, got {len(point.thresholds)}"
                 )
         _check_record(self.record)
 
@@ -209,17 +139,19 @@ class Manifest:
           image_shape: `(height, width, channels)`.
           sizes: ensemble sizes with a signature, `tree.sizes` by default.
           average: how leaves are averaged.
-          serving_default: whether there is a signature of that name, the full ensemble.
+          serving_default: whether the full ensemble has a signature of this name too.
           normalisation: inside the graph.
           others: further attributes.
         """
         sizes = tuple(sizes or tree.sizes)
-        default = [EnsembleSignature("serving_default", tree.leaves)] if serving_default else []
+        ensembles = [EnsembleSignature(f"ensemble_{size}", size) for size in sizes]
+        if serving_default:
+            ensembles = [EnsembleSignature("serving_default", tree.leaves), *ensembles]
         return cls(
             model=model,
             average=average,
             sizes=sizes,
-            signatures=(*default, *(EnsembleSignature(f"ensemble_{n}", n) for n in sizes)),
+            signatures=tuple(ensembles),
             steps=tuple(map(StepSignature.of, tree.steps)),
             classes=tuple(classes),
             input=ModelInput("images", "uint8", (None, *image_shape), normalisation),
@@ -229,33 +161,31 @@ class Manifest:
 
     @classmethod
     def from_text(cls, text: str | bytes, source: str) -> "Manifest":
-        """Reads a manifest.
+        """Reads JSON.
 
         Args:
-          text: JSON.
-          source: where it is from, for messages.
+          text: what `to_text` wrote, in this version or an earlier one.
+          source: where it comes from, for messages.
 
         Raises:
-          InputError: for anything that `to_text` does not write and no earlier version has
-            written.
+          InputError: for any other text.
         """
         try:
             content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source} must be JSON: {error}") from None
-        found = content.get("format") if isinstance(content, dict) else content
-        if found is True or found != FORMAT:
-            raise InputError(f"{source} must have format {FORMAT}, got {found!a:.40}")
         if not _is_shallow(content):
             raise InputError(f"{source} must have at most {_MOST_LEVELS} levels, got more")
-        keys = {field.name for field in dataclasses.fields(cls)} - {"record"}
-        # A key `record` is one of the record, as everything unknown is.
-        known = {key: value for key, value in content.items() if key in keys}
-        record = {key: value for key, value in content.items() if key not in {*keys, "format"}}
+        found = content.get("format") if isinstance(content, dict) else content
+        if type(found) is not int or found != FORMAT:
+            raise InputError(f"{source} must have format {FORMAT}, got {found!r:.40}")
+        fields = {field.name for field in dataclasses.fields(cls)} - {"record"}
+        known = {key: content.pop(key) for key in fields & content.keys()}
+        del content["format"]
         try:
-            return typed_json.decode(cls, {**known, "record": record}, "it")
+            return typed_json.decode(cls, {**known, "record": content}, "manifest")
         except InputError as error:
-            raise InputError(f"{source} must be a manifest: {error}") from None
+            raise InputError(f"{error} in {source}") from None
 
     def to_text(self) -> str:
         """The manifest as JSON."""
@@ -268,32 +198,23 @@ class Manifest:
 
     @functools.cached_property
     def tree(self) -> Paths:
-        """The tree of the model's networks."""
+        """The tree of the networks."""
         return Exits(self.exits) if self.branching is None else Tree(self.branching)
-
-    @property
-    def leaves(self) -> int:
-        """Number of networks."""
-        return self.tree.leaves
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`."""
         return self.input.shape[1:]
 
-    def signature_of(self, size: int) -> str | None:
-        """Name of the signature with the answer of a size; None if only the steps come to it."""
-        return f"ensemble_{size}" if size in self.sizes else None
-
     @property
     def accuracy_by_size(self) -> dict[int, float]:
         """Held-out accuracy of the exported sizes.
 
         Raises:
-          InputError: if none was measured.
+          InputError: if it was not measured.
         """
-        if not self.accuracy:
-            raise InputError(f"the manifest of {self.model!a} must hold accuracies, got none")
+        if self.accuracy is None:
+            raise InputError(self._lacks("the accuracy of every ensemble size", "none"))
         return {size: self.accuracy.by_size[size] for size in self.sizes}
 
     @property
@@ -303,17 +224,14 @@ class Manifest:
         Raises:
           InputError: if a size has no latency of one image.
         """
+        sizes = {f"ensemble_{size}": size for size in self.sizes}
         rows: dict[int, dict[int, float]] = {}
-        for row in self.latency.measurements if self.latency else ():
-            for size in self.sizes:
-                if row.signature == self.signature_of(size):
-                    rows.setdefault(row.batch_size, {})[size] = row.p95_ms
-        missing = sorted(set(self.sizes) - rows.get(1, {}).keys())
-        if missing:
-            raise InputError(
-                f"the manifest of {self.model!a} must hold a latency at batch size 1 for every "
-                f"ensemble size, got none for {missing}"
-            )
+        for row in self._measured():
+            if row.signature in sizes:
+                rows.setdefault(row.batch_size, {})[sizes[row.signature]] = row.p95_ms
+        if missing := sorted(set(self.sizes) - rows.get(1, {}).keys()):
+            rule = "a latency at batch size 1 for every ensemble size"
+            raise InputError(self._lacks(rule, f"none for {missing}"))
         return rows
 
     @property
@@ -323,38 +241,33 @@ class Manifest:
         Raises:
           InputError: if there are none, or a size was measured with others.
         """
-        measured = {f"ensemble_{size}": set() for size in self.sizes}
-        for row in self.latency.measurements if self.latency else ():
+        measured: dict[str, set[int]] = {f"ensemble_{size}": set() for size in self.sizes}
+        for row in self._measured():
             measured.get(row.signature, set()).add(row.batch_size)
-        first, *others = measured.values()
-        if not first or any(each != first for each in others):
-            found = {name: sorted(sizes) for name, sizes in measured.items()}
-            raise InputError(
-                f"the manifest of {self.model!a} must hold latencies of the same batch sizes for "
-                f"every ensemble size, got {found}"
-            )
-        return tuple(sorted(first))
+        some = set().union(*measured.values())
+        if not some or any(each != some for each in measured.values()):
+            found = {name: sorted(each) for name, each in measured.items()}
+            rule = "latencies of the same batch sizes for every ensemble size"
+            raise InputError(self._lacks(rule, repr(found)))
+        return tuple(sorted(some))
 
     def measurement(self, size: int, batch_size: int, threads: int | None = None) -> Measurement:
         """The measured latency of an ensemble size.
 
         Args:
-          size: an exported size.
+          size: one of `sizes`.
           batch_size: images per call.
-          threads: that compute, by default those that servers go by.
+          threads: that compute; by default the number that servers go by.
 
         Raises:
           InputError: if it was not measured.
         """
-        wanted = self.latency.rows(threads) if self.latency else ()
-        for row in wanted:
-            if (row.signature, row.batch_size) == (self.signature_of(size), batch_size):
+        for row in self._measured(threads):
+            if (row.signature, row.batch_size) == (f"ensemble_{size}", batch_size):
                 return row
         by = "" if threads is None else f" by {threads} threads"
-        raise InputError(
-            f"the manifest of {self.model!a} must hold a latency of ensemble size {size} at batch "
-            f"size {batch_size}{by}, got none"
-        )
+        rule = f"the latency of ensemble size {size} at batch size {batch_size}{by}"
+        raise InputError(self._lacks(rule, "none"))
 
     def thresholds(self, multiply_adds: float) -> list[float]:
         """Thresholds of early stopping for a mean cost per image.
@@ -363,45 +276,93 @@ class Manifest:
           multiply_adds: mean per image that is allowed.
 
         Returns:
-          Those of the largest target that is not above it: a threshold for each size from 1 to
-          N - 1, for `AnytimeSession.run(confidence=…)`.
+          A threshold for each size from 1 to N - 1, see `EarlyStopping.thresholds`.
 
         Raises:
-          InputError: if the manifest has none, or none as low.
+          InputError: if there are none, or none for a cost as low.
         """
-        curve = self.early_stopping.curve if self.early_stopping else ()
-        if not curve:
+        if self.early_stopping is None or not self.early_stopping.curve:
+            rule = "thresholds of early stopping"
+            found = "none: export a model of several leaves again, with validation data"
+            raise InputError(self._lacks(rule, found))
+        return self.early_stopping.thresholds(multiply_adds)
+
+    def _measured(self, threads: int | None = None) -> Sequence[Measurement]:
+        return () if self.latency is None else self.latency.rows(threads)
+
+    def _lacks(self, rule: str, found: str) -> str:
+        return f"the manifest of {self.model!r} must hold {rule}, got {found}"
+
+    def _check_tree(self) -> None:
+        """Raises `InputError` unless there is one tree, with as many leaves as steps."""
+        if (self.branching is None) == (self.exits is None):
             raise InputError(
-                f"the manifest of {self.model!a} must hold thresholds of early stopping, got one "
-                "without: export a model of more than one leaf again, with validation data"
+                "either branching or exits must be given, "
+                f"got {self.branching!r:.60} and {self.exits!r}"
             )
-        fitting = [row for row in curve if row.target_multiply_adds <= multiply_adds]
-        if not fitting:
-            lowest = min(row.target_multiply_adds for row in curve)
+        # Each factor is looked at by itself: the product could be a huge number.
+        factors = (self.exits,) if self.branching is None else self.branching
+        small = max(factors, default=0) <= len(self.steps) and sum(f > 1 for f in factors) < 64
+        if not factors or not small or math.prod(factors) != len(self.steps):
             raise InputError(
-                f"multiply_adds must be at least {lowest:,}, the lowest target of the manifest, "
-                f"got {multiply_adds:,.10g}"
+                "steps must lead to the leaves of the tree one by one, "
+                f"got {len(self.steps)} steps in a tree of {factors!r:.60}"
             )
-        return list(max(fitting, key=lambda row: row.target_multiply_adds).thresholds)
 
 
 def read_manifest(path: str | pathlib.Path) -> Manifest:
-    """Reads the manifest of a published version.
+    """Reads the manifest of a version.
 
     Args:
-      path: a version's folder, the folder of a model's versions for the newest one, or the
-        manifest's own file.
+      path: the version's folder, or that of the model's versions for the newest, or the
+        file of the manifest itself.
 
     Raises:
       InputError: for anything else.
     """
     path = pathlib.Path(path)
-    file = versions.version_folder(path) / versions.MANIFEST if path.is_dir() else path
+    file = version_folder(path) / MANIFEST if path.is_dir() else path
     try:
         text = file.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"a manifest must be a readable file, got {str(file)!a}: {reason}"
+            f"a manifest must be a readable file, got {str(file)!r}: {reason}"
         ) from None
-    return Manifest.from_text(text, ascii(str(file)))
+    return Manifest.from_text(text, repr(str(file)))
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether objects and lists lie in each other `_MOST_LEVELS` deep at most."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [inner for outer in level for inner in _inner(outer)]
+    return not level
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _check_by_size(name: str, by_size: Mapping[int, Any] | None, sizes: Sequence[int]) -> None:
+    """Raises `InputError` if some sizes have a value and others not."""
+    missing = sorted(set(sizes) - by_size.keys()) if by_size else []
+    if missing:
+        raise InputError(f"{name} must hold every size, got none for {missing!r:.60}")
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless a record can be written and read."""
+    taken = {"format", *(field.name for field in dataclasses.fields(Manifest))} - {"record"}
+    if clash := sorted(taken & record.keys()):
+        raise InputError(f"record must not hold keys of the manifest, got {', '.join(clash)}")
+    try:
+        json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"record must hold JSON values: {error}") from None

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from hne_tf.errors import InputError
-from hne_tf.exported.steps import Step, StepRunner, check_images
+from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.steps import StepRunner, check_images, step_inputs
 
 Clock = Callable[[], float]
 Confidence = float | Sequence[float]
@@ -28,7 +29,7 @@ WARM_UP_CALLS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The best answer so far.
+    """What a model in this process answers.
 
     Attributes:
       sizes: int `[batch]`, number of leaves in the answer of each image.
@@ -65,15 +66,14 @@ class StepTimes:
         self._lock = threading.Lock()
         self._times_ms: dict[int, dict[int, collections.deque[float]]] = {}
 
-    @classmethod
     def measure(
-        cls,
+        self,
         runner: StepRunner,
         batch_size: int,
         repeats: int = 32,
         clock: Clock = time.perf_counter,
-    ) -> "StepTimes":
-        """Times warm walks through all steps.
+    ) -> None:
+        """Adds the times of warm walks through all steps.
 
         Args:
           runner: the model.
@@ -88,10 +88,8 @@ class StepTimes:
             if value < 1:
                 raise InputError(f"{name} must be 1 or more, got {value}")
         images = np.zeros([batch_size, *runner.image_shape], np.uint8)
-        times = cls()
         for walk in range(-WARM_UP_CALLS, repeats):
-            AnytimeSession(runner, images, times if walk >= 0 else None, clock).run()
-        return times
+            AnytimeSession(runner, images, self if walk >= 0 else None, clock).run()
 
     def add(self, size: int, batch_size: int, time_ms: float) -> None:
         """Takes note that step number `size` took `time_ms` for `batch_size` images."""
@@ -172,12 +170,13 @@ class AnytimeSession:
       InputError: for images that the model cannot take.
 
     Example:
-      >>> runner = step_runners.load("models/digits/1")
-      >>> session = AnytimeSession(runner, images, StepTimes.measure(runner, len(images)))
-      >>> session.run(deadline_ms=5).sizes  # what fits into 5 ms
-      array([6, 6])
+      >>> model = hne.load("models/digits")
+      >>> model.warm_up(batch_size=2)
+      >>> session = model.session(images)
+      >>> session.run(deadline_ms=5).probabilities.shape  # what fits into 5 ms
+      (2, 10)
       >>> for size, probabilities in session:  # the other leaves
-      ...     print(size, probabilities.argmax(axis=1))
+      ...     best = probabilities.argmax(axis=1)
     """
 
     def __init__(
@@ -299,23 +298,20 @@ class AnytimeSession:
 
     def _computed(self, group: _Cohort) -> _Cohort:
         step = self._runner.steps[group.size]
-        inputs = {step["input"]: group.known[step["starts_from"]]}
-        if group.size:
-            inputs["running_sum"] = group.known["running_sum"]
-        outputs = self._runner.run(step, inputs)
+        outputs = self._runner.run(step, step_inputs(step, group.known))
         known = {**group.known, **outputs, "probabilities": np.asarray(outputs["probabilities"])}
         size = group.size + 1
         return _Cohort(size, group.rows, {name: known[name] for name in self._needed[size]})
 
 
-def _needed(steps: Sequence[Step]) -> list[frozenset[str]]:
+def _needed(steps: Sequence[StepSignature]) -> list[frozenset[str]]:
     """By size, what is still needed: for the answer, and by some later step."""
     answer = frozenset({"probabilities"})
     needed = [answer]
     for step in reversed(steps):
-        outputs = {"running_sum", *step["caches"]}
-        carried = {"running_sum"} if step["size"] > 1 else set()
-        needed.append((needed[-1] - outputs) | {step["starts_from"]} | carried | answer)
+        outputs = {"running_sum", *step.caches}
+        carried = {"running_sum"} if step.size > 1 else set()
+        needed.append((needed[-1] - outputs) | {step.starts_from} | carried | answer)
     return needed[::-1]
 
 

@@ -60,7 +60,14 @@ def version_folder(path: str | pathlib.Path) -> pathlib.Path:
       InputError: if there is no such folder.
     """
     path = pathlib.Path(path)
-    return path if (path / MANIFEST).is_file() else latest_version_path(path)
+    if (path / MANIFEST).is_file():
+        return path
+    if found := version_paths(path):
+        return found[0]
+    raise InputError(
+        f"a model must be a version's folder with {MANIFEST} or hold such folders, "
+        f"got {str(path)!r}"
+    )
 
 
 def next_version(base: pathlib.Path) -> int:
