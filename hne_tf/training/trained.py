@@ -122,6 +122,7 @@ def restore(
     data_set = load(config.data)
     for line in data_set.found:
         report(line)
+    _check_data(workdir, data_set, report)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)
