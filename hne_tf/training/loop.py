@@ -15,14 +15,14 @@ import tensorflow as tf
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
-from hne_tf.training.cluster import Cluster
 from hne_tf.training.config import check_numbers
-from hne_tf.training.devices import accelerated, strategy_of
+from hne_tf.training.machines.cluster import Cluster
+from hne_tf.training.machines.devices import accelerated, strategy_of
+from hne_tf.training.machines.workers import Workers, lost_workers_told
 from hne_tf.training.run import TrainingRun
 from hne_tf.training.run_log import RunLog
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
-from hne_tf.training.workers import Workers, lost_workers_told
 
 
 def train(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from hne_tf.client.answers import Answer, BudgetError
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import (
     CallError,
     MixedBatchError,

@@ -11,7 +11,7 @@ from PIL import Image
 from hne_tf.bin import predict
 from hne_tf.client.answers import BudgetError
 from hne_tf.client.budget_client import BudgetClient
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.metadata import MetadataSource
 from hne_tf.data.pixels import Pixels
 

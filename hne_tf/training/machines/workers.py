@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from hne_tf.errors import InterruptedRunError
-from hne_tf.training.cluster import Cluster
+from hne_tf.training.machines.cluster import Cluster
 
 # What a collective raises on one worker when another has died, hangs or has been restarted.
 _LOST = (

@@ -22,9 +22,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from hne_tf.client.latency_profile import Choice, Prior, Profile, Ticket
-from hne_tf.client.service_times import Row, ServiceTimes
-from hne_tf.client.windows import Window
+from hne_tf.client.latency.profile import Choice, Prior, Profile, Ticket
+from hne_tf.client.latency.service_times import Row, ServiceTimes
+from hne_tf.client.latency.windows import Window
 from hne_tf.errors import InputError
 
 _SHARED_HIGH = 0.8

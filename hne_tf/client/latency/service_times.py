@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from hne_tf.client.latency_profile import Profile
-from hne_tf.client.windows import Window, isotonic
+from hne_tf.client.latency.profile import Profile
+from hne_tf.client.latency.windows import Window, isotonic
 from hne_tf.errors import InputError
 
 _HIGH, _TYPICAL, _LOW = 0.9, 0.5, 0.25

@@ -2,9 +2,9 @@ import pytest
 import tensorflow as tf
 
 from hne_tf.errors import InputError, InterruptedRunError
-from hne_tf.training.cluster import Cluster
-from hne_tf.training.devices import strategy_of
-from hne_tf.training.workers import Workers, lost_workers_told
+from hne_tf.training.machines.cluster import Cluster
+from hne_tf.training.machines.devices import strategy_of
+from hne_tf.training.machines.workers import Workers, lost_workers_told
 
 LOST = tf.errors.UnavailableError(
     None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\nRestart."

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hne_tf.errors import InputError
 from hne_tf.training import build
-from hne_tf.training.cluster import Cluster
+from hne_tf.training.machines.cluster import Cluster
 from hne_tf.tree import Paths
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hne_tf.exits import Exits
-from hne_tf.training.devices import operation_threads
+from hne_tf.training.machines.devices import operation_threads
 from hne_tf.tree import Tree
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -36,9 +36,9 @@ def test_cores_are_divided_by_the_nodes_that_are_computed_at_once(tree, devices,
 PROGRAM = """
 import json, sys
 import tensorflow as tf
-from hne_tf.training.cluster import Cluster
+from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.config import default
-from hne_tf.training.devices import strategy_of
+from hne_tf.training.machines.devices import strategy_of
 overrides, begins = json.loads(sys.argv[1])
 config = default()
 config.update_from_flattened_dict({

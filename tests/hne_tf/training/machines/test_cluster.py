@@ -5,7 +5,7 @@ import pytest
 from configs import digits
 from hne_tf.bin import train
 from hne_tf.errors import InputError
-from hne_tf.training.cluster import Cluster
+from hne_tf.training.machines.cluster import Cluster
 
 TWO = {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}
 
