@@ -225,7 +225,7 @@ def _models(folder: pathlib.Path) -> Iterator[Model]:
     pretrained = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
     keras.utils.set_random_seed(0)
     tree = Tree((1, 2, 2, 2, 2))
-    large = TreeEnsemble(PRESETS["small"], tree, DeployLayers(), pretrained.images)
+    large = TreeEnsemble(PRESETS["small"], tree, pretrained.images, DeployLayers())
     yield from _exported(pretrained, "cifar10_cpu, N = 8", folder / "pretrained")
     yield from _exported(large, "small preset, N = 16", folder / "large")
 
@@ -235,6 +235,7 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     from ai_edge_litert.interpreter import Interpreter
 
     from hne_tf.export import signatures
+    from hne_tf.export.live import LiveSteps
     from hne_tf.exported import steps, tflite_file
     from hne_tf.exported.manifest import FORMAT, MANIFEST
     from hne_tf.files import write_json
@@ -242,9 +243,9 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     def leaf_logits(images: np.ndarray) -> np.ndarray:
         return model(images, training=False).numpy()
 
-    endpoints = signatures.signatures(model, [model.tree.leaves], "logits")
+    endpoints = signatures.signatures(model, [model.tree.leaves])
     signatures.save(endpoints, str(folder))
-    live = steps.LiveSteps(model)
+    live = LiveSteps(model)
     description = {
         "format": FORMAT,
         "input": {"shape": [None, *live.image_shape]},

@@ -84,15 +84,15 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)
 
     def deploy(trained: TreeEnsemble, name: str):
-        model = TreeEnsemble(PRESETS["small"], trained.tree, DeployLayers(), cifar)
+        model = TreeEnsemble(PRESETS["small"], trained.tree, cifar, DeployLayers())
         weights.load(model, folding.fold(weights.read(trained)))
         sizes = model.tree.sizes
         path = str(folder / name)
-        signatures.save(signatures.signatures(model, sizes, "logits"), path)
+        signatures.save(signatures.signatures(model, sizes), path)
         return tf.saved_model.load(path).signatures
 
-    trained = TreeEnsemble(PRESETS["small"], Tree((1, 2, 2, 2, 2)), TrainingLayers(), cifar)
-    single = TreeEnsemble(PRESETS["small"], Tree((1,) * 5), TrainingLayers(), cifar)
+    trained = TreeEnsemble(PRESETS["small"], Tree((1, 2, 2, 2, 2)), cifar, TrainingLayers())
+    single = TreeEnsemble(PRESETS["small"], Tree((1,) * 5), cifar, TrainingLayers())
     average = keras.layers.GlobalAveragePooling1D()(trained.output)
     answer = keras.Model(trained.input, keras.layers.Softmax()(average))
     answer.export(str(folder / "keras"), verbose=False)

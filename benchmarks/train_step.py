@@ -199,7 +199,7 @@ def _multiply_adds(branching: tuple[int, ...]) -> int:
     from hne_tf.tree import Tree
 
     tree = Tree(branching)
-    model = TreeEnsemble(PRESETS["small"], tree, DeployLayers(), _cifar())
+    model = TreeEnsemble(PRESETS["small"], tree, _cifar(), DeployLayers())
     return cost.per_size(model, [tree.leaves])[tree.leaves].multiply_adds
 
 

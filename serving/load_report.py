@@ -4,10 +4,12 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
-
+from hne_tf.errors import extra
 from hne_tf.files import replacing
 from serving.load import Bar, Outcome, Point
+
+with extra("serving"):
+    from matplotlib.figure import Figure
 
 _COLUMNS = (
     "load (1/s)",
@@ -75,9 +77,6 @@ def plot(
       title: heading of the picture.
       path: file to write; the ending gives the format.
     """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     # Per panel: what it shows, and by style of line what is drawn.
     panels = (
         ("goodput: answers inside the budget (1/s)", {"-": lambda p: p.goodput}),
@@ -88,7 +87,8 @@ def plot(
         ("mean ensemble size", {"-": lambda p: p.mean_size}),
         ("accuracy of answers inside the budget (%)", {"-": lambda p: 100 * p.accuracy}),
     )
-    figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True)
     for axes, (label, lines) in zip(grid.flat, panels, strict=True):
         for client, color, marker in (("fixed", "C0", "s"), ("adaptive", "C1", "o")):
             drawn = sorted((p for p in points if p.client == client), key=lambda p: p.load)
@@ -109,7 +109,6 @@ def plot(
     figure.suptitle(title)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)
-    pyplot.close(figure)
 
 
 def _unless_nan(value: float, form: str) -> str:

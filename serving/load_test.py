@@ -6,6 +6,8 @@
 Requests arrive as a Poisson process whose times are drawn beforehand, so that a slow server
 makes them neither fewer nor later. The fixed client always asks for the full ensemble, the
 adaptive one for what fits; both see the same arrivals. Stops by itself.
+
+Needs an extra: pip install 'hne_tf[serving]'
 """
 
 import dataclasses
@@ -75,6 +77,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if results and results.suffix != ".md":
         raise InputError(f"--results must be a .md file, got {values.results!r}")
     with app.quiet_import():
+        # Its extra is missed now, not after the test.
+        from serving import load_report  # noqa: F401
         from serving.load_clients import Target
         from serving.load_runs import Runner
 

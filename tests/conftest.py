@@ -5,6 +5,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 import tensorflow as tf
+from hypothesis import settings
 from PIL import Image
 
 from hne_tf.training.config import default
@@ -14,6 +15,11 @@ from hne_tf.training.workdir import Workdir
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# `--hypothesis-profile=fuzz` looks longer; a busy machine must not fail a test.
+settings.register_profile("suite", max_examples=300, deadline=None)
+settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

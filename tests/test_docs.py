@@ -27,13 +27,13 @@ def folder(tmp_path_factory):
     model = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
     manifest = {
         "input": {"shape": [None, *model.images.shape]},
-        "pixels": model.images.pixels.to_json(),
+        "pixels": Pixels.of(model.images).to_json(),
         "classes": model.images.class_names,
         "steps": [step_entry(step) for step in model.tree.steps],
     }
     folder = tmp_path_factory.mktemp("docs")
     (folder / "models").mkdir()
-    flatbuffer = tflite.convert(model, model.tree.sizes, "logits", "float32")
+    flatbuffer = tflite.convert(model, model.tree.sizes, "float32")
     tflite_file.write(folder / "models/cifar10_cpu.tflite", flatbuffer, manifest)
     Image.fromarray(photo()).save(folder / "photo.jpg")
     return folder

@@ -23,7 +23,14 @@ def run(trained_workdir):
 @pytest.fixture(scope="module")
 def version(run, tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "tiny"
-    return exporter.export(run, base, report=lambda line: None)
+    return exporter.export(
+        run.model,
+        base,
+        test=run.batches("test"),
+        validation=run.batches("validation"),
+        record=run.record,
+        report=lambda line: None,
+    )
 
 
 @pytest.fixture(scope="module")

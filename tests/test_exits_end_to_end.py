@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from hne_tf.evaluation import cost, evaluation, tables
+from hne_tf.evaluation import cost, tables
 from hne_tf.exits import Exits
 from hne_tf.export import exporter
 from hne_tf.exported import steps
@@ -46,13 +46,20 @@ def run(request, tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return evaluation.evaluate(run, "test")
+    return run.evaluate("test")
 
 
 @pytest.fixture(scope="module")
 def version(run, tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "tiny"
-    return exporter.export(run, base, report=lambda line: None)
+    return exporter.export(
+        run.model,
+        base,
+        test=run.batches("test"),
+        validation=run.batches("validation"),
+        record=run.record,
+        report=lambda line: None,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,17 @@ def run(
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with _working_folder_on_path():
+        return _run(name, values, define_flags, main, arguments)
+
+
+def _run(
+    name: str,
+    values: flags.FlagValues,
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], None],
+    arguments: list[str],
+) -> int:
     define_flags(values, arguments)
     # Before parsing, which would ask for the required flags.
     if "--help" in arguments:
@@ -63,6 +74,9 @@ def run(
     except AttributeError as error:
         # What ml_collections raises for an override of an unknown field.
         return _fail(name, f"the config must have the field that is set, got {error}", 2)
+    except ImportError as error:
+        rule = "a config file imports installed packages and modules of the working folder"
+        return _fail(name, f"{rule}, got {error}", 2)
     try:
         main(values, positional)
     except InputError as error:
@@ -75,6 +89,20 @@ def run(
             raise
         return _fail(name, refused, 1)
     return 0
+
+
+@contextlib.contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """Lets config files import others from the working folder, as `python -m` does.
+
+    It comes last, so that nothing there hides an installed package.
+    """
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 @contextlib.contextmanager

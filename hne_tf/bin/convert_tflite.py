@@ -2,6 +2,8 @@
 
 One file with one signature per ensemble size and per depth-first step, which share the
 weights. It is verified, and its accuracy measured with the file itself, before it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
 import pathlib
@@ -56,8 +58,15 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     run = app.restore_run(values)
     # The converter and the interpreter greet on standard error as TensorFlow does.
     with app.quiet_import():
-        manifest = tflite.export_tflite(
-            run, output, values.mode, sizes, values.representative_images
+        manifest = tflite.convert_tflite(
+            run.model,
+            output,
+            values.mode,
+            representative=run.representative(values.representative_images),
+            test=run.batches("test"),
+            validation=run.batches("validation"),
+            sizes=sizes,
+            record=run.record,
         )
     leaves = max(manifest["sizes"])
     parameter_bytes = _FLOAT32_BYTES * manifest["cost"][str(leaves)]["parameters"]

@@ -2,6 +2,8 @@
 
 A SavedModel with one signature per ensemble size and per depth-first step, verified before
 it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
 import json
@@ -59,7 +61,16 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     run = app.restore_run(values)
     if weights_path:
         pretrained.check(run, weights_path)
-    folder = export(run, pathlib.Path(values.model_base_path), values.version, sizes, batch_sizes)
+    folder = export(
+        run.model,
+        values.model_base_path,
+        test=run.batches("test"),
+        validation=run.batches("validation"),
+        version=values.version,
+        sizes=sizes,
+        batch_sizes=batch_sizes,
+        record=run.record,
+    )
     print(f"published {folder}")
     if weights_path:
         pretrained.save(run, json.loads((folder / MANIFEST).read_text()), weights_path)

@@ -3,6 +3,8 @@
 Latency per ensemble size of published versions and TFLite files, warm, in turns, for some
 numbers of threads; what they take on disk; and the accuracy in their manifests. The figures go
 into the manifests: a file's is replaced, a version is published again as the next one.
+
+The picture of --results needs an extra: pip install 'hne_tf[report]'
 """
 
 import pathlib
@@ -52,6 +54,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         from hne_tf.evaluation import results, tables
         from hne_tf.export import profiles
 
+        # Its extra is missed now, not after measuring.
+        if values.results:
+            from hne_tf.evaluation import plots
+
     paths = [pathlib.Path(model) for model in values.models]
     # LiteRT greets on standard error as TensorFlow does.
     with app.quiet_import():
@@ -63,7 +69,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         picture = page.with_suffix(".png")
         body = f"![Accuracy against latency]({picture.name})\n\n{text}"
         results.write_page(page, page.stem, app.command("hne-profile", values), body)
-        tables.plot_profiles(measured, threads[0], batch_sizes[0], [picture])
+        plots.plot_profiles(measured, threads[0], batch_sizes[0], [picture])
         print(f"Written: {page}, {picture}")
 
 

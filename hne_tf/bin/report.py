@@ -4,6 +4,8 @@ Accuracy against cost, calibration, the tree, test images, and a slider for the 
 which size answers and what it gets right. The runs must have been evaluated with hne-evaluate;
 latencies come from the manifests of models that were exported from them (--models). The page is
 one file that needs no network.
+
+Test images need an extra, unless --pictures=0: pip install 'hne_tf[data]'
 """
 
 import pathlib

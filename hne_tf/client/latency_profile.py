@@ -60,6 +60,7 @@ class Choice:
 
     Attributes:
       size: the size.
+      is_smallest: whether there is no smaller size.
       fits: whether its estimate is within the budget.
       estimate_ms: estimated latency of the largest size that fits, or of the smallest.
       smallest_ms: estimated latency of the smallest size.
@@ -71,6 +72,7 @@ class Choice:
     """
 
     size: int
+    is_smallest: bool
     fits: bool
     estimate_ms: float
     smallest_ms: float

@@ -70,9 +70,10 @@ def read_manifest(path: str | pathlib.Path) -> ServingManifest:
             f"got none for {missing or 'any'} in {str(path)!r}"
         )
     rows = manifest.latency_ms.values()
-    if not all(0 < latency < math.inf for row in rows for latency in row.values()):
+    known = [latency for row in rows for latency in row.values()]
+    if not all(0 < latency < math.inf for latency in known) or min(manifest.latency_ms) < 1:
         raise InputError(
-            "manifest must hold latencies of more than 0 ms, "
+            "manifest must hold latencies of more than 0 ms at batch sizes of 1 or more, "
             f"got {manifest.latency_ms} in {str(path)!r}"
         )
     return manifest

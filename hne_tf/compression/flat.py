@@ -8,9 +8,12 @@ import dataclasses
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
+from hne_tf.errors import extra
 from hne_tf.models.ensemble import TreeEnsemble, node_output
+
+with extra("compress"):
+    import tf_keras
 
 # Kinds of weights by their names in `tf_keras` and in `treatments`; whatever
 # else TFMOT adds, masks and counters, is no weight of the model.

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hne_tf.errors import InputError
+from hne_tf.image_spec import ImageSpec
 
 # Pillow's name of each format that is read, and the suffixes of its files, in lower case.
 FORMATS = {
@@ -95,6 +96,13 @@ class Pixels:
             raise InputError(f"a picture has 1 or 3 channels, the model takes {self.channels}")
         if not 0 <= self.central_crop <= 1:
             raise InputError(f"data.central_crop must lie in [0, 1], got {self.central_crop}")
+
+    @classmethod
+    def of(cls, images: ImageSpec) -> "Pixels | None":
+        """How a picture becomes an image of a model; None if a picture cannot."""
+        if images.shape[-1] not in MODES:
+            return None
+        return cls(*images.shape, images.central_crop)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from hne_tf.data.encoded import EncodedSplit, Readers
 from hne_tf.data.pipeline import SPLITS, DataSet, Split, check_at_least
 from hne_tf.data.pixels import Pixels
 from hne_tf.data.tfds_sets import Arrays
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 from hne_tf.image_spec import ImageSpec
 
 CIFAR_VALIDATION_EXAMPLES = 5000
@@ -82,7 +82,8 @@ _Loaded = tuple[tuple[str, ...], Pixels, Mapping[str, Split | EncodedSplit], tup
 def _load_digits(config: config_dict.ConfigDict) -> _Loaded:
     """The 1,797 real 8x8 digits inside scikit-learn; needs no network."""
     # Imported by the loaders that use them, so that others need not wait for it.
-    from sklearn import datasets, model_selection
+    with extra("data"):
+        from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 
 
 def stratified(labels: np.ndarray, examples: int) -> np.ndarray | slice:
@@ -11,10 +11,11 @@ def stratified(labels: np.ndarray, examples: int) -> np.ndarray | slice:
     Raises:
       InputError: if there are not as many, or not one for every class.
     """
-    from sklearn import model_selection
-
     if examples in (0, len(labels)):
         return slice(None)
+    with extra("data"):
+        from sklearn import model_selection
+
     try:
         kept, _ = model_selection.train_test_split(
             np.arange(len(labels)), train_size=examples, stratify=labels, random_state=0

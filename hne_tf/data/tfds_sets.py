@@ -10,7 +10,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from hne_tf.data.encoded import Encoded, Fetch, Readers
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -30,7 +30,8 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
     Raises:
       InputError: if the set is missing or cannot be downloaded.
     """
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     with _only_errors_logged():
         builder = _prepared(config)
@@ -94,7 +95,8 @@ def _prepared(
     config: config_dict.ConfigDict, file_format: str | None = None
 ) -> "tfds.core.DatasetBuilder":
     """The builder of a set that is on the disk, downloaded if that is asked for."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     builder = tfds.builder(config.name, data_dir=config.data_dir or None)
     # TFDS would try for minutes to download without a network: only when told.
@@ -118,7 +120,8 @@ def _prepared(
 
 def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetch]:
     """Number of examples of a part of a split, and their reader."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     try:
         source = builder.as_data_source(

@@ -28,7 +28,9 @@ class Cost:
         return Cost(self.multiply_adds + other.multiply_adds, self.parameters + other.parameters)
 
 
-def per_size(model: TreeEnsemble, sizes: Sequence[int], average: str = "logits") -> dict[int, Cost]:
+def per_size(
+    model: TreeEnsemble, sizes: Sequence[int], average: str | None = None
+) -> dict[int, Cost]:
     """Cost of the answer of each size in one call; any factory gives the same.
 
     Counted are the layers that the answer depends on: TensorFlow computes no others.
@@ -36,10 +38,11 @@ def per_size(model: TreeEnsemble, sizes: Sequence[int], average: str = "logits")
     Args:
       model: counted.
       sizes: ensemble sizes.
-      average: one of `averaging.AVERAGES`. Where the last leaf answers alone, what
-        only the leaves before need, such as the classifiers of earlier exits, is
-        not in its cost.
+      average: one of `averaging.AVERAGES`, the model's own by default. Where the last
+        leaf answers alone, what only the leaves before need, such as the classifiers
+        of earlier exits, is not in its cost.
     """
+    average = average or model.average
     return {
         size: _total(layer for part in _needed(model, leaves(size, average)) for layer in part)
         for size in sizes

@@ -1,26 +1,34 @@
 """Accuracy of every ensemble size on corrupted test images."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from hne_tf.data import labelled
 from hne_tf.data.corruptions import CORRUPTIONS, corrupt
+from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.metrics import EnsembleAccuracy
-from hne_tf.training.trained import TrainedRun
+from hne_tf.models.ensemble import TreeEnsemble
 
 _BATCH_SIZE = 250
 
 
 def evaluate(
-    run: TrainedRun, examples: int, severities: Sequence[int] = (1, 3, 5)
+    model: TreeEnsemble,
+    data: Labelled,
+    examples: int,
+    severities: Sequence[int] = (1, 3, 5),
 ) -> dict[str, Any]:
-    """Measures a run on corrupted test images.
+    """Measures a model on corrupted images.
 
     Args:
-      run: the trained run.
-      examples: how many test images, from the first one; all there are, if fewer.
+      model: trained in whatever way.
+      data: clean images and labels, see `labelled.batches`.
+      examples: how many of the images, from the first one; all there are, if fewer.
       severities: from 1 to 5.
 
     Returns:
@@ -33,11 +41,9 @@ def evaluate(
     """
     if examples < 1:
         raise InputError(f"examples must be 1 or more, got {examples}")
-    sizes, average = run.model.tree.sizes, run.config.objective.average
-    examples = min(examples, run.data_set.examples("test"))
-    clean = run.data_set.evaluation_batches("test", _BATCH_SIZE).unbatch().take(examples)
-    batches = list(clean.batch(_BATCH_SIZE).as_numpy_iterator())
-    predict = inference(run.model)
+    sizes = model.tree.sizes
+    batches = _first(labelled.batches(data, model.images.shape, _BATCH_SIZE), examples)
+    predict = inference(model)
     accuracy: dict[str, dict[str, dict[str, float]]] = {}
     for name in CORRUPTIONS:
         accuracy[name] = {}
@@ -46,14 +52,27 @@ def evaluate(
                 (corrupt(images, name, severity, index * _BATCH_SIZE), labels)
                 for index, (images, labels) in enumerate(batches)
             )
-            measured = measure(predict, corrupted, [EnsembleAccuracy(sizes, average)])
+            measured = measure(predict, corrupted, [EnsembleAccuracy(sizes, model.average)])
             accuracy[name][str(severity)] = {
                 str(size): measured[f"accuracy_{size}"] for size in sizes
             }
     rows = [row for by_severity in accuracy.values() for row in by_severity.values()]
     return {
-        "examples": examples,
+        "examples": sum(len(labels) for _, labels in batches),
         "severities": list(severities),
         "accuracy": accuracy,
         "mean": {size: statistics.fmean(row[size] for row in rows) for size in map(str, sizes)},
     }
+
+
+def _first(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], examples: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches of the first examples."""
+    taken: list[tuple[np.ndarray, np.ndarray]] = []
+    for images, labels in batches:
+        missing = examples - sum(len(each) for _, each in taken)
+        if missing <= 0:
+            break
+        taken.append((images[:missing], labels[:missing]))
+    return taken

@@ -1,18 +1,11 @@
-"""Evaluations and profiles as tables, and as pictures of accuracy against compute."""
+"""Evaluations and profiles as tables."""
 
-import pathlib
 import statistics
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-from hne_tf.files import replacing
-
 if typing.TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from hne_tf.export.profiles import Profile
 
 _COLUMNS = {
@@ -30,7 +23,7 @@ _COLUMNS = {
 }
 
 # Ways in which networks with exits answer, by average.
-_EXIT_ANSWERS = {
+EXIT_ANSWERS = {
     "last": "Each exit alone",
     "logits": "Running ensemble of the exits",
 }
@@ -66,7 +59,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
     ]
     for average, rows in evaluation.get("sizes_by_average", {}).items():
         if rows != evaluation["sizes"]:
-            lines += ["", f"{_EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
+            lines += ["", f"{EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
     stopping = evaluation.get("early_stopping")
     if stopping and stopping["curve"]:
         lines += [
@@ -177,52 +170,6 @@ def _formatted(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
     return aligned(list(columns), cells)
 
 
-def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> None:
-    """Draws accuracy against multiply-adds: the ensemble sizes, and early stopping.
-
-    Args:
-      evaluation: see `evaluation.evaluate`.
-      title: heading of the picture.
-      paths: files to write; the ending gives the format (`.png`, `.svg`).
-    """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    rows = evaluation["sizes"]
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    answers = evaluation.get("sizes_by_average") or {"": rows}
-    for average, each in answers.items():
-        axes.plot(
-            [row["multiply_adds"] / 1e6 for row in each],
-            [100 * row["accuracy"] for row in each],
-            marker="o",
-            label=_EXIT_ANSWERS.get(average, "first n leaves").lower(),
-        )
-    for row in rows:
-        axes.annotate(
-            f"n = {row['size']}",
-            (row["multiply_adds"] / 1e6, 100 * row["accuracy"]),
-            textcoords="offset points",
-            xytext=(6, -12),
-        )
-    if stopping := evaluation.get("early_stopping"):
-        axes.plot(
-            [row["multiply_adds"] / 1e6 for row in stopping["curve"]],
-            [100 * row["accuracy"] for row in stopping["curve"]],
-            marker=".",
-            label="each image until sure",
-        )
-    mean_leaf = 100 * evaluation["mean_leaf_accuracy"]
-    axes.axhline(mean_leaf, linestyle=":", color="grey", label="mean single leaf")
-    axes.set_xlabel("multiply-adds per image (millions)")
-    axes.set_ylabel(f"{evaluation['split']} accuracy (%)")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.margins(x=0.1, y=0.15)
-    axes.legend(loc="lower right")
-    _save(figure, paths)
-
-
 def profiles_markdown(
     profiles: Sequence["Profile"], threads: Sequence[int], batch_sizes: Sequence[int]
 ) -> str:
@@ -263,7 +210,7 @@ def profiles_markdown(
         for batch_size in batch_sizes
         for size, accuracy in each.accuracy.items()
     ]
-    columns = [f"{_threads(count)} {key}" for count in threads for key in ("p50", "p95")]
+    columns = [f"{threads_text(count)} {key}" for count in threads for key in ("p50", "p95")]
     header = ["model", "mode", "bytes", "of float32", "gzip bytes", "of float32"]
     lines = [
         aligned(header, storage, left=2),
@@ -278,43 +225,6 @@ def profiles_markdown(
     return "\n".join(lines)
 
 
-def plot_profiles(
-    profiles: Sequence["Profile"], threads: int, batch_size: int, paths: Sequence[pathlib.Path]
-) -> None:
-    """Draws accuracy against median latency: a line per model, a point per ensemble size.
-
-    Args:
-      profiles: see `export.profiles.profile`.
-      threads: number of threads of the latencies.
-      batch_size: images per call.
-      paths: files to write; the ending gives the format.
-    """
-    matplotlib.use("agg")
-    from matplotlib import pyplot, ticker
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for each in profiles:
-        axes.plot(
-            [each.latency(size, batch_size, threads)["p50_ms"] for size in each.accuracy],
-            [100 * accuracy for accuracy in each.accuracy.values()],
-            marker="o",
-            markersize=4,
-            label=f"{each.name} ({each.mode})",
-        )
-    axes.set_xscale("log")
-    # Latencies often lie within one decade, where a log axis has hardly a label.
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    images = "one image" if batch_size == 1 else f"{batch_size} images"
-    axes.set_xlabel(f"median latency of {images}, {_threads(threads)} (ms)")
-    splits = sorted({each.manifest["accuracy"]["split"] for each in profiles})
-    axes.set_ylabel(f"{' and '.join(splits)} accuracy (%)")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-    _save(figure, paths)
-
-
 def _storage(profile: "Profile", kind: str) -> int:
     return profile.manifest["storage"][kind]
 
@@ -326,19 +236,6 @@ def _ratio(profile: "Profile", reference: "Profile | None", kind: str) -> str:
     return f"{_storage(profile, kind) / _storage(reference, kind):.2f}"
 
 
-def _threads(count: int) -> str:
+def threads_text(count: int) -> str:
+    """A number of threads in words."""
     return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _save(figure: "Figure", paths: Sequence[pathlib.Path]) -> None:
-    from matplotlib import pyplot
-
-    for path in paths:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=_metadata(path))
-    pyplot.close(figure)
-
-
-def _metadata(path: pathlib.Path) -> dict[str, None]:
-    """Without a date, the same evaluation gives the same file."""
-    return {"Date": None} if path.suffix == ".svg" else {}

@@ -1,93 +1,133 @@
-"""From a trained workdir to a published version."""
+"""From a Keras model to a published version."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from hne_tf.data import labelled
+from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation
-from hne_tf.export import profiling, publish, signatures, verification, warmup
-from hne_tf.exported.manifest import MANIFEST, build_manifest
+from hne_tf.export import describe, profiling, publish, signatures, verification, warmup
+from hne_tf.exported.manifest import MANIFEST
 from hne_tf.files import write_json
-from hne_tf.models import folding, weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
-from hne_tf.training import build
-from hne_tf.training.trained import TrainedRun
+from hne_tf.models.folding import deployed
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 
 _REFERENCE_IMAGES = 32
 
 
 def export(
-    run: TrainedRun,
-    model_base_path: pathlib.Path,
+    model: TreeEnsemble | GroupedEnsemble,
+    model_base_path: str | pathlib.Path,
+    *,
+    test: Labelled | None = None,
+    validation: Labelled | None = None,
     version: int | None = None,
     sizes: Sequence[int] | None = None,
     batch_sizes: Sequence[int] = (1,),
+    record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> pathlib.Path:
-    """Publishes a run as `<model_base_path>/<version>`, after proving that it answers alike.
+    """Publishes a model as `<model_base_path>/<version>`, after proving that it answers alike.
 
     Args:
-      run: the trained run.
+      model: trained in whatever way.
       model_base_path: folder of the model's versions; its name is the model's.
+      test: images and labels for the accuracy in the manifest and for the proof, see
+        `labelled.batches`. Without them the manifest has no accuracy, and the proof is
+        on random images.
+      validation: images and labels that thresholds of early stopping are fitted on.
       version: number of the new version, the next free one by default.
       sizes: ensemble sizes with a signature; `tree.sizes` by default. The full
         ensemble is always among them.
       batch_sizes: batches that are warmed up and profiled; a single image is
         profiled besides.
+      record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
     Returns:
       The folder of the new version.
 
     Raises:
-      InputError: for a size or version that cannot be, or if the SavedModel
+      InputError: for data, a size or a version that cannot be, or if the SavedModel
         differs from the live model; nothing is published then.
+
+    Example:
+      >>> export(model, "models/flowers", test=(x_test, y_test))
+      PosixPath('models/flowers/1')
     """
-    tree = run.model.tree
-    for size in sizes or ():
-        tree.check_size(size)
-    sizes = tuple(sorted({*(sizes or tree.sizes), tree.leaves}))
+    model_base_path = pathlib.Path(model_base_path)
+    model = branched(model)
+    sizes = exported_sizes(model, sizes)
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name
     version = publish.next_version(model_base_path) if version is None else version
-    average = run.config.objective.average
     with publish.new_version(model_base_path, version) as folder:
-        model = deployed(run)
-        endpoints = signatures.signatures(model, sizes, average)
+        folded = deployed(model)
+        endpoints = signatures.signatures(folded, sizes)
         warmup.check_count(len(endpoints), batch_sizes)
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
+        description = describe.describe(folded, model_name, sizes, record)
+        if test is not None:
+            description |= _measured(model, test, validation, sizes)
         names = [f"ensemble_{size}" for size in sizes]
         # Clients need to know the latency of one image.
-        latency = profiling.measure(folder, names, sorted({1, *batch_sizes}))
-        measured = evaluation.evaluate(run, "test", sizes=sizes)
-        description = build_manifest(run, model_name, model, sizes, measured, latency)
+        description["latency"] = profiling.measure(folder, names, sorted({1, *batch_sizes}))
         write_json(folder / MANIFEST, description)
-        images, leaf_logits = _reference(run)
-        verification.verify(folder, images, leaf_logits)
-        report(f"verified every signature on {len(images)} test images in a fresh process")
+        images = reference_images(model, test)
+        verification.verify(folder, images, model(images, training=False).numpy())
+        kind = "random" if test is None else "test"
+        report(f"verified every signature on {len(images)} {kind} images in a fresh process")
     return model_base_path / str(version)
 
 
-def deployed(run: TrainedRun) -> TreeEnsemble:
-    """The run's model in the deploy factory's form, its batch norms folded.
+def branched(model: TreeEnsemble | GroupedEnsemble) -> TreeEnsemble:
+    """The form of a model that is exported.
 
-    A compressed run has such a model already, pruned, clustered or quantised.
+    Raises:
+      InputError: for a model that is no ensemble.
     """
-    if not isinstance(run.model.factory, TrainingLayers):
-        return run.model
-    model = build.ensemble(run.config, DeployLayers(), run.data_set.spec)
-    weights.load(model, folding.fold(weights.read(run.model)))
+    if isinstance(model, GroupedEnsemble):
+        return model.branched()
+    if not isinstance(model, TreeEnsemble):
+        raise InputError(f"a model must be an hne_tf.TreeEnsemble, got {type(model).__name__}")
     return model
 
 
-def _reference(run: TrainedRun) -> tuple[np.ndarray, np.ndarray]:
-    """Test images and the live model's leaf logits for them."""
-    batches = run.data_set.evaluation_batches("test", _REFERENCE_IMAGES)
-    images, _ = next(iter(batches))
-    return images.numpy(), run.model(images, training=False).numpy()
+def exported_sizes(model: TreeEnsemble, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    """The ensemble sizes of an export, increasing; the full ensemble is always among them.
+
+    Raises:
+      InputError: for a size that the tree does not have.
+    """
+    for size in sizes or ():
+        model.tree.check_size(size)
+    return tuple(sorted({*(sizes or model.tree.sizes), model.tree.leaves}))
+
+
+def reference_images(model: TreeEnsemble, data: Labelled | None) -> np.ndarray:
+    """Images to compare answers on, uint8 `[batch, ...]`; random ones without data."""
+    if data is None:
+        random = np.random.default_rng(0)
+        return random.integers(0, 256, (_REFERENCE_IMAGES, *model.images.shape), np.uint8)
+    images, _ = next(labelled.batches(data, model.images.shape, _REFERENCE_IMAGES))
+    return images[:_REFERENCE_IMAGES]
+
+
+def _measured(
+    model: TreeEnsemble, test: Labelled, validation: Labelled | None, sizes: Sequence[int]
+) -> dict[str, Any]:
+    """What the manifest says of answers to test images."""
+    result = evaluation.evaluate(model, test, validation, sizes)
+    by_size = {row["size"]: row["accuracy"] for row in result["sizes"]}
+    return {
+        "accuracy": describe.accuracy("test", result["examples"], by_size),
+        "early_stopping": result["early_stopping"],
+    }

@@ -20,7 +20,7 @@ from hne_tf.tree import Step
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
 
 
-def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signatures:
+def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
     """All signatures of a published model.
 
     `ensemble_<n>` maps `images`, uint8 `[batch, height, width, channels]`, to
@@ -31,7 +31,6 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
     Args:
       model: built by the deploy factory.
       sizes: ensemble sizes to export; the full one is always among the answers.
-      average: one of `averaging.AVERAGES`.
 
     Raises:
       InputError: if a size is not between 1 and the number of leaves, or twice there.
@@ -45,25 +44,24 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int], average: str) -> Signa
         model = _served(model)
     full = model.tree.leaves
     ensembles = {
-        f"ensemble_{size}": ensemble_signature(model, size, average)
-        for size in sorted({*sizes, full})
+        f"ensemble_{size}": ensemble_signature(model, size) for size in sorted({*sizes, full})
     }
-    steps = {f"step_{step.size}": step_signature(model, step, average) for step in model.tree.steps}
+    steps = {f"step_{step.size}": step_signature(model, step) for step in model.tree.steps}
     return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
 
 
 def _served(model: TreeEnsemble) -> TreeEnsemble:
     """The same model as `ServedLayers` builds it."""
-    copy = TreeEnsemble(model.architecture, model.tree, ServedLayers(), model.images, model.name)
+    copy = model.rebuilt(ServedLayers())
     weights.load(copy, weights.read(model))
     return copy
 
 
 def ensemble_signature(
-    model: TreeEnsemble, size: int, average: str
+    model: TreeEnsemble, size: int
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """The answer of size `size` in one call, which computes what it needs and no more."""
-    answering = leaves(size, average)
+    average, answering = model.average, leaves(size, model.average)
     network, values = model.of_leaves(answering), _values(model.nodes_of(answering))
 
     @tf.function(input_signature=[_images(model)])
@@ -77,9 +75,7 @@ def ensemble_signature(
     return ensemble
 
 
-def step_signature(
-    model: TreeEnsemble, step: Step, average: str
-) -> Callable[..., dict[str, tf.Tensor]]:
+def step_signature(model: TreeEnsemble, step: Step) -> Callable[..., dict[str, tf.Tensor]]:
     """One more leaf: computes only the nodes that no earlier step has computed.
 
     Step 1 takes `images`. A later step takes `running_sum` `[batch, classes]`
@@ -92,7 +88,7 @@ def step_signature(
         block: model.node_models[block][node]
         for block, node in enumerate(step.nodes, start=step.branch_block)
     }
-    values = _values(nodes.values())
+    values, average = _values(nodes.values()), model.average
     start = _start(model, step)
     inputs = [step_input(model, step)]
     if step.size > 1:

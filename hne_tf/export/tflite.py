@@ -3,25 +3,27 @@
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from hne_tf.compression.post_training import post_training
+from hne_tf.data import labelled
+from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost, early_stopping
 from hne_tf.evaluation.early_stopping import Answers
-from hne_tf.export import exporter, signatures, tflite_packing, verification
+from hne_tf.export import describe, exporter, signatures, tflite_packing, verification
+from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import build_manifest
 from hne_tf.exported.session import AnytimeSession
 from hne_tf.exported.steps import StepRunner, TFLiteSteps
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.folding import deployed
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.quantized import QuantizedLayers
-from hne_tf.training.trained import TrainedRun
 
 # Largest difference between any answer of a file and NumPy on the live model's leaf
 # logits, as a part of the largest value, which is at least 1. Float16 weights have 11
@@ -32,11 +34,14 @@ QUANTIZED_TOLERANCE = 1e-4
 # And the full ensemble gives the live model's class for at least this part of images.
 LEAST_AGREEMENT = 0.75
 
-_REFERENCE_IMAGES = 32
+# What is compared; the caches of a step are compared by what the next steps make of them.
+_ENSEMBLE_OUTPUTS = frozenset({"logits", "probabilities"})
+_STEP_OUTPUTS = frozenset({"running_sum", "probabilities"})
+
 _BATCH_SIZE = 100
 
 
-def convert(model: TreeEnsemble, sizes: Sequence[int], average: str, mode: str) -> bytes:
+def convert(model: TreeEnsemble, sizes: Sequence[int], mode: str) -> bytes:
     """Converts a model with all its signatures, which share the weights.
 
     The signatures are `ensemble_<n>` and `step_<n>` of `export.signatures`;
@@ -49,7 +54,6 @@ def convert(model: TreeEnsemble, sizes: Sequence[int], average: str, mode: str) 
         is no calibration, and a node is the same integers in every signature.
         What runs over the leaves, sum, mean and softmax, stays in float.
       sizes: ensemble sizes; the full one is always among them.
-      average: one of `averaging.AVERAGES`.
       mode: one of `tflite_file.MODES`. `"float16"` stores weights in half the
         bytes and computes as the device likes; `"dynamic_range"` stores large
         weights in 8 bits and rounds activations as it meets them.
@@ -68,7 +72,7 @@ def convert(model: TreeEnsemble, sizes: Sequence[int], average: str, mode: str) 
             "int8 takes a model in the form of QuantizedLayers, "
             f"got one of {type(model.factory).__name__}"
         )
-    endpoints = signatures.signatures(model, sizes, average)
+    endpoints = signatures.signatures(model, sizes)
     del endpoints["serving_default"]
     with tempfile.TemporaryDirectory() as folder:
         signatures.save(endpoints, folder)
@@ -80,25 +84,33 @@ def convert(model: TreeEnsemble, sizes: Sequence[int], average: str, mode: str) 
         return tflite_packing.pack(converter.convert())
 
 
-def export_tflite(
-    run: TrainedRun,
-    path: pathlib.Path,
+def convert_tflite(
+    model: TreeEnsemble | GroupedEnsemble,
+    path: str | pathlib.Path,
     mode: str = "float32",
+    *,
+    representative: Any = None,
+    test: Labelled | None = None,
+    validation: Labelled | None = None,
     sizes: Sequence[int] | None = None,
-    representative_images: int = 500,
+    record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Writes a run as a TFLite file, after proving that it answers alike.
+    """Writes a model as a TFLite file, after proving that it answers alike.
 
     Args:
-      run: the trained run. One that was trained in the form of `QuantizedLayers`
-        goes into `"int8"` as it is; any other is quantised after training.
+      model: trained in whatever way. One in the form of `QuantizedLayers` goes into
+        `"int8"` as it is; any other is quantised after training.
       path: the file, which must not exist; its stem is the model's name.
       mode: see `convert`.
+      representative: training images, uint8 `[examples, height, width, channels]` or
+        batches of them, whose activations set the ranges of post-training `"int8"`.
+      test: images and labels for the accuracy in the manifest and for the proof, see
+        `labelled.batches`; the proof is on random images without them.
+      validation: images and labels that thresholds of early stopping are fitted on.
       sizes: ensemble sizes with a signature, `tree.sizes` by default; the full
         ensemble is always among them, and the steps come to every size.
-      representative_images: number of training images, spread evenly, whose
-        activations set the ranges of post-training `"int8"`.
+      record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
     Returns:
@@ -107,32 +119,33 @@ def export_tflite(
       from 1 to N, and thresholds of early stopping are the file's own.
 
     Raises:
-      InputError: for a path, mode or size that cannot be, or if the file differs
-        from the live model; nothing is written then.
+      InputError: for data, a path, mode or size that cannot be, or if the file
+        differs from the live model; nothing is written then.
+
+    Example:
+      >>> convert_tflite(model, "flowers.tflite", mode="int8", representative=x_train)
     """
+    path = pathlib.Path(path)
     check_path(path)
-    check_mode(mode, run.model)
-    tree = run.model.tree
-    for size in sizes or ():
-        tree.check_size(size)
-    sizes = tuple(sorted({*(sizes or tree.sizes), tree.leaves}))
-    model = _converted_form(run, mode, representative_images)
-    flatbuffer = convert(model, sizes, run.config.objective.average, mode)
-    manifest = _describe(run, path.stem, model, sizes, mode)
+    model = exporter.branched(model)
+    check_mode(mode, model)
+    sizes = exporter.exported_sizes(model, sizes)
+    converted = _converted_form(model, mode, representative)
+    flatbuffer = convert(converted, sizes, mode)
+    manifest = _describe(path.stem, converted, sizes, mode, record)
     with tempfile.TemporaryDirectory() as folder:
         written = pathlib.Path(folder) / path.name
         tflite_file.write(written, flatbuffer, manifest)
-        agreement = verify(written, *_reference(run))
+        images = exporter.reference_images(model, test)
+        agreement = verify(written, images, model(images, training=False).numpy())
+        kind = "random" if test is None else "test"
         report(
-            f"verified every signature on {_REFERENCE_IMAGES} test images; "
+            f"verified every signature on {len(images)} {kind} images; "
             f"{agreement:.0%} of the classes are the live model's"
         )
-        runner = TFLiteSteps(written, os.cpu_count())
-        test, validation = answers(runner, run, "test"), answers(runner, run, "validation")
-    accuracy = enumerate(test.correct.mean(axis=0), start=1)
-    manifest["accuracy"]["by_size"] = {str(size): float(value) for size, value in accuracy}
-    costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
-    manifest["early_stopping"] = early_stopping.calibrated(validation, test, costs, tree.sizes)
+        if test is not None:
+            runner = TFLiteSteps(written, os.cpu_count())
+            manifest |= _measured(runner, converted, test, validation)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tflite_file.write(path, flatbuffer, manifest)
@@ -173,28 +186,36 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
     Raises:
       InputError: on differences above `TOLERANCES` for floating point, on steps
         that differ from ensembles by more than `QUANTIZED_TOLERANCE` or an
-        agreement below `LEAST_AGREEMENT` for integers.
+        agreement below `LEAST_AGREEMENT` for integers; without images; and if the
+        file lacks a signature or an output of the live model, or has a signature
+        that is not in its manifest.
     """
     manifest = tflite_file.read_manifest(path)
     mode, average = manifest["mode"], manifest["average"]
+    if not len(images):
+        raise InputError("a file is verified on at least one image, got none")
+    full = leaf_logits.shape[1]
     expected = {
         size: verification.expected_answer(leaf_logits, size, average)
-        for size in range(1, leaf_logits.shape[1] + 1)
+        for size in range(1, full + 1)
     }
+    _check_signatures(path, manifest, full)
     ensembles, steps = _ensembles(path, manifest, images), _steps(TFLiteSteps(path), images)
-    full = max(steps)
     agreement = np.mean(
         ensembles[full]["probabilities"].argmax(-1) == expected[full]["probabilities"].argmax(-1)
     )
     if mode in TOLERANCES:
         tolerance = TOLERANCES[mode]
         findings = [
-            *_differences("ensemble", ensembles, expected, tolerance),
-            *_differences("step", steps, expected, tolerance),
+            *_differences("ensemble", ensembles, expected, _ENSEMBLE_OUTPUTS, tolerance),
+            *_differences("step", steps, expected, _STEP_OUTPUTS, tolerance),
         ]
     else:
-        findings = [*_differences("step", steps, ensembles, QUANTIZED_TOLERANCE)]
-        if agreement < LEAST_AGREEMENT:
+        walked = {size: steps[size] for size in ensembles}
+        findings = [
+            *_differences("step", walked, ensembles, {"probabilities"}, QUANTIZED_TOLERANCE)
+        ]
+        if not agreement >= LEAST_AGREEMENT:
             findings.append(
                 f"{agreement:.0%} of the classes are the live model's, below {LEAST_AGREEMENT:.0%}"
             )
@@ -203,49 +224,57 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
     return float(agreement)
 
 
-def answers(runner: StepRunner, run: TrainedRun, split: str) -> Answers:
-    """What every ensemble size of a file answers on a split, in one walk over the steps."""
+def answers(runner: StepRunner, data: Labelled) -> Answers:
+    """What every ensemble size of a file answers to images, in one walk over the steps."""
     confidences, correct = [], []
-    for images, labels in run.data_set.evaluation_batches(split, _BATCH_SIZE):
-        walk = [probabilities for _, probabilities in AnytimeSession(runner, images.numpy())]
+    for images, labels in labelled.batches(data, runner.image_shape, _BATCH_SIZE):
+        walk = [probabilities for _, probabilities in AnytimeSession(runner, images)]
         probabilities = np.stack(walk, axis=1)
         confidences.append(probabilities.max(axis=-1))
-        correct.append(probabilities.argmax(axis=-1) == labels.numpy()[:, None])
+        correct.append(probabilities.argmax(axis=-1) == labels[:, None])
     return Answers(np.concatenate(confidences), np.concatenate(correct))
 
 
-def _converted_form(run: TrainedRun, mode: str, representative_images: int) -> TreeEnsemble:
-    """The run's model as the converter takes it."""
-    if isinstance(run.model.factory, QuantizedLayers):
-        return run.model
-    if mode != "int8":
-        return exporter.deployed(run)
-    if representative_images < 1:
-        raise InputError(f"representative_images must be 1 or more, got {representative_images}")
-    return post_training(exporter.deployed(run), _representative(run, representative_images))
+def _measured(
+    runner: StepRunner, model: TreeEnsemble, test: Labelled, validation: Labelled | None
+) -> dict[str, Any]:
+    """What the manifest says of a file's answers to test images."""
+    tested = answers(runner, test)
+    by_size = enumerate(map(float, tested.correct.mean(axis=0)), start=1)
+    measured = {"accuracy": describe.accuracy("test", len(tested.correct), dict(by_size))}
+    if validation is not None:
+        costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
+        measured["early_stopping"] = early_stopping.calibrated(
+            answers(runner, validation), tested, costs, model.tree.sizes
+        )
+    return measured
 
 
-def _representative(run: TrainedRun, count: int) -> Iterator[tf.Tensor]:
-    """Batches of training images, unaugmented, spread evenly: data may be sorted by class."""
-    examples = run.data_set.examples("train")
-    count = min(count, examples)
-    indices = np.arange(count) * examples // count
-    for start in range(0, count, _BATCH_SIZE):
-        batch = tf.constant(indices[start : start + _BATCH_SIZE])
-        yield run.data_set.splits["train"].batch(batch)[0]
+def _converted_form(model: TreeEnsemble, mode: str, representative: Any) -> TreeEnsemble:
+    """The model as the converter takes it."""
+    if mode != "int8" or isinstance(model.factory, QuantizedLayers):
+        return deployed(model)
+    if representative is None:
+        raise InputError("int8 needs representative training images to set its ranges, got none")
+    return post_training(deployed(model), _batches(representative))
+
+
+def _batches(images: Any) -> Iterable[Any]:
+    """Images, which may come in batches, in batches."""
+    if not hasattr(images, "shape"):
+        return images
+    return (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
 
 
 def _describe(
-    run: TrainedRun, name: str, model: TreeEnsemble, sizes: Sequence[int], mode: str
+    name: str,
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    mode: str,
+    record: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The manifest, but for what is measured with the file."""
-    unmeasured = {
-        "split": "test",
-        "examples": run.data_set.examples("test"),
-        "sizes": [{"size": size, "accuracy": None} for size in sizes],
-    }
-    manifest = build_manifest(run, name, model, sizes, unmeasured, latency={})
-    del manifest["latency"]
+    manifest = describe.describe(model, name, sizes, record)
     manifest["mode"] = mode
     manifest["signatures"] = [
         entry for entry in manifest["signatures"] if entry["name"] != "serving_default"
@@ -259,13 +288,20 @@ def _describe(
     return manifest
 
 
-def _reference(run: TrainedRun) -> tuple[np.ndarray, np.ndarray]:
-    """Test images and the live model's leaf logits for them."""
-    images, _ = next(iter(run.data_set.evaluation_batches("test", _REFERENCE_IMAGES)))
-    return images.numpy(), run.model(images, training=False).numpy()
-
-
 _Answers = Mapping[int, Mapping[str, np.ndarray]]
+
+
+def _check_signatures(path: pathlib.Path, manifest: dict[str, Any], full: int) -> None:
+    """Raises `InputError` unless the file has all that its manifest lists and nothing else."""
+    found = set(Interpreter(str(path)).get_signature_list())
+    listed = verification.listed_signatures(manifest)
+    steps = {step["size"] for step in manifest["steps"]}
+    ensembles = {entry["size"] for entry in manifest["signatures"]}
+    if found != listed or full not in ensembles or steps != set(range(1, full + 1)):
+        raise InputError(
+            f"export refused: a file must have the {full} steps and the full ensemble, all in "
+            f"its manifest, got {sorted(found)} and a manifest of {sorted(listed)}"
+        )
 
 
 def _ensembles(path: pathlib.Path, manifest: dict[str, Any], images: np.ndarray) -> _Answers:
@@ -291,13 +327,14 @@ def _steps(runner: StepRunner, images: np.ndarray) -> _Answers:
 
 
 def _differences(
-    kind: str, answers: _Answers, expected: _Answers, tolerance: float
+    kind: str, answers: _Answers, expected: _Answers, outputs: Collection[str], tolerance: float
 ) -> Iterator[str]:
-    """A line per value that is not the expected one, for the sizes and outputs in both."""
-    for size in sorted(answers.keys() & expected.keys()):
-        for output in sorted(answers[size].keys() & expected[size].keys()):
-            difference = verification.relative_difference(
-                answers[size][output], expected[size][output]
-            )
+    """A line per value of the `outputs` that is not the expected one or is missing."""
+    for size, answer in answers.items():
+        for output in sorted(outputs):
+            if output not in answer:
+                yield f"{kind}_{size} must give {output}, got {sorted(answer)}"
+                continue
+            difference = verification.relative_difference(answer[output], expected[size][output])
             if not difference <= tolerance:
                 yield f"{output} of {kind}_{size} differs by {difference:.2g}, above {tolerance}"

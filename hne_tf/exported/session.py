@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import math
 import numbers
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ class Answer:
 
 
 class StepTimes:
-    """What each step took lately, and hence what it will take.
+    """What each step took lately, and hence what it will take; thread-safe.
 
     Keep one per model and pass it to every session: the sessions add to it. For
     each step and batch size the estimate is the median of the last `window` times.
@@ -60,6 +61,7 @@ class StepTimes:
 
     def __init__(self, window: int = 32) -> None:
         self._window = window
+        self._lock = threading.Lock()
         self._times_ms: dict[int, dict[int, collections.deque[float]]] = {}
 
     @classmethod
@@ -92,15 +94,18 @@ class StepTimes:
 
     def add(self, size: int, batch_size: int, time_ms: float) -> None:
         """Takes note that step number `size` took `time_ms` for `batch_size` images."""
-        batches = self._times_ms.setdefault(size, {})
-        batches.setdefault(batch_size, collections.deque(maxlen=self._window)).append(time_ms)
+        with self._lock:
+            batches = self._times_ms.setdefault(size, {})
+            times = batches.setdefault(batch_size, collections.deque(maxlen=self._window))
+            times.append(time_ms)
 
     def estimate_ms(self, size: int, batch_size: int) -> float:
         """What step number `size` will take; infinite as long as nothing was measured."""
-        if size in self._times_ms:
-            return _interpolated(self._times_ms[size], batch_size)
-        known = self._times_ms.values()
-        return max((_interpolated(times, batch_size) for times in known), default=math.inf)
+        with self._lock:
+            if size in self._times_ms:
+                return _interpolated(self._times_ms[size], batch_size)
+            known = self._times_ms.values()
+            return max((_interpolated(times, batch_size) for times in known), default=math.inf)
 
 
 def _interpolated(times: Mapping[int, Sequence[float]], batch_size: int) -> float:
@@ -250,7 +255,7 @@ class AnytimeSession:
         started = self._clock()
         if not _is_number(grace) or not grace >= 0:
             raise InputError(f"grace must be 0 or more, got {grace!r}")
-        end = started + (1 + grace) * _checked_deadline(deadline_ms) / 1000
+        end = started + (1 + grace) * checked_deadline(deadline_ms) / 1000
         thresholds = _thresholds(confidence, len(self._runner.steps))
         while (moves := self._next(end, thresholds)) is not None:
             self._advance(*moves)
@@ -321,7 +326,12 @@ def _unsure(group: _Group, thresholds: Sequence[float] | None) -> np.ndarray | N
     return np.flatnonzero(~confident) if confident.any() else None
 
 
-def _checked_deadline(deadline_ms: float | None) -> float:
+def checked_deadline(deadline_ms: float | None) -> float:
+    """A deadline in milliseconds, infinite for None.
+
+    Raises:
+      InputError: for a deadline that is not above 0.
+    """
     if deadline_ms is None:
         return math.inf
     if not _is_number(deadline_ms) or not deadline_ms > 0:

@@ -16,11 +16,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from hne_tf.errors import InputError
-from hne_tf.export import signatures
 from hne_tf.exported import manifest as manifests
 from hne_tf.exported import tflite_file
-from hne_tf.models.averaging import check_average
-from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.tree import is_positive_integer
 
 Step = Mapping[str, Any]
@@ -118,7 +115,7 @@ def load(path: str | pathlib.Path, threads: int | None = None) -> StepRunner:
     return SavedModelSteps(path)
 
 
-class _TensorFlowSteps:
+class TensorFlowSteps:
     """Steps that are concrete TensorFlow functions."""
 
     def __init__(
@@ -153,30 +150,7 @@ class _TensorFlowSteps:
         )
 
 
-class LiveSteps(_TensorFlowSteps):
-    """The steps of a model in this process, with the weights that it has now.
-
-    Args:
-      model: built by any factory.
-      average: one of `averaging.AVERAGES`.
-
-    Raises:
-      InputError: for another average.
-    """
-
-    def __init__(self, model: TreeEnsemble, average: str = "logits") -> None:
-        check_average(average)
-        functions = {
-            f"step_{step.size}": signatures.step_signature(
-                model, step, average
-            ).get_concrete_function()
-            for step in model.tree.steps
-        }
-        steps = [manifests.step_entry(step) for step in model.tree.steps]
-        super().__init__(steps, model.images.shape, model.images.class_names, functions)
-
-
-class SavedModelSteps(_TensorFlowSteps):
+class SavedModelSteps(TensorFlowSteps):
     """The steps of a published version.
 
     Args:

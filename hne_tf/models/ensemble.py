@@ -1,15 +1,18 @@
 """A tree of networks as one Keras functional model of leaf logits."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 from keras import ops
 
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
+from hne_tf.models import averaging
 from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
 from hne_tf.models.architectures.msdnet import MSDNet
 from hne_tf.models.architectures.resnet import ResNet
@@ -45,8 +48,82 @@ class Architecture(Protocol):
 _ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MobileNetV2, MSDNet)}
 
 
+class Ensemble(keras.Model):
+    """What every form of a tree's networks has: settings, saving and probabilities.
+
+    Attributes:
+      architecture: the network that is cut into blocks.
+      tree: which nodes there are.
+      images: shape, classes and normalisation of the images.
+      factory: what each unit is built by.
+      average: how leaves are averaged, one of `averaging.AVERAGES`.
+    """
+
+    architecture: Architecture
+    tree: Paths
+    images: ImageSpec
+    factory: LayerFactory
+    average: str
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` builds the same model from, as plain values."""
+        return {
+            "architecture": type(self.architecture).__name__,
+            "architecture_settings": dataclasses.asdict(self.architecture),
+            **dataclasses.asdict(self.tree),
+            "factory": type(self.factory).__name__,
+            "factory_settings": dataclasses.asdict(self.factory),
+            "images": dataclasses.asdict(self.images),
+            "average": self.average,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Ensemble":
+        """Builds the model that `get_config` describes, untrained."""
+        del custom_objects
+        return cls(
+            _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
+            Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
+            ImageSpec(**config["images"]),
+            _factory(config["factory"])(**config["factory_settings"]),
+            # Models saved before averages were part of them.
+            config.get("average", "logits"),
+            config["name"],
+        )
+
+    def probabilities(
+        self, images: Any, size: int | None = None, batch_size: int = 32
+    ) -> np.ndarray:
+        """Class probabilities of the ensemble of the first `size` leaves.
+
+        Args:
+          images: uint8 `[examples, height, width, channels]`, or what `predict` takes.
+          size: number of leaves, all by default.
+          batch_size: images per call.
+
+        Returns:
+          float32 `[examples, classes]`.
+
+        Raises:
+          InputError: unless `1 <= size <= leaves`.
+        """
+        size = self.tree.leaves if size is None else size
+        self.tree.check_size(size)
+        members = averaging.leaves(size, self.average)
+        leaf_logits = self._predict_leaves(images, members, batch_size)
+        average = "probabilities" if self.average == "probabilities" else "logits"
+        scores = averaging.ensemble_log_probabilities(leaf_logits, [len(members)], average)
+        return np.exp(ops.convert_to_numpy(scores)[:, 0])
+
+    def _predict_leaves(self, images: Any, leaves: range, batch_size: int) -> np.ndarray:
+        """Logits `[examples, len(leaves), classes]` of some leaves."""
+        leaf_logits = self.predict(images, batch_size=batch_size, verbose=0)
+        return leaf_logits[:, leaves.start : leaves.stop]
+
+
 @keras.saving.register_keras_serializable("hne_tf")
-class TreeEnsemble(keras.Model):
+class TreeEnsemble(Ensemble):
     """The networks of a tree: images to leaf logits `[batch, leaves, classes]`.
 
     Each node of the tree is a named functional sub-network (`block2.node3`)
@@ -58,16 +135,18 @@ class TreeEnsemble(keras.Model):
         `MobileNetV2(…)` or `MSDNet(…)`.
       tree: which nodes there are: `Tree(…)` with one branching factor per block, or
         `Exits(…)`, a single network with a classifier after each block.
-      layers: factory that builds each unit (`TrainingLayers`, `DeployLayers`).
       images: shape, classes and normalisation of the images.
+      layers: factory that builds each unit, `TrainingLayers()` by default.
+      average: how leaves are averaged, one of `averaging.AVERAGES`.
 
     Raises:
-      InputError: if tree and architecture differ in their number of blocks.
+      InputError: if tree and architecture differ in their number of blocks, or the
+        average is unknown.
 
     Example:
       >>> resnet = ResNet("basic", widths=(8, 8, 8), units=(1, 1, 1), strides=(1, 2, 1))
       >>> digits = ImageSpec((8, 8, 1), tuple("0123456789"), mean=(78.0,), std=(96.0,))
-      >>> ensemble = TreeEnsemble(resnet, Tree((1, 2, 2)), TrainingLayers(), digits)
+      >>> ensemble = TreeEnsemble(resnet, Tree((1, 2, 2)), digits)
       >>> ensemble.prefix(3).output_shape
       (None, 3, 10)
     """
@@ -76,11 +155,14 @@ class TreeEnsemble(keras.Model):
         self,
         architecture: Architecture,
         tree: Paths,
-        layers: LayerFactory,
         images: ImageSpec,
+        layers: LayerFactory | None = None,
+        average: str = "logits",
         name: str = "hne",
     ) -> None:
         check_blocks(architecture, tree)
+        averaging.check_average(average)
+        layers = TrainingLayers() if layers is None else layers
         inputs, normalise = images_and_normalisation(images)
         x = normalise(inputs)
         nodes = _build_nodes(architecture, tree, layers, x, len(images.class_names))
@@ -89,18 +171,11 @@ class TreeEnsemble(keras.Model):
         self.tree = tree
         self.factory = layers
         self.images = images
+        self.average = average
         self.normalise = normalise
         self.node_models = nodes
-
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` builds the same model from, as plain values."""
-        return settings_of(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "TreeEnsemble":
-        """Builds the model that `get_config` describes, untrained."""
-        del custom_objects
-        return cls(*described(config))
+        # A function, as Keras would save the models in a dict with this one.
+        self._built = functools.cache(self._build_leaves)
 
     @property
     def networks(self) -> list[Network]:
@@ -115,7 +190,7 @@ class TreeEnsemble(keras.Model):
         """The model of the first `size` leaves: only their nodes, the same weights.
 
         Returns:
-          A model of images to leaf logits `[batch, size, classes]`.
+          A model of images to leaf logits `[batch, size, classes]`, built once.
 
         Raises:
           InputError: unless `1 <= size <= leaves`.
@@ -127,8 +202,11 @@ class TreeEnsemble(keras.Model):
         """The model of some leaves, as `prefix` is that of the first ones.
 
         Returns:
-          A model of images to leaf logits `[batch, len(leaves), classes]`.
+          A model of images to leaf logits `[batch, len(leaves), classes]`, built once.
         """
+        return self if leaves == range(self.tree.leaves) else self._built(leaves)
+
+    def _build_leaves(self, leaves: range) -> keras.Model:
         images = keras.Input(self.images.shape, dtype="uint8", name="images")
         logits = _leaf_logits(self.tree, self.node_models, self.normalise(images), leaves)
         name = f"{self.name}.leaves{leaves.start}to{leaves.stop - 1}"
@@ -138,31 +216,14 @@ class TreeEnsemble(keras.Model):
         """The sub-networks that some leaves need, each once."""
         return [self.node_models[block][node] for block, node in self.tree.nodes_of(leaves)]
 
+    def rebuilt(self, layers: LayerFactory) -> "TreeEnsemble":
+        """The same tree of networks built by another factory, untrained."""
+        return TreeEnsemble(
+            self.architecture, self.tree, self.images, layers, self.average, self.name
+        )
 
-def settings_of(model: Any) -> dict[str, Any]:
-    """What `described` turns back into the arguments that a model was made with."""
-    return {
-        "architecture": type(model.architecture).__name__,
-        "architecture_settings": dataclasses.asdict(model.architecture),
-        **dataclasses.asdict(model.tree),
-        "factory": type(model.factory).__name__,
-        "factory_settings": dataclasses.asdict(model.factory),
-        "images": dataclasses.asdict(model.images),
-        "name": model.name,
-    }
-
-
-def described(
-    config: dict[str, Any],
-) -> tuple[Architecture, Paths, LayerFactory, ImageSpec, str]:
-    """The arguments of a model that `settings_of` describes."""
-    return (
-        _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
-        Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
-        _factory(config["factory"])(**config["factory_settings"]),
-        ImageSpec(**config["images"]),
-        config["name"],
-    )
+    def _predict_leaves(self, images: Any, leaves: range, batch_size: int) -> np.ndarray:
+        return self.of_leaves(leaves).predict(images, batch_size=batch_size, verbose=0)
 
 
 def _factory(name: str) -> type[LayerFactory]:

@@ -2,10 +2,24 @@
 
 import numpy as np
 
-from hne_tf.models.layers.factory import NORM_EPSILON
+from hne_tf.models import weights as canonical
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers.factory import NORM_EPSILON, DeployLayers, TrainingLayers
 from hne_tf.models.weights import CanonicalWeights
 
 _NORM = "/norm/gamma"
+
+
+def deployed(model: TreeEnsemble) -> TreeEnsemble:
+    """The model in the deploy factory's form, its batch norms folded.
+
+    A compressed model has that form, or the one of `QuantizedLayers`, already.
+    """
+    if not isinstance(model.factory, TrainingLayers):
+        return model
+    folded = model.rebuilt(DeployLayers())
+    canonical.load(folded, fold(canonical.read(model)))
+    return folded
 
 
 def fold(weights: CanonicalWeights) -> dict[str, np.ndarray]:

@@ -1,29 +1,30 @@
 """A tree of networks whose nodes are computed block by block, side by side."""
 
 import dataclasses
-from typing import Any
 
 import keras
 from keras import ops
 
 from hne_tf.image_spec import ImageSpec
+from hne_tf.models import averaging, weights
 from hne_tf.models.ensemble import (
     Activation,
     Architecture,
+    Ensemble,
     Network,
+    TreeEnsemble,
     check_blocks,
-    described,
     images_and_normalisation,
     inputs_like,
     node_output,
-    settings_of,
 )
+from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.tree import Paths
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class GroupedEnsemble(keras.Model):
+class GroupedEnsemble(Ensemble):
     """The networks of a tree: images to leaf logits `[batch, leaves, classes]`.
 
     The same function as `TreeEnsemble`, to be trained on accelerators, and the same
@@ -34,8 +35,9 @@ class GroupedEnsemble(keras.Model):
     Args:
       architecture: the network that is cut into blocks, as for `TreeEnsemble`.
       tree: which nodes there are.
-      layers: factory that builds each unit for all nodes.
       images: shape, classes and normalisation of the images.
+      layers: factory that builds each unit for all nodes, `GroupedLayers()` by default.
+      average: how leaves are averaged, as for `TreeEnsemble`.
 
     Raises:
       InputError: if tree and architecture differ in their number of blocks.
@@ -45,11 +47,14 @@ class GroupedEnsemble(keras.Model):
         self,
         architecture: Architecture,
         tree: Paths,
-        layers: GroupedLayers,
         images: ImageSpec,
+        layers: GroupedLayers | None = None,
+        average: str = "logits",
         name: str = "hne",
     ) -> None:
         check_blocks(architecture, tree)
+        averaging.check_average(average)
+        layers = GroupedLayers() if layers is None else layers
         inputs, normalise = images_and_normalisation(images)
         height, width, channels = images.shape
         # One root sees the images.
@@ -61,17 +66,19 @@ class GroupedEnsemble(keras.Model):
         self.tree = tree
         self.factory = layers
         self.images = images
+        self.average = average
         self.networks = networks
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` builds the same model from, as plain values."""
-        return settings_of(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedEnsemble":
-        """Builds the model that `get_config` describes, untrained."""
-        del custom_objects
-        return cls(*described(config))
+    def branched(self) -> TreeEnsemble:
+        """The same networks with the same weights as a `TreeEnsemble`."""
+        layers = TrainingLayers(
+            self.factory.weight_decay, self.factory.norm_momentum, self.factory.synchronized
+        )
+        tree = TreeEnsemble(
+            self.architecture, self.tree, self.images, layers, self.average, self.name
+        )
+        weights.load(tree, weights.read(self))
+        return tree
 
 
 def _connect(

@@ -13,11 +13,9 @@ import numpy as np
 
 from hne_tf.errors import InputError
 from hne_tf.files import replacing
-from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.grouped_ensemble import GroupedEnsemble
+from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 
 CanonicalWeights = Mapping[str, np.ndarray]
-Ensemble = TreeEnsemble | GroupedEnsemble
 
 
 def parts(model: Ensemble) -> list[tuple[tuple[str, ...], keras.Variable]]:

@@ -93,7 +93,7 @@ def _telling(correct: np.ndarray) -> np.ndarray:
 
 def _probabilities(run: TrainedRun, images: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """Of each size, `[images, sizes, classes]`."""
-    predict, average = inference(run.model), run.config.objective.average
+    predict, average = inference(run.model), run.model.average
     scores = [
         ensemble_log_probabilities(predict(images[first : first + _BATCH_SIZE]), sizes, average)
         for first in range(0, len(images), _BATCH_SIZE)

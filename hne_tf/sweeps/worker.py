@@ -52,7 +52,6 @@ def main() -> int:
 
 def _run(job: Job) -> int:
     # Imported here, so that the parent's end is noticed while TensorFlow loads.
-    from hne_tf.evaluation import evaluation
     from hne_tf.files import write_json
     from hne_tf.training import trained
     from hne_tf.training.config import from_json
@@ -66,7 +65,7 @@ def _run(job: Job) -> int:
     if run.step < run.total_steps:
         return STOPPED
     for split in job.splits:
-        write_json(workdir.evaluation_path(split), evaluation.evaluate(run, split))
+        write_json(workdir.evaluation_path(split), run.evaluate(split))
     return 0
 
 

@@ -10,7 +10,7 @@ from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
-from hne_tf.models.ensemble import Architecture, TreeEnsemble
+from hne_tf.models.ensemble import Architecture, Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import LayerFactory, TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
@@ -99,7 +99,7 @@ def training_model(
     accelerated: bool = False,
     replicas: int = 1,
     precision: str = "float32",
-) -> TreeEnsemble | GroupedEnsemble:
+) -> Ensemble:
     """The untrained model of a run in the form that it is trained in.
 
     Args:
@@ -120,7 +120,9 @@ def training_model(
         precision=precision,
         split=not accelerated,
     )
-    return GroupedEnsemble(architecture(config), tree(config), layers, images)
+    return GroupedEnsemble(
+        architecture(config), tree(config), images, layers, config.objective.average
+    )
 
 
 def _training_layers(
@@ -147,7 +149,9 @@ def ensemble(
     config: ml_collections.ConfigDict, layers: LayerFactory, images: ImageSpec
 ) -> TreeEnsemble:
     """The untrained model of a run, built by any factory."""
-    return TreeEnsemble(architecture(config), tree(config), layers, images)
+    return TreeEnsemble(
+        architecture(config), tree(config), images, layers, config.objective.average
+    )
 
 
 def objective(

@@ -4,21 +4,27 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow as tf
 
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError
+from hne_tf.evaluation import evaluation
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints
+from hne_tf.training import config as configs
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
+
+_BATCH_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,59 @@ class TrainedRun:
     model: TreeEnsemble
     step: int
     total_steps: int
+
+    def batches(self, split: str, batch_size: int = _BATCH_SIZE) -> tf.data.Dataset:
+        """Images and labels of a split of the run's data set, in order."""
+        return self.data_set.evaluation_batches(split, batch_size)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of the run that a model comes from."""
+        return {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "config_digest": configs.digest(self.config),
+        }
+
+    def representative(self, count: int) -> Iterator[tf.Tensor]:
+        """Batches of training images, unaugmented, spread evenly: data may be sorted by class.
+
+        Raises:
+          InputError: unless `count` is 1 or more.
+        """
+        if count < 1:
+            raise InputError(f"representative_images must be 1 or more, got {count}")
+        examples = self.data_set.examples("train")
+        count = min(count, examples)
+        indices = np.arange(count) * examples // count
+        return (
+            self.data_set.splits["train"].batch(tf.constant(indices[start : start + _BATCH_SIZE]))[
+                0
+            ]
+            for start in range(0, count, _BATCH_SIZE)
+        )
+
+    def evaluate(self, split: str, sizes: Sequence[int] | None = None) -> dict[str, Any]:
+        """Measures the run on a split.
+
+        Args:
+          split: `"test"`, `"validation"` or `"train"`.
+          sizes: ensemble sizes, `tree.sizes` by default.
+
+        Returns:
+          What `evaluation.evaluate` does, with `split`, `step`, `total_steps` and
+          `skipped`, the number of corrupt images left out. Thresholds of early
+          stopping are fitted on the validation split, and left out for that split.
+        """
+        validation = None if split == "validation" else self.batches("validation")
+        measured = evaluation.evaluate(self.model, self.batches(split), validation, sizes)
+        return {
+            "split": split,
+            **measured,
+            "skipped": self.data_set.examples(split) - measured["examples"],
+            "step": self.step,
+            "total_steps": self.total_steps,
+        }
 
 
 def restore(
@@ -76,9 +135,7 @@ def restore(
     if step < total:
         report(f"note: the run has come to step {step} of {total}")
     if isinstance(model, GroupedEnsemble):
-        values = weights.read(model)
-        model = build.ensemble(config, build.training_layers(config), data_set.spec)
-        weights.load(model, values)
+        model = model.branched()
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
 
 

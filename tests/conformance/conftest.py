@@ -61,7 +61,7 @@ class Case:
         """The model with fresh weights, by another factory if one is given."""
         layers = layers or self.layers
         form = GroupedEnsemble if isinstance(layers, GroupedLayers) else TreeEnsemble
-        return form(self.architecture, self.tree, layers, IMAGES)
+        return form(self.architecture, self.tree, IMAGES, layers, self.average)
 
 
 def shape(tree):

@@ -10,6 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.export import signatures
+from hne_tf.export.live import LiveSteps
 from hne_tf.exported import manifest, steps, tflite_file
 from hne_tf.exported.session import AnytimeSession
 from hne_tf.files import write_json
@@ -23,15 +24,15 @@ TFLITE_CONVOLUTIONS = {
 
 
 @pytest.fixture(scope="module")
-def live(model, average):
-    return steps.LiveSteps(model, average)
+def live(model):
+    return LiveSteps(model)
 
 
 @pytest.fixture(scope="module")
-def version(model, average, live, tmp_path_factory):
+def version(model, live, tmp_path_factory):
     """A folder with the model's steps and their manifest."""
     folder = tmp_path_factory.mktemp("models") / "1"
-    signatures.save(signatures.signatures(model, [model.tree.leaves], average), str(folder))
+    signatures.save(signatures.signatures(model, [model.tree.leaves]), str(folder))
     (folder / manifest.MANIFEST).parent.mkdir()
     write_json(folder / manifest.MANIFEST, description(live))
     return folder

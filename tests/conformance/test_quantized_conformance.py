@@ -7,8 +7,8 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.compression import flat
-from hne_tf.compression.post_training import post_training
 from hne_tf.export import signatures
+from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.factory import DeployLayers
@@ -27,7 +27,9 @@ def float_model(case, model):
 @pytest.fixture(scope="module")
 def quantized(float_model):
     images = np.random.default_rng(6).integers(0, 256, (64, *float_model.images.shape), np.uint8)
-    return post_training(float_model, [images[:32], images[32:]])
+    model = post_training(float_model, [images[:32], images[32:]])
+    model.average = "logits"
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_quantised_prefixes_and_steps_are_the_ensembles(quantized, images, quant
     for step in quantized.tree.steps:
         start = f"cache_{step.branch_block - 1}" if step.branch_block else "images"
         inputs = [newest[start]] + ([newest["running_sum"]] if step.size > 1 else [])
-        newest |= signatures.step_signature(quantized, step, "logits")(*inputs)
+        newest |= signatures.step_signature(quantized, step)(*inputs)
         expected = quantized_logits[:, : step.size].sum(axis=1)
         np.testing.assert_allclose(newest["running_sum"], expected, atol=step.size * ONE_STEP)
 
@@ -84,7 +86,7 @@ def test_quantised_prefixes_and_steps_are_the_ensembles(quantized, images, quant
 def converted(quantized, tmp_path_factory):
     """A TFLite file of all sizes and steps."""
     folder = str(tmp_path_factory.mktemp("quantized") / "saved")
-    endpoints = signatures.signatures(quantized, quantized.tree.sizes, "logits")
+    endpoints = signatures.signatures(quantized, quantized.tree.sizes)
     del endpoints["serving_default"]
     signatures.save(endpoints, folder)
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(endpoints))

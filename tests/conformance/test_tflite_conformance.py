@@ -13,8 +13,8 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
-from hne_tf.compression.post_training import post_training
 from hne_tf.export import tflite
+from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import fold
@@ -71,16 +71,16 @@ class Converted:
 
 
 @pytest.fixture(scope="module")
-def converted(case, model, images, leaf_logits, average, numpy_answer):
+def converted(case, model, images, leaf_logits, numpy_answer):
     """The model's file with every size."""
     sizes = range(1, model.tree.leaves + 1)
     if isinstance(case.layers, TrainingLayers):
         deployed = case.build(DeployLayers())
         weights.load(deployed, fold(weights.read(model)))
-        flatbuffer = tflite.convert(deployed, sizes, average, "float32")
+        flatbuffer = tflite.convert(deployed, sizes, "float32")
         return Converted(flatbuffer, model, leaf_logits, numpy_answer, "float32")
     quantized = post_training(model, [images])
-    flatbuffer = tflite.convert(quantized, sizes, average, "int8")
+    flatbuffer = tflite.convert(quantized, sizes, "int8")
     leaf_logits = keras.ops.convert_to_numpy(quantized(images, training=False))
     return Converted(flatbuffer, quantized, leaf_logits, numpy_answer, "int8")
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hne_tf.bin import predict
-from hne_tf.client import messages
 from hne_tf.client.budget_client import BudgetClient
 from hne_tf.client.latencies import Latencies
+from hne_tf.client.metadata import MetadataSource
 from hne_tf.data.pixels import Pixels
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -216,9 +216,9 @@ def test_metadata_must_be_pairs(ask, picture, text):
 
 def test_metadata_goes_with_every_call(ask, picture, monkeypatch):
     sent = []
-    genuine = messages.call_metadata
+    genuine = MetadataSource.pairs
     monkeypatch.setattr(
-        messages, "call_metadata", lambda pairs: sent.append(genuine(pairs)) or sent[-1]
+        MetadataSource, "pairs", lambda source: sent.append(genuine(source)) or sent[-1]
     )
     code, _, _ = ask("--budget_ms=60000", "--metadata=authorization=Bearer a=b", picture)
     assert code == 0

@@ -4,9 +4,9 @@ import tensorflow as tf
 import tf_keras
 
 from hne_tf.compression import flat, treatments
-from hne_tf.compression.post_training import post_training
 from hne_tf.compression.report import kernel_report
 from hne_tf.exits import Exits
+from hne_tf.export.post_training import post_training
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
 from hne_tf.models.architectures.msdnet import MSDNet
@@ -26,7 +26,7 @@ def model():
     """A small tree with every kind of layer; no weight is 0."""
     spec = ImageSpec((6, 6, 3), CLASSES, mean=(120.0,) * 3, std=(60.0,) * 3)
     resnet = ResNet("bottleneck", (8, 10), (1, 1), (1, 2), stem_width=5)
-    model = TreeEnsemble(resnet, Tree((1, 2)), DeployLayers(), spec)
+    model = TreeEnsemble(resnet, Tree((1, 2)), spec, DeployLayers())
     rng = np.random.default_rng(1)
     values = {name: rng.normal(0, 0.3, v.shape) for name, v in weights.read(model).items()}
     weights.load(model, values)
@@ -57,7 +57,7 @@ def train(treatment):
 
 
 def trained_form(model, values, layers):
-    result = TreeEnsemble(model.architecture, model.tree, layers, model.images)
+    result = TreeEnsemble(model.architecture, model.tree, model.images, layers)
     weights.load(result, values)
     return result
 
@@ -179,7 +179,7 @@ def test_a_node_starts_in_the_range_that_its_parent_ends_in(quantisation_aware):
 def test_each_of_several_features_starts_in_its_own_range():
     spec = ImageSpec((6, 6, 3), CLASSES, mean=(120.0,) * 3, std=(60.0,) * 3)
     dense = MSDNet((1, 1), 2, (1, 2), (0, 0), stem_width=3, head_width=4)
-    quantized = post_training(TreeEnsemble(dense, Exits(2), DeployLayers(), spec), [IMAGES])
+    quantized = post_training(TreeEnsemble(dense, Exits(2), spec, DeployLayers()), [IMAGES])
     treatment = treatments.train_quantized(flattened(quantized), quantized)
     live = treatment.model(IMAGES, training=False)
     np.testing.assert_allclose(live, quantized(IMAGES), atol=1e-5)

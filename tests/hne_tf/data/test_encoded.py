@@ -40,7 +40,7 @@ def assert_equal(got, expected):
 def test_evaluation_equals_decoding_each_file(jpeg_folder):
     dataset = load(jpeg_folder, **AUGMENTED)
     pixels = Pixels(16, 16, central_crop=0.875)
-    assert dataset.spec.pixels == pixels
+    assert Pixels.of(dataset.spec) == pixels
     ((images, labels),) = dataset.evaluation_batches("test", 10).as_numpy_iterator()
     files = [jpeg_folder / "test" / name / f"{i}.jpg" for name in ("ant", "bee") for i in range(3)]
     expected = [pixels.image(decode(read_bytes(file))) for file in files]

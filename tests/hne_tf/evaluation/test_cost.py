@@ -17,7 +17,7 @@ every_network = pytest.mark.parametrize("network", [BASIC, BOTTLENECK], ids=lamb
 
 
 def build(network, branching):
-    return TreeEnsemble(network, Tree(branching), DeployLayers(), IMAGES)
+    return TreeEnsemble(network, Tree(branching), IMAGES, DeployLayers())
 
 
 def conv(size, inputs, outputs, positions):
@@ -94,7 +94,7 @@ def test_equal_blocks_cost_as_many_blocks_as_the_tree_counts(unit, branching):
 
 
 def test_an_exit_alone_does_without_the_classifiers_of_the_others():
-    model = TreeEnsemble(BASIC, Exits(2), DeployLayers(), IMAGES)
+    model = TreeEnsemble(BASIC, Exits(2), IMAGES, DeployLayers())
     first, second = BY_HAND["basic"]
     early_head = Cost(4 * 5, 4 * 5 + 5)
     assert cost.per_size(model, (1, 2), "last") == {

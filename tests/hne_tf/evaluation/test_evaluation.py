@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hne_tf.evaluation import cost, early_stopping, evaluation, tables
+from hne_tf.evaluation import cost, early_stopping, evaluation, plots, tables
 from hne_tf.training import trained
 
 
@@ -14,7 +14,7 @@ def run(trained_workdir):
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return evaluation.evaluate(run, "test", batch_size=100)
+    return run.evaluate("test")
 
 
 def test_figures_are_those_of_numpy_on_all_leaf_logits(run, measured):
@@ -64,7 +64,10 @@ def numpy_answers(run, split):
 
 
 def test_answers_are_those_of_numpy_on_all_leaf_logits(run):
-    answers, expected = evaluation.answers(run, "test", batch_size=100), numpy_answers(run, "test")
+    answers, expected = (
+        evaluation.answers(run.model, run.batches("test"), batch_size=100),
+        numpy_answers(run, "test"),
+    )
     np.testing.assert_allclose(answers.confidences, expected.confidences, rtol=1e-4)
     assert answers.correct.dtype == bool
     np.testing.assert_array_equal(answers.correct, expected.correct)
@@ -74,7 +77,7 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
     stopping = measured["early_stopping"]
     assert (stopping["split"], stopping["examples"]) == ("validation", 180)
     costs = [each.multiply_adds for each in cost.per_size(run.model, [1, 2, 3, 4]).values()]
-    validation = evaluation.answers(run, "validation", batch_size=100)
+    validation = evaluation.answers(run.model, run.batches("validation"), batch_size=100)
     test = numpy_answers(run, "test")
     first, last = stopping["curve"][0], stopping["curve"][-1]
     assert first["multiply_adds"] == costs[0]
@@ -91,14 +94,14 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
 
 
 def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
-    measured = evaluation.evaluate(run, "validation")
+    measured = run.evaluate("validation")
     assert measured["early_stopping"] is None
     sizes, classes = blocks_of_rows(tables.markdown(measured))
     assert (len(sizes), len(classes)) == (2 + 3, 2 + 10)
 
 
 def test_any_sizes_can_be_asked_for(run):
-    measured = evaluation.evaluate(run, "validation", sizes=[3])
+    measured = run.evaluate("validation", sizes=[3])
     assert [row["size"] for row in measured["sizes"]] == [3]
     assert measured["examples"] == 180
 
@@ -175,7 +178,7 @@ def test_columns_of_words_are_aligned_to_the_left():
 
 def test_the_picture_is_the_same_for_the_same_figures(measured, tmp_path):
     for name in ("one", "two"):
-        tables.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
+        plots.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
     one = (tmp_path / "one.png").read_bytes()
     assert one == (tmp_path / "two.png").read_bytes()
     assert one.startswith(b"\x89PNG")
@@ -188,5 +191,5 @@ def test_the_picture_shows_other_figures(measured, tmp_path):
     pictures.append({**measured, "sizes": [{**row, "accuracy": 0.1} for row in measured["sizes"]]})
     pictures.append({**measured, "early_stopping": None})
     for index, picture in enumerate(pictures):
-        tables.plot(picture, "digits", [tmp_path / f"{index}.png"])
+        plots.plot(picture, "digits", [tmp_path / f"{index}.png"])
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3

@@ -13,7 +13,7 @@ def run(trained_workdir):
 
 
 def test_accuracies_are_those_of_numpy_on_corrupted_images(run):
-    measured = robustness.evaluate(run, 300, severities=(2, 5))
+    measured = robustness.evaluate(run.model, run.batches("test"), 300, severities=(2, 5))
     ((images, labels),) = run.data_set.evaluation_batches("test", 360).as_numpy_iterator()
     assert (measured["examples"], measured["severities"]) == (300, [2, 5])
     assert list(measured["accuracy"]) == list(CORRUPTIONS)
@@ -34,9 +34,12 @@ def test_accuracies_are_those_of_numpy_on_corrupted_images(run):
 
 
 def test_more_examples_than_there_are_mean_all(run):
-    assert robustness.evaluate(run, 10_000, severities=(1,))["examples"] == 360
+    assert (
+        robustness.evaluate(run.model, run.batches("test"), 10_000, severities=(1,))["examples"]
+        == 360
+    )
 
 
 def test_no_examples_are_refused(run):
     with pytest.raises(InputError, match="1 or more, got 0"):
-        robustness.evaluate(run, 0)
+        robustness.evaluate(run.model, run.batches("test"), 0)

@@ -1,17 +1,19 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
-from tensorflow.python.framework import test_util
 from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf.errors import InputError
-from hne_tf.evaluation import cost, evaluation
+from hne_tf.evaluation import cost
 from hne_tf.export import exporter, signatures
 from hne_tf.export.warmup import WARM_UP
 from hne_tf.exported.manifest import MANIFEST
+from hne_tf.models import folding, weights
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import DeployLayers
 from hne_tf.training import trained
 
@@ -24,7 +26,15 @@ def run(trained_workdir):
 @pytest.fixture(scope="module")
 def version(run, tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "tiny"
-    return exporter.export(run, base, batch_sizes=(1, 2), report=lambda line: None)
+    return exporter.export(
+        run.model,
+        base,
+        test=run.batches("test"),
+        validation=run.batches("validation"),
+        batch_sizes=(1, 2),
+        record=run.record,
+        report=lambda line: None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +96,7 @@ def test_the_manifest_tells_what_was_measured(run, manifest):
     assert manifest["sizes"] == [1, 2, 4]
     assert manifest["classes"] == list("0123456789")
     assert manifest["input"] == {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 1]}
-    measured = evaluation.evaluate(run, "test")
+    measured = run.evaluate("test")
     accuracies = {str(row["size"]): row["accuracy"] for row in measured["sizes"]}
     assert manifest["accuracy"] == {"split": "test", "examples": 360, "by_size": accuracies}
     costs = cost.per_size(run.model, [1, 2, 4])
@@ -144,9 +154,10 @@ def test_images_of_another_shape_are_an_error_in_the_session_loader(version, sig
 
 
 def test_an_average_of_probabilities_is_exported_as_such(run, images, tmp_path):
-    model = exporter.deployed(run)
+    model = exporter.deployed(run.model)
+    model.average = "probabilities"
     path = str(tmp_path / "model")
-    signatures.save(signatures.signatures(model, [2], "probabilities"), path)
+    signatures.save(signatures.signatures(model, [2]), path)
     answer = tf.saved_model.load(path).signatures["ensemble_2"](images=images)
     leaf_logits = run.model(images, training=False).numpy()[:, :2]
     exponents = np.exp(leaf_logits)
@@ -161,16 +172,59 @@ def test_a_model_that_answers_otherwise_is_not_published(run, monkeypatch, tmp_p
         folded["block2/node3/head/bias"] += 1e-3
         return folded
 
-    folding_fold = exporter.folding.fold
-    monkeypatch.setattr(exporter.folding, "fold", damaged)
+    folding_fold = folding.fold
+    monkeypatch.setattr(folding, "fold", damaged)
     with pytest.raises(InputError, match=r"export refused.*ensemble_4"):
-        exporter.export(run, tmp_path / "tiny", report=lambda line: None)
+        exporter.export(run.model, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
-@pytest.mark.skipif(not test_util.IsMklEnabled(), reason="TensorFlow runs without oneDNN here")
 def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
     monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
     with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):
-        exporter.export(run, tmp_path / "tiny", report=lambda line: None)
+        exporter.export(run.model, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []
+
+
+def test_without_data_a_model_is_proved_on_random_images(run, tmp_path):
+    lines = []
+    folder = exporter.export(run.model, str(tmp_path / "tiny"), sizes=[1], report=lines.append)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["sizes"] == [1, 4]
+    assert not {"accuracy", "early_stopping", "step", "config_digest"} & manifest.keys()
+    assert lines[-1] == "verified every signature on 32 random images in a fresh process"
+
+
+def test_a_grouped_model_is_exported_as_its_branched_form(run, tmp_path):
+    grouped = GroupedEnsemble(run.model.architecture, run.model.tree, run.model.images)
+    weights.load(grouped, weights.read(run.model))
+    images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    labels = keras.utils.to_categorical(np.arange(5), 10)
+    folder = exporter.export(grouped, tmp_path / "tiny", test=(images, labels), report=str)
+    answer = tf.saved_model.load(str(folder)).signatures["ensemble_2"](images=images)
+    np.testing.assert_allclose(
+        answer["probabilities"], run.model.probabilities(images, size=2), atol=1e-4
+    )
+    assert json.loads((folder / MANIFEST).read_text())["accuracy"]["examples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ((np.zeros([2, 8, 8, 1]), np.zeros(2)), "uint8 .* got float64"),
+        ((np.zeros([2, 8, 8], np.uint8), np.zeros(2)), r"8, 8, 1\], got uint8 of \[2, 8, 8\]"),
+        ((np.zeros([2, 8, 8, 1], np.uint8), np.zeros(3)), "of one length"),
+        ((np.zeros([0, 8, 8, 1], np.uint8), np.zeros(0)), "at least one image"),
+        (np.zeros([2, 8, 8, 1], np.uint8), "pair"),
+    ],
+)
+def test_data_that_the_model_cannot_take_publish_nothing(run, data, reason, tmp_path):
+    with pytest.raises(InputError, match=reason):
+        exporter.export(run.model, tmp_path / "tiny", test=data, report=str)
+    assert list((tmp_path / "tiny").iterdir()) == []
+
+
+def test_another_keras_model_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    with pytest.raises(InputError, match=r"must be an hne_tf\.TreeEnsemble, got Sequential"):
+        exporter.export(model, tmp_path / "tiny")

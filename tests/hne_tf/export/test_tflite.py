@@ -1,16 +1,14 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
-from hne_tf.compression.post_training import post_training
 from hne_tf.errors import InputError
-from hne_tf.evaluation import evaluation
-from hne_tf.export import exporter, tflite
+from hne_tf.export import tflite
+from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
 from hne_tf.exported.steps import TFLiteSteps
+from hne_tf.models.folding import deployed
 from hne_tf.training import trained
 
 MODES = ("float16", "dynamic_range", "int8")
@@ -27,7 +25,16 @@ def files(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     for mode in MODES:
         path = folder / "new" / f"{mode}.tflite"
-        tflite.export_tflite(run, path, mode, sizes=[1, 3], report=lambda line: None)
+        tflite.convert_tflite(
+            run.model,
+            path,
+            mode,
+            representative=run.representative(500),
+            test=run.batches("test"),
+            validation=run.batches("validation"),
+            sizes=[1, 3],
+            report=lambda line: None,
+        )
     return folder / "new"
 
 
@@ -69,7 +76,7 @@ def test_the_manifest_is_that_of_the_file(files, run, mode):
 
 @pytest.fixture(scope="module")
 def live_accuracy(run):
-    return evaluation.evaluate(run, "test", sizes=[3])["sizes"][0]["accuracy"]
+    return run.evaluate("test", sizes=[3])["sizes"][0]["accuracy"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -133,37 +140,76 @@ def test_steps_that_are_not_the_ensembles_are_refused(files, reference, tmp_path
         tflite.verify(files / "int8.tflite", *reference)
 
 
+def drop(what, monkeypatch):
+    """Has the manifest of every file lack one kind of entry, or its last."""
+    read = tflite_file.read_manifest
+
+    def lacking(path):
+        manifest = read(path)
+        return manifest | {what: manifest[what][:-1]}
+
+    monkeypatch.setattr(tflite_file, "read_manifest", lacking)
+
+
+@pytest.mark.parametrize("what", ["signatures", "steps"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_signature_that_is_not_listed_is_refused(files, reference, monkeypatch, mode, what):
+    drop(what, monkeypatch)
+    with pytest.raises(InputError, match=r"export refused: .* 4 steps and the full ensemble"):
+        tflite.verify(files / f"{mode}.tflite", *reference)
+
+
+@pytest.mark.parametrize(
+    ("mode", "output"),
+    [("float16", "probabilities"), ("float16", "running_sum"), ("int8", "probabilities")],
+)
+def test_an_output_that_is_missing_is_refused(files, reference, monkeypatch, mode, output):
+    steps = tflite._steps
+
+    def lacking(runner, images):
+        answers = steps(runner, images)
+        del answers[3][output]
+        return answers
+
+    monkeypatch.setattr(tflite, "_steps", lacking)
+    with pytest.raises(InputError, match=rf"export refused, .*step_3 must give {output}"):
+        tflite.verify(files / f"{mode}.tflite", *reference)
+
+
+def test_no_images_prove_nothing(files, reference):
+    images, leaf_logits = reference
+    for mode in MODES:
+        with pytest.raises(InputError, match=r"at least one image, got none"):
+            tflite.verify(files / f"{mode}.tflite", images[:0], leaf_logits[:0])
+
+
 def test_nothing_is_left_of_a_refused_export(files, run, tmp_path, monkeypatch):
     # Integers in the place of float32 answer almost alike, which is not enough.
     wrong = tflite_file.read_flatbuffer(files / "int8.tflite")
     monkeypatch.setattr(tflite, "convert", lambda *arguments: wrong)
     with pytest.raises(InputError, match=r"export refused, .* above 0.0001"):
-        tflite.export_tflite(run, tmp_path / "new" / "model.tflite", sizes=[1, 3])
+        tflite.convert_tflite(run.model, tmp_path / "new" / "model.tflite", sizes=[1, 3])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_quantised_run_goes_into_int8_as_it_is(files, run, reference, tmp_path):
-    quantized = post_training(exporter.deployed(run), [reference[0]])
-    quantized_run = dataclasses.replace(run, model=quantized)
+    quantized = post_training(deployed(run.model), [reference[0]])
     with pytest.raises(InputError, match=r"trained with quantisation .* int8 only, got 'float16'"):
-        tflite.export_tflite(quantized_run, tmp_path / "a.tflite", "float16")
-    assert tflite._converted_form(quantized_run, "int8", 0) is quantized
+        tflite.convert_tflite(quantized, tmp_path / "a.tflite", "float16")
+    assert tflite._converted_form(quantized, "int8", None) is quantized
 
 
-def test_representative_images_are_spread_over_the_training_split(run):
-    train = run.data_set.splits["train"]
-    batches = list(tflite._representative(run, 150))
-    assert [len(batch) for batch in batches] == [100, 50]
-    examples = run.data_set.examples("train")
-    np.testing.assert_array_equal(batches[1][-1], train.images([149 * examples // 150])[0])
-    assert sum(len(batch) for batch in tflite._representative(run, 10**6)) == examples
+def test_int8_needs_representative_images(run, tmp_path):
+    with pytest.raises(InputError, match=r"int8 needs representative training images"):
+        tflite.convert_tflite(run.model, tmp_path / "a.tflite", "int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_in_another_form_is_refused(run):
-    deployed = exporter.deployed(run)
+    model = deployed(run.model)
     with pytest.raises(InputError, match=r"int8 takes .* QuantizedLayers, got one of DeployLayers"):
-        tflite.convert(deployed, [1], "logits", "int8")
+        tflite.convert(model, [1], "int8")
     with pytest.raises(InputError, match=r"mode must be one of float32, .*, got 'int4'"):
-        tflite.convert(deployed, [1], "logits", "int4")
+        tflite.convert(model, [1], "int4")
     with pytest.raises(InputError, match=r"1 to 4, got 5"):
-        tflite.convert(deployed, [5], "logits", "float32")
+        tflite.convert(model, [5], "float32")

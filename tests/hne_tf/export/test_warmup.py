@@ -11,7 +11,6 @@ from hne_tf.image_spec import ImageSpec
 from hne_tf.models.layers.factory import DeployLayers
 from hne_tf.server.servable import Servable
 from hne_tf.training import build
-from hne_tf.training.config import default
 
 _BATCH_SIZES = (1, 3, 8)
 _IMAGES = ImageSpec((8, 8, 1), tuple("0123456789"), (100.0,), (50.0,))
@@ -21,7 +20,7 @@ _IMAGES = ImageSpec((8, 8, 1), tuple("0123456789"), (100.0,), (50.0,))
 def endpoints(tiny_config):
     """The signatures of an untrained model: warm-up depends on shapes alone."""
     model = build.ensemble(tiny_config(), DeployLayers(), _IMAGES)
-    return signatures.signatures(model, model.tree.sizes, default().objective.average)
+    return signatures.signatures(model, model.tree.sizes)
 
 
 @pytest.fixture(scope="module")

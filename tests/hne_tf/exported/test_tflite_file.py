@@ -173,7 +173,7 @@ def test_interpreters_load_the_file(tmp_path):
 
 def test_tensorflow_is_not_needed(path):
     program = (
-        "import sys; from hne_tf import tflite_file; "
+        "import sys; from hne_tf.exported import tflite_file; "
         f"tflite_file.check({str(path)!r}); "
         "sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
     )

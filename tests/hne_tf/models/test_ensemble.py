@@ -28,7 +28,7 @@ def build(branching, unit="basic", layers=None):
     """A small network with a width, a stride and a number of units for each block."""
     blocks = len(branching)
     resnet = ResNet(unit, (4, 6, 6)[:blocks], (1, 2, 1)[:blocks], (1, 2, 1)[:blocks], stem_width=3)
-    return TreeEnsemble(resnet, Tree(branching), layers or TrainingLayers(), IMAGES)
+    return TreeEnsemble(resnet, Tree(branching), IMAGES, layers or TrainingLayers())
 
 
 def randomised(model, seed=0):
@@ -187,7 +187,7 @@ def test_weight_decay_is_on_all_kernels_and_nothing_else(unit):
 def test_tree_and_architecture_must_have_as_many_blocks(branching):
     resnet = ResNet("basic", (4, 4, 4), (1, 1, 1), (1, 1, 1))
     with pytest.raises(InputError, match="each of the 3 blocks, got ") as error:
-        TreeEnsemble(resnet, Tree(branching), TrainingLayers(), IMAGES)
+        TreeEnsemble(resnet, Tree(branching), IMAGES, TrainingLayers())
     assert str(error.value).endswith(str(branching))
 
 
@@ -227,3 +227,33 @@ def test_weight_files_load_into_another_model(tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_allclose(leaf_logits(other, images), leaf_logits(model, images), atol=1e-6)
+
+
+def test_a_prefix_is_built_once():
+    model = build((1, 2, 2))
+    assert model.prefix(3) is model.prefix(3)
+    assert model.prefix(4) is model
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_probabilities_of_any_size_are_the_average_of_its_leaves(images, average):
+    resnet = ResNet("basic", widths=(4, 8), units=(1, 1), strides=(1, 2), stem_width=4)
+    model = TreeEnsemble(resnet, Tree((1, 3)), IMAGES, average=average)
+    leaves = np.asarray(model(images, training=False))
+    for size in (1, 2, 3):
+        first = leaves[:, :size]
+        if average == "logits":
+            expected = softmax(first.mean(axis=1))
+        else:
+            expected = softmax(first).mean(axis=1)
+        np.testing.assert_allclose(model.probabilities(images, size), expected, atol=1e-5)
+    np.testing.assert_allclose(model.probabilities(images), expected, atol=1e-5)
+    with pytest.raises(InputError, match="1 to 3, got 4"):
+        model.probabilities(images, 4)
+    with pytest.raises(InputError, match=r"average must be one of .*, got 'votes'"):
+        TreeEnsemble(resnet, Tree((1, 3)), IMAGES, average="votes")
+
+
+def softmax(logits):
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)

@@ -14,7 +14,7 @@ IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), mean=(120.0,) * 3, std=(70.
 
 def build(unit, layers):
     resnet = ResNet(unit, (8, 12), (2, 1), (1, 2), stem_width=6)
-    return TreeEnsemble(resnet, Tree((1, 3)), layers, IMAGES)
+    return TreeEnsemble(resnet, Tree((1, 3)), IMAGES, layers)
 
 
 def trained_values(model):

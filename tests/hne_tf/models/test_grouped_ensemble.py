@@ -39,9 +39,9 @@ CASES = [
 
 def pair(architecture, tree, layers=None):
     """The branched and the grouped form with the same weights, none of them idle."""
-    branched = TreeEnsemble(architecture, tree, TrainingLayers(0.1, 0.75), IMAGES)
+    branched = TreeEnsemble(architecture, tree, IMAGES, TrainingLayers(0.1, 0.75))
     layers = layers or GroupedLayers(0.1, 0.75, split=True)
-    grouped = GroupedEnsemble(architecture, tree, layers, IMAGES)
+    grouped = GroupedEnsemble(architecture, tree, IMAGES, layers)
     random = np.random.default_rng(0)
     values = {name: random.uniform(0.2, 1, v.shape) for name, v in weights.read(branched).items()}
     # Of both signs, so that activations have something to cut.
@@ -148,4 +148,4 @@ def test_keras_files_and_checkpoints_keep_the_model(tmp_path):
 
 def test_tree_and_architecture_must_have_as_many_blocks():
     with pytest.raises(InputError, match="each of the 3 blocks, got"):
-        GroupedEnsemble(RESNETS["basic"], Tree((1, 2)), GroupedLayers(), IMAGES)
+        GroupedEnsemble(RESNETS["basic"], Tree((1, 2)), IMAGES, GroupedLayers())

@@ -10,8 +10,8 @@ import hne_tf
 from hne_tf import pretrained
 from hne_tf.data import load
 from hne_tf.errors import InputError
-from hne_tf.export.exporter import deployed
 from hne_tf.models import weights
+from hne_tf.models.folding import deployed
 from hne_tf.training import trained
 from hne_tf.training.config import default
 
@@ -71,6 +71,6 @@ def test_weights_come_back_as_the_run_that_they_were_written_from(trained_workdi
 def test_compressed_runs_give_no_weights_to_train_further(trained_workdir, tmp_path):
     run = trained.restore(trained_workdir)
     pretrained.check(run, tmp_path / "tiny.npz")
-    compressed = dataclasses.replace(run, model=deployed(run))
+    compressed = dataclasses.replace(run, model=deployed(run.model))
     with pytest.raises(InputError, match=r"compressed one, of DeployLayers"):
         pretrained.check(compressed, tmp_path / "tiny.npz")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hne_tf.evaluation import evaluation
 from hne_tf.report import gallery
 from hne_tf.training import trained
 
@@ -58,7 +57,7 @@ def test_answers_are_those_of_the_trained_sizes(trained_workdir):
     assert shown["classes"] == list("0123456789")
     labels = [image["label"] for image in shown["images"]]
     assert labels == run.data_set.splits["test"].labels.numpy().tolist()
-    measured = evaluation.evaluate(run, "test")["sizes"]
+    measured = run.evaluate("test")["sizes"]
     for column, row in enumerate(measured):
         right = [image["answers"][column] == image["label"] for image in shown["images"]]
         assert np.mean(right) == pytest.approx(row["accuracy"])

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.compression.compressor import Settings, compress
+from hne_tf.compression.compressed_run import compress_run
+from hne_tf.compression.compressor import Settings
 from hne_tf.errors import InputError
-from hne_tf.export.exporter import deployed
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.folding import deployed
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints, trained
 from hne_tf.training.loop import train
@@ -18,7 +19,7 @@ from hne_tf.training.workdir import Workdir
 @pytest.fixture(scope="module")
 def compressed_workdir(trained_workdir, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "int8"
-    compress(trained.restore(trained_workdir), Settings("quantize"), path, lambda line: None)
+    compress_run(trained.restore(trained_workdir), Settings("quantize"), path, lambda line: None)
     return Workdir(path)
 
 
@@ -31,7 +32,7 @@ def copied(compressed_workdir, tmp_path):
 def test_a_run_comes_back_in_the_form_it_was_trained_in(trained_workdir):
     run = trained.restore(trained_workdir)
     images, _ = next(iter(run.data_set.evaluation_batches("test", 16)))
-    folded = deployed(run)
+    folded = deployed(run.model)
     assert folded is not run.model
     np.testing.assert_allclose(folded(images), run.model(images, training=False), atol=1e-3)
 
@@ -54,7 +55,7 @@ def test_a_run_trained_grouped_goes_on_grouped_and_comes_back_branched(tiny_conf
 def test_a_compressed_run_comes_back_and_is_deployed_as_it_is(compressed_workdir):
     run = trained.restore(compressed_workdir)
     assert run.model.factory == QuantizedLayers()
-    assert deployed(run) is run.model
+    assert deployed(run.model) is run.model
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,14 @@ def test_an_unknown_form_is_reported(copied):
     copied.compression_path.write_text(json.dumps({**description, "factory": "TrainingLayers"}))
     with pytest.raises(InputError, match="factory must be one of DeployLayers, QuantizedLayers"):
         trained.restore(copied)
+
+
+def test_representative_images_are_spread_over_the_training_split(trained_workdir):
+    run = trained.restore(trained_workdir)
+    train, examples = run.data_set.splits["train"], run.data_set.examples("train")
+    batches = list(run.representative(300))
+    assert [len(batch) for batch in batches] == [256, 44]
+    np.testing.assert_array_equal(batches[1][-1], train.images([299 * examples // 300])[0])
+    assert sum(len(batch) for batch in run.representative(10**6)) == examples
+    with pytest.raises(InputError, match="representative_images must be 1 or more, got 0"):
+        run.representative(0)

@@ -21,7 +21,7 @@ SINGLE, SPLIT = (1, 1, 1, 1), (1, 2, 1, 2)
 def build(branching, side=32, layers=None, architecture=None, mean=127.5, classes="abcde"):
     images = ImageSpec((side, side, 3), tuple(classes), (mean,) * 3, (127.5,) * 3)
     network = architecture or MobileNetV2(MULTIPLIER)
-    return TreeEnsemble(network, Tree(branching), layers or TrainingLayers(), images)
+    return TreeEnsemble(network, Tree(branching), images, layers or TrainingLayers())
 
 
 def keras_network(side=32, multiplier=MULTIPLIER, **options):

@@ -49,7 +49,7 @@ def convolutions(models):
 
 def test_a_single_network_is_mobilenet_v2():
     images = ImageSpec((224, 224, 3), tuple(map(str, range(1000))), (127.5,) * 3, (127.5,) * 3)
-    tree = TreeEnsemble(MobileNetV2(), Tree((1, 1, 1, 1)), TrainingLayers(), images)
+    tree = TreeEnsemble(MobileNetV2(), Tree((1, 1, 1, 1)), images, TrainingLayers())
     theirs = keras.applications.MobileNetV2(weights=None)
     assert tree.count_params() == theirs.count_params() == 3_538_984
     trainable = sum(np.prod(weight.shape) for weight in tree.trainable_weights)

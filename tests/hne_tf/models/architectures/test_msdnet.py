@@ -19,7 +19,7 @@ SMALL = MSDNet(
 
 
 def build(network, tree=None):
-    return TreeEnsemble(network, tree or Exits(network.blocks), DeployLayers(), IMAGES)
+    return TreeEnsemble(network, tree or Exits(network.blocks), IMAGES, DeployLayers())
 
 
 def kernels(node):

@@ -20,7 +20,7 @@ BATCH = np.random.default_rng(0).integers(0, 256, (5, 7, 7, 3)).astype(np.uint8)
 
 def build(unit, layers):
     resnet = ResNet(unit, (4, 6), (1, 1), (1, 2), stem_width=3)
-    return TreeEnsemble(resnet, Tree((1, 2)), layers, IMAGES)
+    return TreeEnsemble(resnet, Tree((1, 2)), IMAGES, layers)
 
 
 def normalised_layers(model):

@@ -166,7 +166,7 @@ def test_observing_computes_in_floating_point_and_widens_the_range():
 def test_a_model_comes_back_from_its_config():
     images = ImageSpec((8, 8, 1), ("a", "b"), mean=(100.0,), std=(50.0,))
     resnet = ResNet("bottleneck", (4, 4), (1, 1), (1, 2), stem_width=2)
-    model = TreeEnsemble(resnet, Tree((1, 2)), LAYERS, images)
+    model = TreeEnsemble(resnet, Tree((1, 2)), images, LAYERS)
     again = TreeEnsemble.from_config(model.get_config())
     assert again.factory == LAYERS
     assert weights.read(again).keys() == weights.read(model).keys()

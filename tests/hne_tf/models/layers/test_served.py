@@ -16,7 +16,7 @@ IMAGES = ImageSpec((8, 8, 1), ("ant", "bee"), (128.0,), (64.0,))
 
 def build(layers, unit="basic"):
     resnet = ResNet(unit, (4, 4, 6), (1, 1, 1), (1, 1, 2), stem_width=4)
-    return TreeEnsemble(resnet, Tree((1, 2, 2)), layers, IMAGES)
+    return TreeEnsemble(resnet, Tree((1, 2, 2)), IMAGES, layers)
 
 
 @pytest.mark.parametrize("unit", ["basic", "bottleneck"])

@@ -29,7 +29,7 @@ def post_training(model: TreeEnsemble, batches: Iterable[tf.Tensor]) -> TreeEnse
     Raises:
       InputError: if there is no batch.
     """
-    observed = _copy(model, QuantizedLayers(observe=True))
+    observed = model.rebuilt(QuantizedLayers(observe=True))
     targets = weights.variables(observed)
     for name, value in weights.read(model).items():
         targets[name].assign(value)
@@ -40,13 +40,9 @@ def post_training(model: TreeEnsemble, batches: Iterable[tf.Tensor]) -> TreeEnse
         count += 1
     if not count:
         raise InputError("quantisation needs representative images, got none")
-    quantized = _copy(model, QuantizedLayers())
+    quantized = model.rebuilt(QuantizedLayers())
     weights.load(quantized, weights.read(observed))
     return quantized
-
-
-def _copy(model: TreeEnsemble, layers: QuantizedLayers) -> TreeEnsemble:
-    return TreeEnsemble(model.architecture, model.tree, layers, model.images)
 
 
 def quantized_kernels(model: TreeEnsemble) -> frozenset[str]:

@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from hne_tf.compression.post_training import post_training, quantized_kernels
 from hne_tf.errors import InputError
-from hne_tf.export.exporter import deployed
+from hne_tf.export.post_training import post_training, quantized_kernels
 from hne_tf.models import weights
+from hne_tf.models.folding import deployed
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import trained
 
@@ -17,7 +17,7 @@ def run(trained_workdir):
 
 @pytest.fixture(scope="module")
 def float_model(run):
-    return deployed(run)
+    return deployed(run.model)
 
 
 @pytest.fixture(scope="module")
