@@ -99,11 +99,7 @@ def evaluate(
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
     rows = {
         each: _rows(
-            model,
-            sizes,
-            each,
-            measured,
-            _of(ExpectedCalibrationError, metrics[each]).diagrams(),
+            model, sizes, each, measured, _of(ExpectedCalibrationError, metrics[each]).diagrams()
         )
         for each in averages
     }
