@@ -16,12 +16,14 @@ class ImageSpec:
       class_names: name of each label.
       mean: per channel over the training images, in uint8 units (0 to 255).
       std: standard deviation, likewise.
+      central_crop: see `Pixels.central_crop`.
     """
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    central_crop: float = 0.0
 
     @classmethod
     def from_data(cls, images: Any, class_names: Sequence[str]) -> "ImageSpec":
@@ -52,5 +54,5 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         # JSON has lists where this has tuples.
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for name in ("shape", "class_names", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))

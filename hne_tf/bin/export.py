@@ -6,7 +6,6 @@ it appears.
 The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
-        from hne_tf.exported.manifest import MANIFEST
+        from hne_tf.exported.manifest import read_manifest
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
     run = app.restore_run(values)
@@ -73,7 +72,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
     print(f"published {folder}")
     if weights_path:
-        pretrained.save(run, json.loads((folder / MANIFEST).read_text()), weights_path)
+        pretrained.save(run, read_manifest(folder), weights_path)
         print(f"written {weights_path}")
 
 

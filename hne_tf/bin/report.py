@@ -26,7 +26,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "models",
         [],
-        "Versions' folders and .tflite files exported from the runs, with commas between them, "
+        "Versions' folders and TFLite files exported from the runs, with commas between them, "
         "whose manifests tell latencies.",
         flag_values=values,
     )
@@ -46,11 +46,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Reports with the parsed flags."""
     with app.quiet_import():
+        from hne_tf.exported.model import load
         from hne_tf.report import data, page
         from hne_tf.training.workdir import Workdir
 
     workdirs = [Workdir(pathlib.Path(path)) for path in positional]
-    models = [pathlib.Path(path) for path in values.models]
+    models = [load(path) for path in values.models]
     collected = data.collect(workdirs, models, values.pictures, values.data_dir)
     output = pathlib.Path(values.output)
     page.write(output, collected)

@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+import sys
 
 import pytest
 
@@ -18,6 +19,7 @@ from hne_tf.data.sources import STATISTICS
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.sweeps import plan, report
+from hne_tf.sweeps.runner import Runner
 from hne_tf.sweeps.store import Store
 from hne_tf.training import build
 from hne_tf.training.config import default, digest
@@ -26,7 +28,7 @@ from hne_tf.training.workdir import Workdir
 ROOT = pathlib.Path(__file__).parents[3]
 GROUPS = [
     ("independent", {"objective.name": "independent"}),
-    ("hierarchical", {"objective.alpha": 0.25}),
+    ("hierarchical", {"objective.hierarchical.alpha": 0.25}),
 ]
 
 
@@ -46,7 +48,9 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
         ("independent", 1),
         ("hierarchical", 1),
     ]
-    settings = [(run.config.objective.name, run.config.objective.alpha) for run in sweep.runs]
+    settings = [
+        (run.config.objective.name, run.config.objective.hierarchical.alpha) for run in sweep.runs
+    ]
     assert settings == [("independent", 0.5), ("hierarchical", 0.25)] * 2
     assert [run.config.seed for run in sweep.runs] == [0, 0, 1, 1]
     assert len({run.digest for run in sweep.runs}) == 4
@@ -55,9 +59,20 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"groups": [("a", {"objective.alhpa": 1.0})]}, "'a' .* got 'objective.alhpa'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alhpa": 1.0})]},
+            "'a' .* got 'objective.*alhpa'",
+        ),
         ({"groups": [("a", {"alpha": 1.0})]}, "'a' .* got 'alpha'"),
-        ({"groups": [("a", {"objective.alpha": "one"})]}, "'a' .* of its type, got 'one'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alpha": "one"})]},
+            "'a' .* of its type, got 'one'",
+        ),
+        (
+            # Not set, but typed.
+            {"groups": [("a", {"model.resnet.stem_width": "wide"})]},
+            "'a' .* of its type, got 'wide'",
+        ),
         ({"groups": [("a", {}), ("a", {"seed": 1})]}, "names of groups must differ, got a more"),
         ({"groups": [("a", {}), ("b", {})]}, "differ in their settings, got 'a' = 'b'"),
         ({"groups": [("a", {}), ("b", {"data.data_dir": "/"})]}, "got 'a' = 'b'"),
@@ -107,6 +122,17 @@ def test_only_evaluations_of_the_last_step_count(tmp_path):
     assert store.evaluations(other, ("test",)) is None
     store.workdir(run).evaluation_path("test").write_text('{"step"')
     assert store.evaluations(run, ("test",)) is None
+
+
+def test_a_run_that_ends_well_without_its_evaluations_has_failed(tmp_path, monkeypatch):
+    store, (run, *_) = Store(tmp_path / "root"), plan.parse(described()).runs
+    lines = []
+    # It does nothing, and ends with zero.
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with store.claimed(lines.append) as lock:
+        outcome = Runner(store, lock, ("test",), 1, lines.append).run([run])
+    assert outcome.failed == (run,)
+    assert "ended without its evaluations" in lines[-1]
 
 
 def test_folders_are_named_by_the_digest_and_known_by_their_settings(tmp_path):
@@ -236,7 +262,7 @@ def test_settings_are_told_without_the_place_of_data():
     config.base.data.data_dir = "/somewhere"
     text = report.settings(plan.parse(config))
     assert "--config.training.deterministic=True" in text
-    assert "- hierarchical: `objective.alpha=0.25`" in text
+    assert "- hierarchical: `objective.hierarchical.alpha=0.25`" in text
     assert "Seeds 0, 1" in text
     assert "somewhere" not in text
 

@@ -263,9 +263,9 @@ def get_config():
     config.data.train_examples = 320
     config.data.pad_pixels = 1
     config.model.branching = (1, 2)
-    config.model.widths = (4, 8)
-    config.model.units = (1, 1)
-    config.model.strides = (1, 2)
+    config.model.resnet.widths = (4, 8)
+    config.model.resnet.units = (1, 1)
+    config.model.resnet.strides = (1, 2)
     config.training.epochs = 20.0
     config.training.batch_size = 16
     config.training.steps_per_call = 3
