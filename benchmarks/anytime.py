@@ -209,15 +209,15 @@ def _models(folder: pathlib.Path) -> Iterator[Model]:
     import keras
 
     import hne_tf
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     pretrained = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
     keras.utils.set_random_seed(0)
     tree = Tree((1, 2, 2, 2, 2))
-    large = TreeEnsemble(PRESETS["small"], tree, pretrained.images, DeployLayers())
+    large = TreeEnsemble(ResNet.presets["small"], tree, pretrained.images, DeployLayers())
     yield from _exported(pretrained, "cifar10_cpu, N = 8", folder / "pretrained")
     yield from _exported(large, "small preset, N = 16", folder / "large")
 

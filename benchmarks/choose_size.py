@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.evaluation.tables import aligned
 
 _SIZES = tuple(range(1, 17))

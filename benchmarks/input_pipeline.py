@@ -51,8 +51,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         from hne_tf.data import load
         from hne_tf.evaluation import results
         from hne_tf.evaluation.tables import aligned
-        from hne_tf.training.cluster import Cluster
-        from hne_tf.training.devices import strategy_of
+        from hne_tf.training.machines.cluster import Cluster
+        from hne_tf.training.machines.devices import strategy_of
 
     config = ml_collections.ConfigDict(values.config)
     # Before data start TensorFlow.

@@ -67,23 +67,24 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     from hne_tf.export import signatures
     from hne_tf.image_spec import ImageSpec
     from hne_tf.models import folding, weights
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+    from hne_tf.models.layers.deploy import DeployLayers
+    from hne_tf.models.layers.training import TrainingLayers
     from hne_tf.tree import Tree
 
     cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)
 
     def deploy(trained: TreeEnsemble, name: str):
-        model = TreeEnsemble(PRESETS["small"], trained.tree, cifar, DeployLayers())
+        model = TreeEnsemble(ResNet.presets["small"], trained.tree, cifar, DeployLayers())
         weights.load(model, folding.fold(weights.read(trained)))
         sizes = model.tree.sizes
         path = str(folder / name)
         signatures.save(signatures.signatures(model, sizes), path)
         return tf.saved_model.load(path).signatures
 
-    trained = TreeEnsemble(PRESETS["small"], Tree((1, 2, 2, 2, 2)), cifar, TrainingLayers())
-    single = TreeEnsemble(PRESETS["small"], Tree((1,) * 5), cifar, TrainingLayers())
+    trained = TreeEnsemble(ResNet.presets["small"], Tree((1, 2, 2, 2, 2)), cifar, TrainingLayers())
+    single = TreeEnsemble(ResNet.presets["small"], Tree((1,) * 5), cifar, TrainingLayers())
     average = keras.layers.GlobalAveragePooling1D()(trained.output)
     answer = keras.Model(trained.input, keras.layers.Softmax()(average))
     answer.export(str(folder / "keras"), verbose=False)

@@ -83,7 +83,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     rows = _rows(values.only)
     with app.quiet_import():
         from hne_tf.evaluation import results
-        from hne_tf.training.devices import accelerated
+        from hne_tf.training.machines.devices import accelerated
 
     default = Row("grouped" if accelerated() else "branched", "fused", "float32", "1")
     single = dataclasses.replace(default, branching=SINGLE)
@@ -142,9 +142,9 @@ class TimedStep:
         with app.quiet_import():
             import tensorflow as tf
 
-            from hne_tf.training.cluster import Cluster
             from hne_tf.training.config import default
-            from hne_tf.training.devices import strategy_of
+            from hne_tf.training.machines.cluster import Cluster
+            from hne_tf.training.machines.devices import strategy_of
             from hne_tf.training.run import TrainingRun
             from hne_tf.training.schedule import Schedule
 
@@ -193,13 +193,13 @@ def _cifar():
 
 def _multiply_adds(branching: tuple[int, ...]) -> int:
     from hne_tf.evaluation import cost
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     tree = Tree(branching)
-    model = TreeEnsemble(PRESETS["small"], tree, _cifar(), DeployLayers())
+    model = TreeEnsemble(ResNet.presets["small"], tree, _cifar(), DeployLayers())
     return cost.per_size(model, [tree.leaves])[tree.leaves].multiply_adds
 
 

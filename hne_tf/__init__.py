@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:
     from hne_tf.models.ensemble import TreeEnsemble
     from hne_tf.models.grouped_ensemble import GroupedEnsemble
     from hne_tf.pretrained import from_pretrained
+    from hne_tf.server.serve import serve
     from hne_tf.tree import Tree
 
 # Where each public name is found when it is first used: `import hne_tf` loads no TensorFlow.
@@ -62,6 +63,7 @@ _NAMES = {
     "export": "hne_tf.export.exporter",
     "from_pretrained": "hne_tf.pretrained",
     "load": "hne_tf.exported.model",
+    "serve": "hne_tf.server.serve",
 }
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "load",
     "losses",
     "metrics",
+    "serve",
 ]
 
 

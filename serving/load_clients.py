@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from hne_tf.client.async_client import AsyncBudgetClient
-from hne_tf.client.messages import CHANNEL_OPTIONS
+from hne_tf.client.messages import CHANNEL_OPTIONS, call_error
 from hne_tf.errors import InputError
 from hne_tf.exported.manifest import read_manifest
 from serving.load_generator import Ask
@@ -68,7 +68,7 @@ class Target:
                 return size
 
             # Connecting is not part of any request's time.
-            await _first_answer(ask, self._address)
+            await _first_answer(ask, self._address, self._model)
             yield ask
 
     @contextlib.asynccontextmanager
@@ -82,15 +82,13 @@ class Target:
             yield ask
 
 
-async def _first_answer(ask: Ask, address: str) -> None:
+async def _first_answer(ask: Ask, address: str, model: str) -> None:
     """Connects by asking once; raises `InputError` if no answer comes."""
     try:
         await ask(1000 * _CONNECT_S)
     except grpc.RpcError as error:
-        details = " ".join((error.details() or "").split())
-        raise InputError(
-            f"--target must answer for the model, got {error.code().name} from {address}: {details}"
-        ) from error
+        reason = call_error(error, address, model, _CONNECT_S)
+        raise InputError(f"--target must answer for the model: {reason}") from error
 
 
 async def at_rest(target: Target, quick_ms: float, patience_s: float = 30.0) -> bool:

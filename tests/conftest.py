@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 import tensorflow as tf
 from hypothesis import settings
+from PIL import Image
 
 from hne_tf.training.config import default
 from hne_tf.training.loop import train
@@ -31,11 +32,11 @@ def tiny_config():
             {
                 "data.train_examples": 320,
                 "model.branching": (1, 2, 2),
-                "model.unit": "basic",
-                "model.widths": (4, 8, 8),
-                "model.units": (1, 1, 1),
-                "model.strides": (1, 2, 1),
-                "model.stem_width": 4,
+                "model.resnet.unit": "basic",
+                "model.resnet.widths": (4, 8, 8),
+                "model.resnet.units": (1, 1, 1),
+                "model.resnet.strides": (1, 2, 1),
+                "model.resnet.stem_width": 4,
                 "optimizer.warmup_epochs": 0.5,
                 "training.epochs": 3.0,
                 "training.batch_size": 32,
@@ -54,6 +55,29 @@ def trained_workdir(tiny_config, tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "tiny")
     train(tiny_config(), workdir, report=lambda line: None)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def turned():
+    """What a camera stores of a picture: its pixels turned, and the EXIF that says how."""
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+
+    def turn(picture, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        if orientation in inverse:
+            picture = picture.transpose(inverse[orientation])
+        return picture, exif
+
+    return turn
 
 
 @pytest.fixture

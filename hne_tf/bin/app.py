@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 138
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
@@ -37,12 +37,13 @@ def run(
       name: command name for messages, e.g. `"hne-train"`.
       define_flags: adds the binary's flags; the arguments come along for
         config files, whose overrides become flags.
-      main: called with the parsed flags and the remaining arguments.
+      main: called with the parsed flags and the remaining arguments; may return an
+        exit code.
       argv: arguments without the program name; `sys.argv[1:]` by default.
 
     Returns:
       The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
-      138 for a run that the same command continues.
+      138 for a run that the same command continues; or what `main` returns.
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -78,7 +79,7 @@ def _run(
         rule = "a config file imports installed packages and modules of the working folder"
         return _fail(name, f"{rule}, got {error}", 2)
     try:
-        main(values, positional)
+        return main(values, positional) or 0
     except InputError as error:
         return _fail(name, error, 1)
     except InterruptedRunError as error:
@@ -88,7 +89,6 @@ def _run(
         if refused is None:
             raise
         return _fail(name, refused, 1)
-    return 0
 
 
 @contextlib.contextmanager

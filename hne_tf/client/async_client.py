@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import AsyncClosing
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics

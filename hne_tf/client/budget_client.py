@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import Closing
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
@@ -213,7 +213,11 @@ class BudgetClient(Closing):
         return info
 
     def estimates_ms(self, batch_size: int = 1) -> dict[int, float]:
-        """Latency expected now of each ensemble size; infinite where nothing is known."""
+        """Latency expected now of each ensemble size; infinite where nothing is known.
+
+        Raises:
+          InputError: for a batch size below 1.
+        """
         return self._latencies.estimates_ms(batch_size)
 
     def measure(self, images: np.ndarray, rounds: int = 10, timeout_s: float = 10.0) -> None:

@@ -156,12 +156,9 @@ class Pixels:
         Returns:
           uint8 `[batch, height, width, channels]`.
         """
-        made = np.empty((len(arrays), *self.shape), np.uint8)
-        for row, array in enumerate(arrays):
-            made[row] = self.image(
-                Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-            )
-        return made
+        grey = arrays.shape[-1] == 1
+        pictures = map(Image.fromarray, arrays.squeeze(-1) if grey else arrays)
+        return np.stack([self.image(picture) for picture in pictures])
 
     def fits(self, picture: Image.Image) -> bool:
         """Whether a picture has the size and the colours of the input already."""
@@ -302,7 +299,7 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
             colours = picture.convert("RGBA")
             white = Image.new("RGBA", colours.size, (_WHITE,) * 4)
             picture = Image.alpha_composite(white, colours)
-        # Which would copy the pixels.
+        # A conversion to the same mode would copy the pixels.
         return picture if picture.mode == mode else picture.convert(mode)
     except (ValueError, OSError) as error:
         raise InputError(f"a picture must be grey or coloured, got {_in_words(error)}") from error

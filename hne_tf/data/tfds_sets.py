@@ -43,6 +43,12 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
     return tuple(builder.info.features["label"].names), train, test
 
 
+def version(config: config_dict.ConfigDict) -> str:
+    """Name and version of a prepared data set, such as `cifar10/3.0.2`."""
+    with _only_errors_logged():
+        return _prepared(config).info.full_name
+
+
 def find_imagenet(
     config: config_dict.ConfigDict,
 ) -> tuple[tuple[str, ...], Readers, tuple[str, ...]]:

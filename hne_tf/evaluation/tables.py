@@ -11,6 +11,7 @@ if typing.TYPE_CHECKING:
 _COLUMNS = {
     "size": "{:d}",
     "accuracy": "{:.2%}",
+    "balanced_accuracy": "{:.2%}",
     "nll": "{:.4f}",
     "ece": "{:.4f}",
     "brier": "{:.4f}",
@@ -36,11 +37,15 @@ _STOPPING_COLUMNS = {
 }
 
 
+# Of more classes than these, the worst are shown.
+_SHOWN_CLASSES = 20
+
+
 def markdown(evaluation: dict[str, Any]) -> str:
     """A Markdown table with a row per ensemble size, and the leaves' accuracy below.
 
-    Further tables, if the evaluation has them, are of the other way in which exits
-    answer; of early stopping, a row per target cost; and of corrupted images.
+    A further table is of classes; others, if the evaluation has them, are of the other way
+    in which exits answer; of early stopping, a row per target cost; and of corrupted images.
     """
     leaves = " ".join(f"{accuracy:.2%}" for accuracy in evaluation["leaf_accuracy"])
     lines = [
@@ -67,9 +72,46 @@ def markdown(evaluation: dict[str, Any]) -> str:
             f"examples, judged on the {evaluation['split']} split; means per image.",
             "anytime_accuracy: of stopping all images at one size, for the same multiply_adds.",
         ]
+    lines += ["", *_classes_markdown(evaluation["classes"])]
     if corruptions := evaluation.get("corruptions"):
         lines += ["", *_corruptions_markdown(corruptions)]
     return "\n".join(lines)
+
+
+def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines on the accuracy of every size on each class, the worst classes if they are many."""
+    sizes = list(classes[0]["accuracy"])
+    occurring = [row for row in classes if row["examples"]]
+    shown = occurring
+    if len(occurring) > _SHOWN_CLASSES:
+        worst = sorted(occurring, key=lambda row: row["accuracy"][sizes[-1]])[:_SHOWN_CLASSES]
+        shown = [row for row in occurring if any(row is each for each in worst)]
+    cells = [
+        [
+            # What would end a cell.
+            row["name"].replace("|", "\\|"),
+            f"{row['examples']:,}",
+            *(f"{row['accuracy'][size]:.2%}" for size in sizes),
+            _share(row["precision"][sizes[-1]]),
+        ]
+        for row in shown
+    ]
+    which = (
+        "Each class" if len(shown) == len(classes) else f"{len(shown)} of {len(classes)} classes"
+    )
+    if len(shown) < len(occurring):
+        which += f", those of the lowest accuracy of size {sizes[-1]}"
+    return [
+        aligned(["class", "examples", *sizes, "precision"], cells, left=1),
+        "",
+        f"{which}: the share of its examples that each size answers right, and of the answers of "
+        f"size {sizes[-1]} that name it, the share that is right.",
+        "balanced_accuracy: the mean over the classes.",
+    ]
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
 
 
 def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,8 @@ from hne_tf.files import write_json
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import folding, weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training import build
 from hne_tf.training.config import from_json
 from hne_tf.training.schedule import Schedule

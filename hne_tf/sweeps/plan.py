@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from hne_tf.errors import InputError
-from hne_tf.training.config import digest
+from hne_tf.training.config import copy_of, digest
 
 # Splits that a table can be judged on; nobody chooses or reports by training data.
 SPLITS = ("validation", "test")
@@ -165,7 +165,7 @@ def _settings(
     if "seed" in overrides:
         raise InputError(f"group {group!r} must leave the seed to the sweep's seeds, got an own")
     # A copy, because groups must not see each other's overrides.
-    config = ml_collections.ConfigDict(base.to_dict())
+    config = copy_of(base)
     config.lock()
     for field, value in overrides.items():
         try:

@@ -13,7 +13,7 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
-from hne_tf.training.devices import accelerated
+from hne_tf.training.machines.devices import accelerated
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir
@@ -55,9 +55,11 @@ class TrainingRun:
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self._average = self._weight_average(replicas)
             self._gradient_sums = self._zeros_for_sums(replicas)
-        self.objective = build.objective(
-            config, schedule.steps_per_epoch, self.optimizer.iterations
-        )
+        self.objective = build.objective(config, schedule.steps_per_epoch)
+        if hasattr(self.objective, "iterations"):
+            self.objective.iterations = self.optimizer.iterations
+        activations = getattr(self.objective, "activations", ())
+        self._answer = self.model.with_activations(activations) if activations else self.model
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         answering = self.model
         if self._average:
@@ -170,12 +172,13 @@ class TrainingRun:
         training = self.config.training
         parts = training.accumulate_steps * self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            leaf_logits = self.model(images, training=True)
-            per_example = self.objective.call(labels, leaf_logits)
+            answer = self._answer(images, training=True)
+            per_example = self.objective.call(labels, answer)
             loss = tf.reduce_sum(per_example) / training.batch_size
             if self.model.losses:
                 loss += tf.add_n(self.model.losses) / parts
         self.loss.update_state(per_example)
+        leaf_logits = answer["leaf_logits"] if isinstance(answer, dict) else answer
         self.accuracy.update_state(labels, leaf_logits)
         return tape.gradient(loss, self.model.trainable_variables)
 

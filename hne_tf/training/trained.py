@@ -17,7 +17,7 @@ from hne_tf.evaluation import evaluation
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints
 from hne_tf.training import config as configs
@@ -122,6 +122,7 @@ def restore(
     data_set = load(config.data)
     for line in data_set.found:
         report(line)
+    _check_data(workdir, data_set, report)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)
@@ -137,6 +138,16 @@ def restore(
     if isinstance(model, GroupedEnsemble):
         model = model.branched()
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
+
+
+def _check_data(workdir: Workdir, data_set: DataSet, report: Callable[[str], None]) -> None:
+    """Reports data that have changed since the run; raises `InputError` for other classes."""
+    kept = workdir.read_data()
+    if kept is None:
+        return
+    kept.check_classes(data_set.record)
+    if difference := kept.difference(data_set.record):
+        report(f"note: the data have changed since the run: {difference}")
 
 
 def _restore_compressed(

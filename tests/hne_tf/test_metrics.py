@@ -4,11 +4,12 @@ import keras
 import numpy as np
 import pytest
 import sklearn.metrics
+import tensorflow as tf
 from scipy import special
 
-from hne_tf import metrics
+from hne_tf import metrics, objectives
 from hne_tf.errors import InputError
-from hne_tf.objectives import losses
+from hne_tf.tree import Tree
 
 SIZES = (1, 2, 3, 6)
 LEAVES = 6
@@ -134,6 +135,42 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
 
 
 @every_average
+def test_balanced_accuracy_equals_sklearn(average):
+    metric = metrics.BalancedAccuracy(SIZES, CLASSES, average)
+    answers = {size: probabilities(size, average).argmax(axis=1) for size in SIZES}
+    expected = {
+        f"balanced_accuracy_{size}": sklearn.metrics.balanced_accuracy_score(LABELS, answers[size])
+        for size in SIZES
+    }
+    assert_measures(metric, expected)
+    for size in SIZES:
+        precision, recall, _, examples = sklearn.metrics.precision_recall_fscore_support(
+            LABELS, answers[size]
+        )
+        rows = metric.by_class()
+        assert [row["examples"] for row in rows] == examples.tolist()
+        np.testing.assert_allclose([row["accuracy"][str(size)] for row in rows], recall, rtol=1e-5)
+        got = [row["precision"][str(size)] for row in rows]
+        np.testing.assert_allclose(got, precision, rtol=1e-5)
+
+
+def test_classes_that_do_not_occur_do_not_count():
+    metric = metrics.BalancedAccuracy([1], 4)
+    leaf_logits = 5 * np.eye(4, dtype=np.float32)[[0, 0, 1, 3]][:, None]
+    metric.update_state([0, 0, 0, 1], leaf_logits)
+    # Two of three right of class 0, none of class 1.
+    assert float(metric.result()["balanced_accuracy_1"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert [row["examples"] for row in metric.by_class()] == [3, 1, 0, 0]
+    assert [row["accuracy"]["1"] for row in metric.by_class()] == [
+        pytest.approx(2 / 3),
+        0,
+        None,
+        None,
+    ]
+    assert [row["precision"]["1"] for row in metric.by_class()] == [1, 0, None, 0]
+
+
+@every_average
 def test_diagrams_hold_what_the_calibration_error_sums_up(average):
     bins = 8
     metric = metrics.ExpectedCalibrationError(SIZES, bins, average)
@@ -211,6 +248,7 @@ MEANS = {
     "nll": lambda: metrics.NegativeLogLikelihood(SIZES),
     "brier": lambda: metrics.BrierScore(SIZES),
     "leaf_accuracy": lambda: metrics.LeafAccuracy(LEAVES),
+    "balanced_accuracy": lambda: metrics.BalancedAccuracy(SIZES, CLASSES),
     "disagreement": lambda: metrics.Disagreement(SIZES),
     "variance": lambda: metrics.LeafVariance(SIZES),
 }
@@ -302,9 +340,65 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
     ]
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Reshape((2, 3))(keras.layers.Dense(6)(inputs)))
-    model.compile(loss=losses.IndependentLoss(), metrics=measures)
+    model.compile(loss=objectives.Independent(), metrics=measures)
     x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 3
     expected = model.evaluate(x, y, verbose=0, return_dict=True)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(expected)
+
+
+LAZY = [
+    metrics.EnsembleAccuracy,
+    metrics.NegativeLogLikelihood,
+    metrics.BrierScore,
+    metrics.ExpectedCalibrationError,
+    metrics.Disagreement,
+    metrics.LeafVariance,
+]
+
+
+@pytest.mark.parametrize("kind", LAZY, ids=lambda kind: kind.__name__)
+def test_sizes_are_those_of_a_tree_by_default(kind):
+    expected = measured(kind(Tree((LEAVES,)).sizes))
+    metric = kind()
+    # Before the leaves are known there is nothing to tell, and nothing to forget.
+    assert metric.result() == {}
+    metric.reset_state()
+    assert measured(metric) == expected
+    copy = kind.from_config(metric.get_config())
+    assert measured(copy) == expected
+
+
+def test_all_leaves_are_measured_by_default():
+    assert measured(metrics.LeafAccuracy()) == measured(metrics.LeafAccuracy(LEAVES))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "nll", "brier", "ece", "leaf_accuracy"])
+def test_one_hot_labels_are_labels(name):
+    classes = LEAF_LOGITS.shape[-1]
+    metric = EVERY_METRIC[name]()
+    metric.update_state(np.eye(classes, dtype=np.float32)[LABELS], LEAF_LOGITS)
+    expected = EVERY_METRIC[name]()
+    expected.update_state(LABELS, LEAF_LOGITS)
+    for key, value in expected.result().items():
+        np.testing.assert_allclose(metric.result()[key], value, rtol=1e-6)
+
+
+def test_lazy_metrics_in_a_loop_over_two_devices():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        metric = metrics.EnsembleAccuracy()
+        metric.build(LEAVES)
+    update = tf.function(lambda labels, logits: strategy.run(metric.update_state, (labels, logits)))
+
+    def part(values):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(values[context.replica_id_in_sync_group :: 2])
+        )
+
+    update(part(LABELS), part(LEAF_LOGITS))
+    expected = measured(metrics.EnsembleAccuracy())
+    assert {name: float(value) for name, value in metric.result().items()} == pytest.approx(
+        expected
+    )

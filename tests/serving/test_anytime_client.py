@@ -148,6 +148,26 @@ def test_a_walk_goes_on_after_an_interrupt(service, walker, monkeypatch):
     assert [answer.size for answer in walk] == [2, 3]
 
 
+def test_an_interrupt_after_a_step_loses_no_answer(walker, monkeypatch):
+    walk = walker.walk(IMAGES)
+    answers = [next(iter(walk)).size]
+    for _ in range(2):
+        step = walk._step
+        with monkeypatch.context() as patched:
+
+            def interrupted(step=step):
+                step()
+                raise KeyboardInterrupt
+
+            patched.setattr(walk, "_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(walk))
+        answers.append(next(iter(walk)).size)
+    assert answers == [1, 2, 3]
+    assert sums(walk) == []
+    assert (walk.stopped, walk.failed) == (COMPLETE, False)
+
+
 def test_a_walk_without_a_first_answer_can_be_tried_again(service, walker):
     service.fault = lambda name, call: grpc.StatusCode.UNAVAILABLE if call == 1 else None
     walk = walker.walk(IMAGES)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.windows import Window, isotonic
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.client.latency.windows import Window, isotonic
 from hne_tf.errors import InputError
 
 

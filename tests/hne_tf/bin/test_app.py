@@ -25,6 +25,10 @@ def test_main_gets_flags_and_the_other_arguments():
     assert seen == [(3, ["a", "b"])]
 
 
+def test_main_may_return_an_exit_code():
+    assert run(lambda values, rest: 3) == 3
+
+
 def test_flags_of_two_runs_in_a_process_do_not_mix():
     counts = []
     for arguments in (["--count=3"], []):
@@ -76,7 +80,7 @@ def test_the_command_is_what_was_given():
         f"--config={digits.__file__}",
         "--config.data.data_dir=my data",
         "--config.model.branching=(1, 2, 2)",
-        "--config.model.widths=()",
+        "--config.model.resnet.widths=()",
         "--config.training.batch_size=8",
         "--only=a,b",
     ]

@@ -58,29 +58,6 @@ def encode():
 
 
 @pytest.fixture
-def turned():
-    """What a camera stores of a picture: its pixels turned, and the EXIF that says how."""
-    inverse = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-
-    def turn(picture, orientation):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        if orientation in inverse:
-            picture = picture.transpose(inverse[orientation])
-        return picture, exif
-
-    return turn
-
-
-@pytest.fixture
 def jpeg_folder(tmp_path, smooth_picture):
     """An image folder of JPEG files, ten for training in each of two classes and three to test."""
     for split, count in (("train", 10), ("test", 3)):

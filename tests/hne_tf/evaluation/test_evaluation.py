@@ -96,7 +96,8 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
 def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
     measured = run.evaluate("validation")
     assert measured["early_stopping"] is None
-    assert len([line for line in tables.markdown(measured).splitlines() if "|" in line]) == 5
+    sizes, classes = blocks_of_rows(tables.markdown(measured))
+    assert (len(sizes), len(classes)) == (2 + 3, 2 + 10)
 
 
 def test_any_sizes_can_be_asked_for(run):
@@ -106,8 +107,8 @@ def test_any_sizes_can_be_asked_for(run):
 
 
 def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measured):
-    sizes, stopping = blocks_of_rows(tables.markdown(measured))
-    for rows in (sizes, stopping):
+    sizes, stopping, classes = blocks_of_rows(tables.markdown(measured))
+    for rows in (sizes, stopping, classes):
         assert len({len(row) for row in rows}) == 1
     assert len(sizes) == 2 + 3
     full = measured["sizes"][-1]
@@ -119,6 +120,44 @@ def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measur
         assert f" {curve[3][key]:,} " in stopping[2 + 3]
     for key in ("accuracy", "anytime_accuracy"):
         assert f" {curve[3][key]:.2%} " in stopping[2 + 3]
+
+
+def test_every_class_has_its_row(run, measured):
+    ((images, labels),) = run.data_set.evaluation_batches("test", 360)
+    labels = labels.numpy()
+    answers = run.model(images, training=False).numpy().mean(axis=1).argmax(axis=1)
+    assert [row["name"] for row in measured["classes"]] == [str(digit) for digit in range(10)]
+    for digit, row in enumerate(measured["classes"]):
+        assert row["examples"] == (labels == digit).sum()
+        assert row["accuracy"]["4"] == pytest.approx((answers[labels == digit] == digit).mean())
+        named = labels[answers == digit] == digit
+        precision = pytest.approx(named.mean()) if len(named) else None
+        assert row["precision"]["4"] == precision
+    of_each = [row["accuracy"]["4"] for row in measured["classes"]]
+    assert measured["sizes"][-1]["balanced_accuracy"] == pytest.approx(np.mean(of_each))
+    *_, table = blocks_of_rows(tables.markdown(measured))
+    header = [cell.strip() for cell in table[0].split("|")]
+    assert header == ["", "class", "examples", "1", "2", "4", "precision", ""]
+    worst = min(measured["classes"], key=lambda row: row["accuracy"]["4"])
+    assert f" {worst['accuracy']['4']:.2%} " in table[2 + int(worst["name"])]
+
+
+def test_of_many_classes_the_worst_are_shown(measured):
+    classes = [
+        {
+            "name": f"a|{label:02}",
+            "examples": 0 if label == 5 else 9,
+            "accuracy": dict.fromkeys("124", None if label == 5 else label / 50),
+            "precision": dict.fromkeys("124", None),
+        }
+        for label in reversed(range(40))
+    ]
+    text = tables.markdown({**measured, "classes": classes})
+    *_, table = blocks_of_rows(text)
+    shown = [label for label in range(21) if label != 5]
+    assert [line.split()[1] for line in table[2:]] == [f"a\\|{n:02}" for n in reversed(shown)]
+    assert table[-1].split()[-2] == "-"
+    assert "20 of 40 classes, those of the lowest accuracy of size 4: " in text
 
 
 def blocks_of_rows(text):

@@ -14,7 +14,7 @@ from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.versions import WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.training import trained
 from hne_tf.tree import Tree
 

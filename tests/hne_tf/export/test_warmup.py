@@ -9,7 +9,7 @@ from hne_tf.export import signatures
 from hne_tf.export.warmup import write_requests
 from hne_tf.exported.versions import MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.server.servable import Servable
 from hne_tf.training import build
 

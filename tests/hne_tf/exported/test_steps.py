@@ -13,9 +13,9 @@ from hne_tf.exported.session import AnytimeSession
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((6, 4, 2), ("ant", "bee", "cow"), (120.0, 110.0), (70.0, 60.0))

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from hne_tf.errors import InputError
+from hne_tf.evaluation import evaluation as evaluations
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.measurements import MeasuredLatency, Measurement
 from hne_tf.exported.model import load
@@ -53,7 +54,7 @@ def test_figures_are_those_of_the_evaluation(run):
     assert collected["name"] == "digits"
     assert (collected["kind"], collected["shape"], collected["leaves"]) == ("tree", [1, 2, 2], 4)
     assert collected["tree"]["active"].keys() == {"1", "2", "4"}
-    assert ["model.widths", "(4, 8, 8)"] in collected["settings"]
+    assert ["model.resnet.widths", "(4, 8, 8)"] in collected["settings"]
     assert collected["latency"] is None
     assert collected["gallery"] is None
 
@@ -68,7 +69,7 @@ def test_pictures_and_answers_come_of_the_trained_run(trained_workdir, run):
     # The same settings and step, so that one trained run does.
     write_json(
         trained_workdir.evaluation_path("test"),
-        trained.restore(trained_workdir).evaluate("test"),
+        evaluations.evaluate(trained.restore(trained_workdir), "test"),
     )
     (collected,) = data.collect([trained_workdir], pictures=7)["runs"]
     assert len(collected["gallery"]["images"]) == 7

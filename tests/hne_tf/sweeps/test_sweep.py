@@ -25,10 +25,10 @@ from hne_tf.training import build
 from hne_tf.training.config import default, digest
 from hne_tf.training.workdir import Workdir
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 GROUPS = [
     ("independent", {"objective.name": "independent"}),
-    ("hierarchical", {"objective.alpha": 0.25}),
+    ("hierarchical", {"objective.hierarchical.alpha": 0.25}),
 ]
 
 
@@ -48,7 +48,9 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
         ("independent", 1),
         ("hierarchical", 1),
     ]
-    settings = [(run.config.objective.name, run.config.objective.alpha) for run in sweep.runs]
+    settings = [
+        (run.config.objective.name, run.config.objective.hierarchical.alpha) for run in sweep.runs
+    ]
     assert settings == [("independent", 0.5), ("hierarchical", 0.25)] * 2
     assert [run.config.seed for run in sweep.runs] == [0, 0, 1, 1]
     assert len({run.digest for run in sweep.runs}) == 4
@@ -57,9 +59,20 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"groups": [("a", {"objective.alhpa": 1.0})]}, "'a' .* got 'objective.alhpa'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alhpa": 1.0})]},
+            "'a' .* got 'objective.*alhpa'",
+        ),
         ({"groups": [("a", {"alpha": 1.0})]}, "'a' .* got 'alpha'"),
-        ({"groups": [("a", {"objective.alpha": "one"})]}, "'a' .* of its type, got 'one'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alpha": "one"})]},
+            "'a' .* of its type, got 'one'",
+        ),
+        (
+            # Not set, but typed.
+            {"groups": [("a", {"model.resnet.stem_width": "wide"})]},
+            "'a' .* of its type, got 'wide'",
+        ),
         ({"groups": [("a", {}), ("a", {"seed": 1})]}, "names of groups must differ, got a more"),
         ({"groups": [("a", {}), ("b", {})]}, "differ in their settings, got 'a' = 'b'"),
         ({"groups": [("a", {}), ("b", {"data.data_dir": "/"})]}, "got 'a' = 'b'"),
@@ -249,7 +262,7 @@ def test_settings_are_told_without_the_place_of_data():
     config.base.data.data_dir = "/somewhere"
     text = report.settings(plan.parse(config))
     assert "--config.training.deterministic=True" in text
-    assert "- hierarchical: `objective.alpha=0.25`" in text
+    assert "- hierarchical: `objective.hierarchical.alpha=0.25`" in text
     assert "Seeds 0, 1" in text
     assert "somewhere" not in text
 

@@ -263,9 +263,9 @@ def get_config():
     config.data.train_examples = 320
     config.data.pad_pixels = 1
     config.model.branching = (1, 2)
-    config.model.widths = (4, 8)
-    config.model.units = (1, 1)
-    config.model.strides = (1, 2)
+    config.model.resnet.widths = (4, 8)
+    config.model.resnet.units = (1, 1)
+    config.model.resnet.strides = (1, 2)
     config.training.epochs = 20.0
     config.training.batch_size = 16
     config.training.steps_per_call = 3
@@ -281,7 +281,7 @@ def start(tmp_path, name, *overrides):
     """Starts a run in a process of its own, which collective ops and determinism need."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "hne_tf.bin.train"),
