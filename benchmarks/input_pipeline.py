@@ -1,10 +1,11 @@
-"""What limits training: images per second of the input pipeline alone and of the training step.
+"""What limits training: images per second of the decoder, the input pipeline and the training step.
 
     python benchmarks/input_pipeline.py --config=configs/imagenet_small.py
 
 Reads JPEG files of ImageNet's usual size (500 x 375), made for the purpose and kept in the
-page cache, with the config's augmentation; with --own_data, the data set of the config. The
-step takes the same batch again and again.
+page cache, with the config's augmentation; with --own_data, the data set of the config. Each
+is measured alone: the decoder of pictures, on all cores, is what no pipeline can be faster
+than; the step takes the same batch again and again. --steps=0 leaves the step out.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 
 import ml_collections
 import numpy as np
@@ -32,7 +34,10 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_bool("own_data", False, "Read the config's data set.", flag_values=values)
     flags.DEFINE_integer("pictures", 500, "JPEG files made.", lower_bound=50, flag_values=values)
-    flags.DEFINE_integer("steps", 20, "Timed batches.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("batches", 20, "Timed batches.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "steps", 20, "Timed training steps; 0 for none.", lower_bound=0, flag_values=values
+    )
     flags.DEFINE_string(
         "results", None, "Also write the table to this Markdown page.", flag_values=values
     )
@@ -45,8 +50,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.data import load
         from hne_tf.evaluation import results
-        from hne_tf.training.cluster import Cluster
-        from hne_tf.training.devices import strategy_of
+        from hne_tf.evaluation.tables import aligned
+        from hne_tf.training.machines.cluster import Cluster
+        from hne_tf.training.machines.devices import strategy_of
 
     config = ml_collections.ConfigDict(values.config)
     # Before data start TensorFlow.
@@ -56,27 +62,58 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             config.data.name = "image_folder"
             config.data.data_dir = stack.enter_context(_pictures(values.pictures))
         data_set = load(config.data)
-        batch_size = config.training.batch_size
-        batches = iter(
-            data_set.train_batches(
-                batch_size=batch_size, start_step=0, total_steps=values.steps + 2, seed=0
-            )
-        )
-        batch = next(batches)
-        pipeline_s = _seconds(lambda: next(batches), values.steps)
-    step_s = _seconds(_training_step(config, data_set, strategy, batch), values.steps)
-    lines = ["| alone | ms per batch | images/s |", "| :--- | ---: | ---: |"]
-    for name, seconds in (("input pipeline", pipeline_s), ("training step", step_s)):
-        lines.append(f"| {name} | {1000 * seconds:.0f} | {batch_size / seconds:.0f} |")
-    slower = "training step" if step_s > pipeline_s else "input pipeline"
-    ratio = max(step_s, pipeline_s) / min(step_s, pipeline_s)
-    lines += ["", f"Batches of {batch_size}. The {slower} limits, by a factor of {ratio:.1f}."]
+        seconds = _measured(values, config, data_set, strategy)
+    batch_size = config.training.batch_size
+    rows = [
+        [name, f"{1000 * each:.0f}", f"{batch_size / each:.0f}"] for name, each in seconds.items()
+    ]
+    lines = [aligned(["alone", "ms per batch", "images/s"], rows, words={"alone"})]
+    slowest, fastest = (choose(seconds, key=seconds.get) for choose in (max, min))
+    ratio = seconds[slowest] / seconds[fastest]
+    size = config.data.image_size
+    lines += ["", f"Batches of {batch_size} at {size} x {size} pixels."]
+    lines[-1] += f" The {slowest} limits; the {fastest} is {ratio:.1f} times as fast."
     table = "\n".join(lines)
     print(table)
     if values.results:
         command = ["python", *app.command("benchmarks/input_pipeline.py", values)]
         page = pathlib.Path(values.results)
         results.write_page(page, "The input pipeline against the training step", command, table)
+
+
+def _measured(values, config, data_set, strategy) -> dict[str, float]:
+    """Seconds per batch of each part, by its name."""
+    batch_size = config.training.batch_size
+    batches = iter(
+        data_set.train_batches(
+            batch_size=batch_size, start_step=0, total_steps=values.batches + 2, seed=0
+        )
+    )
+    batch = next(batches)
+    seconds = {}
+    if hasattr(data_set.splits["train"], "fetch"):
+        seconds["decoder"] = _seconds(_decoding(data_set, batch_size), values.batches)
+    seconds["input pipeline"] = _seconds(lambda: next(batches), values.batches)
+    if values.steps:
+        step = _training_step(config, data_set, strategy, batch)
+        seconds["training step"] = _seconds(step, values.steps)
+    return seconds
+
+
+def _decoding(data_set, count: int) -> Callable[[], object]:
+    """A function that decodes so many pictures for training, on all cores."""
+    from hne_tf.data.pixels import decode
+
+    split = data_set.splits["train"]
+    encoded = [split.fetch(index % split.examples).read() for index in range(count)]
+
+    def decode_all() -> None:
+        with futures.ThreadPoolExecutor() as pool:
+            # Dropped as they come: all of them take more memory than a batch.
+            for _ in pool.map(lambda data: decode(data).size, encoded):
+                pass
+
+    return decode_all
 
 
 def _seconds(run: Callable[[], object], count: int) -> float:

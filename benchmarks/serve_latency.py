@@ -9,18 +9,14 @@ order.
 """
 
 import pathlib
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
-
-_WARM_UP = 20
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -37,23 +33,18 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     with app.quiet_import():
         from hne_tf.evaluation import results
+        from hne_tf.evaluation.tables import aligned
+        from hne_tf.exported import latency
 
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))
-        times = {name: [] for name in calls}
-        order = random.Random(0)
-        for turn in range(-_WARM_UP, values.rounds):
-            # What ran just before has filled the caches, so nobody always follows the same.
-            for name in order.sample(list(calls), len(calls)):
-                call = calls[name]
-                started = time.perf_counter()
-                call()
-                if turn >= 0:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    lines = ["| export | p50 (ms) | p95 (ms) |", "| :--- | ---: | ---: |"]
-    for name, values_ms in times.items():
-        p50, p95 = np.percentile(values_ms, [50, 95])
-        lines.append(f"| {name} | {p50:.2f} | {p95:.2f} |")
+        timers = {name: latency.timer(call) for name, call in calls.items()}
+        times = latency.take_turns(timers, values.rounds)
+    rows = [
+        [name, *(f"{each:.2f}" for each in np.percentile(values_ms, [50, 95]))]
+        for name, values_ms in times.items()
+    ]
+    lines = [aligned(["export", "p50 (ms)", "p95 (ms)"], rows, words={"export"})]
     p50 = {name: np.median(values_ms) for name, values_ms in times.items()}
     lines.append(
         f"\nensemble_16 is {p50['Keras, N = 16'] / p50['ensemble_16']:.2f} times as fast as the "

@@ -1,4 +1,4 @@
-"""Real handwritten digits, sixteen small networks: the quickstart.
+"""Real handwritten digits, sixteen small networks.
 
     hne-train --config=configs/digits.py --workdir=runs/digits
 

@@ -1,6 +1,8 @@
 """Exceptions that are no defects."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -9,6 +11,36 @@ class InputError(ValueError):
     Binaries turn it into one line on standard error and a non-zero exit code.
     Everything else that is raised is a defect and keeps its traceback.
     """
+
+
+class MissingExtraError(ImportError, InputError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Wraps the imports of packages that only an extra of `hne_tf` installs.
+
+    Args:
+      name: of the extra in `pyproject.toml`, e.g. `"compress"`.
+
+    Raises:
+      MissingExtraError: if a package is missing.
+
+    Example:
+      >>> with extra("report"):
+      ...     import matplotlib
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == __package__:
+            raise
+        raise MissingExtraError(
+            f"{package} must be installed for this: pip install 'hne_tf[{name}]'",
+            name=error.name,
+        ) from None
 
 
 def raised_in_graph(error: Exception) -> InputError | None:

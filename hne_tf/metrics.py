@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from hne_tf.errors import InputError
@@ -255,6 +256,85 @@ class ExpectedCalibrationError(_PerColumn):
                 "accuracy": accuracy,
             }
         return diagrams
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+class BalancedAccuracy(keras.metrics.Metric):
+    """Mean over the classes that occur of the accuracy on each.
+
+    Args:
+      sizes: ensemble sizes, `tree.sizes`.
+      classes: number of classes.
+      average: see `averaging.ensemble_log_probabilities`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        classes: int,
+        average: str = "logits",
+        name: str = "balanced_accuracy",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self._sizes = tuple(sizes)
+        self._classes = classes
+        self._average = check_average(average)
+        # Sums over the examples of each class.
+        self._examples = self.add_weight(shape=(classes,), initializer="zeros", name="examples")
+        shape = (len(self._sizes), classes)
+        self._right = self.add_weight(shape=shape, initializer="zeros", name="right")
+        self._answered = self.add_weight(shape=shape, initializer="zeros", name="answered")
+
+    def get_config(self) -> dict[str, Any]:
+        settings = {"sizes": self._sizes, "classes": self._classes, "average": self._average}
+        return {**super().get_config(), **settings}
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        scores = ensemble_log_probabilities(y_pred, self._sizes, self._average)
+        wanted = ops.one_hot(labels, self._classes, dtype=self.dtype)
+        given = ops.one_hot(ops.argmax(scores, axis=-1), self._classes, dtype=self.dtype)
+        weighted = wanted
+        if sample_weight is not None:
+            weighted = wanted * ops.cast(ops.reshape(sample_weight, (-1, 1)), self.dtype)
+        weights = ops.sum(weighted, axis=-1)
+        self._examples.assign_add(ops.sum(weighted, axis=0))
+        self._right.assign_add(ops.einsum("bc,bsc->sc", weighted, given))
+        self._answered.assign_add(ops.einsum("b,bsc->sc", weights, given))
+
+    def result(self) -> dict[str, Any]:
+        of_each = ops.divide_no_nan(self._right, self._examples)
+        occurring = ops.sum(ops.cast(self._examples > 0, self.dtype))
+        balanced = ops.divide_no_nan(ops.sum(of_each, axis=-1), occurring)
+        return {f"{self.name}_{size}": balanced[i] for i, size in enumerate(self._sizes)}
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """What the mean is made of.
+
+        Returns:
+          Per class: `examples`; and by size, a string as in JSON, `accuracy`, the share
+          of them that is answered right (recall), and `precision`, the share of such
+          answers that is right; None where there is nothing to share.
+        """
+        examples, right, answered = (
+            ops.convert_to_numpy(w) for w in (self._examples, self._right, self._answered)
+        )
+        return [
+            {
+                "examples": int(examples[label]),
+                "accuracy": self._shares(right[:, label], examples[label : label + 1]),
+                "precision": self._shares(right[:, label], answered[:, label]),
+            }
+            for label in range(self._classes)
+        ]
+
+    def _shares(self, parts: Any, wholes: Any) -> dict[str, float | None]:
+        wholes = np.broadcast_to(wholes, parts.shape)
+        return {
+            str(size): float(part / whole) if whole else None
+            for size, part, whole in zip(self._sizes, parts, wholes, strict=True)
+        }
 
 
 @keras.saving.register_keras_serializable("hne_tf")

@@ -14,6 +14,7 @@ from absl import flags
 
 from hne_tf.bin import app
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import read_manifest
 from hne_tf.files import write_text
 
 
@@ -57,8 +58,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     with app.quiet_import():
         from serving import server_config
 
-        manifest = _manifest(pathlib.Path(values.export))
-    model, batch_sizes = server_config.read_export(manifest)
+    manifest = read_manifest(values.export)
+    model, batch_sizes = manifest.model, manifest.batch_sizes
     settings = server_config.ServerSettings(
         model,
         values.model_base_path or f"/models/{model}",
@@ -86,15 +87,6 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     print(f"written {output} for {model}: batch sizes {', '.join(map(str, batch_sizes))}")
     if batch_sizes[-1] == 1:
         print("batches of 1 share nothing; hne-export --batch_sizes=1,2,4,8 warms up more")
-
-
-def _manifest(export: pathlib.Path) -> pathlib.Path:
-    from hne_tf.exported.manifest import MANIFEST
-    from hne_tf.server.servable import latest_version_path
-
-    if (export / MANIFEST).is_file():
-        return export / MANIFEST
-    return latest_version_path(export) / MANIFEST
 
 
 def _refuse(found: list[str]) -> None:

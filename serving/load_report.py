@@ -4,10 +4,13 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
-
+from hne_tf.errors import extra
+from hne_tf.evaluation.tables import aligned
 from hne_tf.files import replacing
 from serving.load import Bar, Outcome, Point
+
+with extra("serving"):
+    from matplotlib.figure import Figure
 
 _COLUMNS = (
     "load (1/s)",
@@ -29,12 +32,8 @@ _COLUMNS = (
 
 def table(points: Sequence[Point], knee: float | None) -> str:
     """A Markdown table with a row per load and client."""
-    lines = [
-        "| " + " | ".join(_COLUMNS) + " |",
-        "| " + " | ".join(":---" if name == "client" else "---:" for name in _COLUMNS) + " |",
-    ]
-    for point in sorted(points, key=lambda point: (point.load, point.client)):
-        cells = [
+    rows = [
+        [
             f"{point.load:.1f}",
             f"{point.load / knee:.2f}" if knee else "",
             point.client,
@@ -51,16 +50,16 @@ def table(points: Sequence[Point], knee: float | None) -> str:
             _unless_nan(point.accuracy, ".2%"),
             f"{point.right_in_time:.2%}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for point in sorted(points, key=lambda point: (point.load, point.client))
+    ]
+    return aligned(_COLUMNS, rows, words={"client"})
 
 
 def bars_table(bars: Sequence[Bar]) -> str:
     """A Markdown table of what should be reached beside what was."""
     words = {True: "yes", False: "**no**", None: ""}
-    lines = ["| bar | wanted | measured | met |", "| :--- | ---: | ---: | :--- |"]
-    lines += [f"| {bar.what} | {bar.wanted} | {bar.measured} | {words[bar.met]} |" for bar in bars]
-    return "\n".join(lines)
+    rows = [[bar.what, bar.wanted, bar.measured, words[bar.met]] for bar in bars]
+    return aligned(["bar", "wanted", "measured", "met"], rows, words={"bar", "met"})
 
 
 def plot(
@@ -75,9 +74,6 @@ def plot(
       title: heading of the picture.
       path: file to write; the ending gives the format.
     """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     # Per panel: what it shows, and by style of line what is drawn.
     panels = (
         ("goodput: answers inside the budget (1/s)", {"-": lambda p: p.goodput}),
@@ -88,7 +84,8 @@ def plot(
         ("mean ensemble size", {"-": lambda p: p.mean_size}),
         ("accuracy of answers inside the budget (%)", {"-": lambda p: 100 * p.accuracy}),
     )
-    figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True)
     for axes, (label, lines) in zip(grid.flat, panels, strict=True):
         for client, color, marker in (("fixed", "C0", "s"), ("adaptive", "C1", "o")):
             drawn = sorted((p for p in points if p.client == client), key=lambda p: p.load)
@@ -109,7 +106,6 @@ def plot(
     figure.suptitle(title)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)
-    pyplot.close(figure)
 
 
 def _unless_nan(value: float, form: str) -> str:

@@ -5,6 +5,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 import tensorflow as tf
+from hypothesis import settings
+from PIL import Image
 
 from hne_tf.training.config import default
 from hne_tf.training.loop import train
@@ -13,6 +15,11 @@ from hne_tf.training.workdir import Workdir
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# `--hypothesis-profile=fuzz` looks longer; a busy machine must not fail a test.
+settings.register_profile("suite", max_examples=300, deadline=None)
+settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +55,29 @@ def trained_workdir(tiny_config, tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "tiny")
     train(tiny_config(), workdir, report=lambda line: None)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def turned():
+    """What a camera stores of a picture: its pixels turned, and the EXIF that says how."""
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+
+    def turn(picture, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        if orientation in inverse:
+            picture = picture.transpose(inverse[orientation])
+        return picture, exif
+
+    return turn
 
 
 @pytest.fixture

@@ -1,53 +1,97 @@
-"""The Python in the pages of docs/ runs as it stands there."""
+"""README and docs: Python runs as it stands there, and commands have the flags that they name."""
 
+import importlib
 import pathlib
 import re
+import shlex
 
 import pytest
+from absl import flags
 
-import hne_tf
-from hne_tf.export import tflite
-from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import step_entry
+import hne_tf as hne
 
-MOBILE = (pathlib.Path(__file__).parents[1] / "docs/mobile.md").read_text()
+CHECKOUT = pathlib.Path(__file__).parents[1]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 
-def fenced(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", MOBILE, re.DOTALL | re.MULTILINE)
+def fenced(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def named(language):
+    """Every block of a language, with its page and number as the test's name."""
+    return [
+        pytest.param(page, block, id=f"{page.stem}-{number}")
+        for page in PAGES
+        # The page on phones has tests of its own.
+        if page.stem != "mobile"
+        for number, block in enumerate(fenced(page, language))
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands of the page have been: models/cifar10_cpu.tflite."""
-    model = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
-    manifest = {
-        "input": {"shape": [None, *model.images.shape]},
-        "classes": model.images.class_names,
-        "steps": [step_entry(step) for step in model.tree.steps],
-    }
+    """Where the commands of the pages have been: models/digits."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "models").mkdir()
-    flatbuffer = tflite.convert(model, model.tree.sizes, "float32")
-    tflite_file.write(folder / "models/cifar10_cpu.tflite", flatbuffer, manifest)
+    resnet = hne.architectures.ResNet("basic", widths=(4, 8, 8), units=(1, 1, 1), strides=(1, 2, 1))
+    digits = hne.ImageSpec((8, 8, 1), tuple("0123456789"), mean=(78.0,), std=(96.0,))
+    model = hne.TreeEnsemble(resnet, hne.Tree((1, 2, 2)), digits)
+    hne.export(model, folder / "models/digits", report=str)
     return folder
 
 
-@pytest.mark.parametrize("code", fenced("python"), ids=["litert", "anytime"])
-def test_python_runs(code, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    exec(compile(code, "docs/mobile.md", "exec"), {})
-    assert re.search(r"\[\d\]", capsys.readouterr().out), "a class is printed"
+@pytest.fixture(scope="module")
+def address(folder):
+    with hne.serve(folder / "models/digits", report=str) as server:
+        yield server.address
 
 
-def test_other_languages_call_signatures_that_are_there(folder):
-    manifest = tflite_file.read_manifest(folder / "models/cifar10_cpu.tflite")
-    outputs = {"logits", "probabilities"}
-    for language in ("kotlin", "swift"):
-        (code,) = fenced(language)
-        assert re.search(r'"ensemble_(\$size|\\\(size\))"', code)
-        quoted = set(re.findall(r'"([a-z]+)"', code))
-        assert "images" in quoted
-        assert quoted & outputs
-        assert quoted <= outputs | {"images"}
-    assert manifest["steps"][0]["input"] == "images"
+@pytest.mark.parametrize(("page", "code"), named("python"))
+def test_python_runs(page, code, folder, address, monkeypatch, tmp_path):
+    # The notebook makes all of its files itself.
+    monkeypatch.chdir(tmp_path if page.name == "README.md" else folder)
+    code = code.replace("127.0.0.1:8500", address).replace("http_server(9464", "http_server(0")
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+
+def test_the_notebook_has_25_lines():
+    (notebook,) = fenced(PAGES[0], "python")
+    assert len([line for line in notebook.splitlines() if line.strip()]) <= 25
+
+
+def commands():
+    """Commands of the pages that take flags, by page."""
+    found = []
+    for page in PAGES:
+        for block in fenced(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                module = module_of(words)
+                if module:
+                    found.append(pytest.param(*module, id=f"{page.stem}-{' '.join(words[:3])}"))
+    return found
+
+
+def module_of(words):
+    """Module and arguments of a command of ours, if it is one."""
+    words = [word for word in words if word != "&"]
+    if words and words[0].startswith("hne-"):
+        return f"hne_tf.bin.{words[0].removeprefix('hne-').replace('-', '_')}", words[1:]
+    if words[:2] == ["python", "-m"] and words[2].startswith("serving."):
+        return words[2], words[3:]
+    if words[:1] == ["python"] and words[1].startswith("benchmarks/"):
+        return words[1].removesuffix(".py").replace("/", "."), words[2:]
+    return None
+
+
+@pytest.mark.parametrize(("module", "arguments"), commands())
+def test_commands_have_the_flags_that_pages_name(module, arguments):
+    values = flags.FlagValues()
+    importlib.import_module(module).define_flags(values, list(arguments))
+    values(["command", *arguments])
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
@@ -23,7 +24,7 @@ EXIT_INTERRUPTED = 138
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
@@ -36,18 +37,32 @@ def run(
       name: command name for messages, e.g. `"hne-train"`.
       define_flags: adds the binary's flags; the arguments come along for
         config files, whose overrides become flags.
-      main: called with the parsed flags and the remaining arguments.
+      main: called with the parsed flags and the remaining arguments; may return an
+        exit code.
       argv: arguments without the program name; `sys.argv[1:]` by default.
 
     Returns:
       The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
-      138 for a run that the same command continues.
+      138 for a run that the same command continues; or what `main` returns.
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Pillow warns of pictures that `data.pixels` refuses, or reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with _working_folder_on_path():
+        return _run(name, values, define_flags, main, arguments)
+
+
+def _run(
+    name: str,
+    values: flags.FlagValues,
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], None],
+    arguments: list[str],
+) -> int:
     define_flags(values, arguments)
     # Before parsing, which would ask for the required flags.
     if "--help" in arguments:
@@ -60,8 +75,11 @@ def run(
     except AttributeError as error:
         # What ml_collections raises for an override of an unknown field.
         return _fail(name, f"the config must have the field that is set, got {error}", 2)
+    except ImportError as error:
+        rule = "a config file imports installed packages and modules of the working folder"
+        return _fail(name, f"{rule}, got {error}", 2)
     try:
-        main(values, positional)
+        return main(values, positional) or 0
     except InputError as error:
         return _fail(name, error, 1)
     except InterruptedRunError as error:
@@ -71,7 +89,20 @@ def run(
         if refused is None:
             raise
         return _fail(name, refused, 1)
-    return 0
+
+
+@contextlib.contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """Lets config files import others from the working folder, as `python -m` does.
+
+    It comes last, so that nothing there hides an installed package.
+    """
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 @contextlib.contextmanager

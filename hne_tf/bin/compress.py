@@ -3,6 +3,8 @@
 quantize rounds weights and activations to 8-bit integers; prune sets the smallest weights to 0;
 cluster leaves few distinct weights. With --epochs the run is trained further meanwhile. The new
 folder is a run for hne-evaluate and hne-export.
+
+Needs extras: pip install 'hne_tf[compress,data]'
 """
 
 import pathlib
@@ -72,13 +74,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     _check_flags(values)
     with app.quiet_import():
-        from hne_tf.compression.compressor import Settings, compress
+        from hne_tf.compression.compressed_run import compress_run
+        from hne_tf.compression.compressor import Settings
 
     names = ("epochs", "learning_rate", "sparsity", "structure", "clusters")
     given = {name: values[name].value for name in names if values[name].value is not None}
     settings = Settings(values.method, **(_DEFAULTS[values.method] | given))
     output = pathlib.Path(values.output)
-    compress(app.restore_run(values), settings, output)
+    compress_run(app.restore_run(values), settings, output)
 
 
 def _check_flags(values: flags.FlagValues) -> None:

@@ -2,6 +2,8 @@
 
 One file with one signature per ensemble size and per depth-first step, which share the
 weights. It is verified, and its accuracy measured with the file itself, before it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
 import pathlib
@@ -66,16 +68,16 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             sizes=sizes,
             record=run.record,
         )
-    leaves = max(manifest["sizes"])
-    parameter_bytes = _FLOAT32_BYTES * manifest["cost"][str(leaves)]["parameters"]
+    leaves = manifest.sizes[-1]
+    parameter_bytes = _FLOAT32_BYTES * manifest.cost[leaves].parameters
     size_bytes = output.stat().st_size
     print(
         f"{size_bytes} bytes, {size_bytes / parameter_bytes:.2f} times the "
         f"{parameter_bytes} bytes of its parameters in float32"
     )
-    accuracy = manifest["accuracy"]
-    print(f"accuracy of the file on {accuracy['examples']} {accuracy['split']} images:")
-    for size, value in accuracy["by_size"].items():
+    accuracy = manifest.accuracy
+    print(f"accuracy of the file on {accuracy.examples} {accuracy.split} images:")
+    for size, value in accuracy.by_size.items():
         print(f"  {size:>3} of {leaves}: {value:.4f}")
     print(f"written {output}")
 

@@ -3,6 +3,8 @@
 Prints a table, and one of early stopping unless the split is validation, on which the
 thresholds are fitted; with --corruption_examples also one of corrupted test images. Writes
 evaluation.json and accuracy.png and .svg into the workdir.
+
+Needs extras: pip install 'hne_tf[data,report]'
 """
 
 import pathlib
@@ -54,10 +56,13 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             f"--split={values.split}"
         )
     with app.quiet_import():
-        from hne_tf.evaluation import results, robustness, tables
+        from hne_tf.evaluation import plots, results, tables
         from hne_tf.files import write_json
         from hne_tf.training import trained
         from hne_tf.training.workdir import Workdir
+
+        if examples:
+            from hne_tf.evaluation import robustness
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
@@ -69,7 +74,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     write_json(path, result)
     name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"
     pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
-    tables.plot(result, workdir.path.resolve().name, pictures)
+    plots.plot(result, workdir.path.resolve().name, pictures)
     print(tables.markdown(result))
     if values.results:
         page = pathlib.Path(values.results)
@@ -77,7 +82,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         body += "\n\nTrained by `hne-train` with these overrides of the default settings:\n\n"
         body += f"```\n{_settings(run.config)}\n```"
         results.write_page(page, page.stem, app.command("hne-evaluate", values), body)
-        tables.plot(result, page.stem, [page.with_suffix(".png")])
+        plots.plot(result, page.stem, [page.with_suffix(".png")])
     print(f"Written: {', '.join(str(file) for file in (path, *pictures))}")
 
 

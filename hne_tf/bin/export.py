@@ -2,9 +2,10 @@
 
 A SavedModel with one signature per ensemble size and per depth-first step, verified before
 it appears.
+
+The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
-        from hne_tf.exported.manifest import MANIFEST
+        from hne_tf.exported.manifest import read_manifest
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
     run = app.restore_run(values)
@@ -71,7 +72,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
     print(f"published {folder}")
     if weights_path:
-        pretrained.save(run, json.loads((folder / MANIFEST).read_text()), weights_path)
+        pretrained.save(run, read_manifest(folder), weights_path)
         print(f"written {weights_path}")
 
 

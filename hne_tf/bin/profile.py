@@ -3,6 +3,8 @@
 Latency per ensemble size of published versions and TFLite files, warm, in turns, for some
 numbers of threads; what they take on disk; and the accuracy in their manifests. The figures go
 into the manifests: a file's is replaced, a version is published again as the next one.
+
+The picture of --results needs an extra: pip install 'hne_tf[report]'
 """
 
 import pathlib
@@ -20,7 +22,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "models",
         None,
-        "Versions' folders and .tflite files, with commas between them.",
+        "Versions' folders, folders of versions for the newest, and TFLite files, with commas "
+        "between them.",
         flag_values=values,
     )
     flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads.", flag_values=values)
@@ -50,12 +53,17 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     with app.quiet_import():
         from hne_tf.evaluation import results, tables
-        from hne_tf.export import profiles
+        from hne_tf.exported.model import load
+        from hne_tf.exported.profile import profile
 
-    paths = [pathlib.Path(model) for model in values.models]
+        # Its extra is missed now, not after measuring.
+        if values.results:
+            from hne_tf.evaluation import plots
+
     # LiteRT greets on standard error as TensorFlow does.
     with app.quiet_import():
-        measured = profiles.profile(paths, threads, batch_sizes, values.runs, values.publish)
+        models = [load(path) for path in values.models]
+        measured = profile(models, threads, batch_sizes, values.runs, values.publish)
     text = tables.profiles_markdown(measured, threads, batch_sizes)
     print(text)
     if values.results:
@@ -63,7 +71,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         picture = page.with_suffix(".png")
         body = f"![Accuracy against latency]({picture.name})\n\n{text}"
         results.write_page(page, page.stem, app.command("hne-profile", values), body)
-        tables.plot_profiles(measured, threads[0], batch_sizes[0], [picture])
+        plots.plot_profiles(measured, threads[0], batch_sizes[0], [picture])
         print(f"Written: {page}, {picture}")
 
 

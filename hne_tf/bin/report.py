@@ -4,6 +4,8 @@ Accuracy against cost, calibration, the tree, test images, and a slider for the 
 which size answers and what it gets right. The runs must have been evaluated with hne-evaluate;
 latencies come from the manifests of models that were exported from them (--models). The page is
 one file that needs no network.
+
+Test images need an extra, unless --pictures=0: pip install 'hne_tf[data]'
 """
 
 import pathlib
@@ -24,7 +26,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "models",
         [],
-        "Versions' folders and .tflite files exported from the runs, with commas between them, "
+        "Versions' folders and TFLite files exported from the runs, with commas between them, "
         "whose manifests tell latencies.",
         flag_values=values,
     )
@@ -44,11 +46,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Reports with the parsed flags."""
     with app.quiet_import():
+        from hne_tf.exported.model import load
         from hne_tf.report import data, page
         from hne_tf.training.workdir import Workdir
 
     workdirs = [Workdir(pathlib.Path(path)) for path in positional]
-    models = [pathlib.Path(path) for path in values.models]
+    models = [load(path) for path in values.models]
     collected = data.collect(workdirs, models, values.pictures, values.data_dir)
     output = pathlib.Path(values.output)
     page.write(output, collected)

@@ -9,7 +9,6 @@ otherwise. New versions are taken into service as they are published.
 
 import contextlib
 import functools
-import logging
 import pathlib
 import signal
 import sys
@@ -64,33 +63,30 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     app.reject_positional(arguments)
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
-    base_path = pathlib.Path(values.model_base_path)
-    name = values.model_name or base_path.resolve().name
     options = _options(values)
-    with _stop_signals() as stopped, contextlib.ExitStack() as cleanup:
+    with _stop_signals() as stopped:
         with app.quiet_import():
             from hne_tf.server import service
-            from hne_tf.server.catalog import Catalog
-            from hne_tf.server.metrics import ServerMetrics
-            from hne_tf.server.watcher import VersionWatcher
-        # A traceback for every message that is none.
-        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
-        catalog = Catalog(name, ServerMetrics())
-        watcher = VersionWatcher(catalog, base_path, values.poll_interval_s, _report)
-        watcher.start()
-        cleanup.callback(watcher.stop, values.drain_s)
-        if values.metrics_port:
-            cleanup.callback(catalog.metrics.serve(values.host, values.metrics_port))
-        server = service.start(catalog, values.host, values.port, service.Options(**options))
-        print(
-            f"hne-serve: embedded Python server, not TF Serving: model={name} "
-            f"version={catalog.served.version} address={server.address}",
-            flush=True,
-        )
-        # A signal that the system hands to another thread does not end an untimed wait.
-        while not stopped.wait(timeout=0.2):
-            pass
-        server.stop(values.drain_s)
+            from hne_tf.server.serve import serve
+        with serve(
+            values.model_base_path,
+            model_name=values.model_name,
+            host=values.host,
+            port=values.port,
+            options=service.Options(**options),
+            metrics_port=values.metrics_port,
+            poll_interval_s=values.poll_interval_s,
+            drain_s=values.drain_s,
+            report=_report,
+        ) as server:
+            print(
+                f"hne-serve: embedded Python server, not TF Serving: model={server.model} "
+                f"version={server.version} address={server.address}",
+                flush=True,
+            )
+            # A signal that the system hands to another thread does not end an untimed wait.
+            while not stopped.wait(timeout=0.2):
+                pass
     print("hne-serve: stopped", flush=True)
 
 

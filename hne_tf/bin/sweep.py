@@ -6,6 +6,8 @@
 Runs are kept in the root by the digest of their settings: those that are
 finished are not run again, whichever sweep they were made for. It may be
 stopped or killed at any time; the same command goes on from there.
+
+Needs an extra: pip install 'hne_tf[sweeps]'
 """
 
 import pathlib

@@ -2,6 +2,8 @@
 
 Any field of the config can be overridden: --config.training.epochs=3.
 SIGTERM saves and stops; the same command goes on from there.
+
+Needs an extra: pip install 'hne_tf[train]'
 """
 
 import pathlib

@@ -6,10 +6,8 @@ running sum back, as `hne_tf.exported.session` does with a model in its own proc
 
 import dataclasses
 import math
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import grpc
 import numpy as np
@@ -17,13 +15,11 @@ import numpy as np
 from hne_tf.client.answers import Attempt, BudgetError
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.closing import Closing
-from hne_tf.client.manifest import ServingManifest
-from hne_tf.client.messages import CallError, CallMetadata
-from hne_tf.errors import InputError
-from hne_tf.exported.session import AnytimeSession, StepTimes
-
-# Of a step whose walk has no deadline: a hanging server must not hang the caller.
-_STEP_TIMEOUT_S = 10.0
+from hne_tf.client.messages import CallError, as_array
+from hne_tf.client.metadata import CallMetadata
+from hne_tf.client.remote_steps import RemoteSteps, VersionGoneError
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.session import AnytimeSession, StepTimes, checked_deadline
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
@@ -44,59 +40,12 @@ class AnytimeAnswer:
     latency_ms: float
 
 
-class RemoteSteps:
-    """The steps of a served model: a `hne_tf.exported.steps.StepRunner`.
-
-    Args:
-      client: of the model.
-      manifest: of the model.
-      end_s: when calls are given up, on the clock of `time.perf_counter`.
-
-    Raises:
-      InputError: if the manifest describes no steps.
-    """
-
-    def __init__(
-        self, client: ServingClient, manifest: ServingManifest, end_s: float = math.inf
-    ) -> None:
-        if not manifest.steps:
-            raise InputError("manifest must describe the model's steps, got none")
-        self.steps = manifest.steps
-        self.image_shape = manifest.image_shape
-        self.class_names = manifest.classes
-        self._client = client
-        self._end_s = end_s
-
-    def run(self, step: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Computes one step on the server; see `StepRunner.run`.
-
-        Raises:
-          CallError: if the server does not answer in time or refuses.
-        """
-        timeout_s = min(_STEP_TIMEOUT_S, self._end_s - time.perf_counter())
-        return self._client.run(step["signature"], inputs, timeout_s=timeout_s).arrays
-
-
-class _SharedTimes(StepTimes):
-    """Step times of all walks of a client, which may run in several threads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-
-    def add(self, size: int, batch_size: int, time_ms: float) -> None:
-        """See `StepTimes.add`."""
-        with self._lock:
-            super().add(size, batch_size, time_ms)
-
-    def estimate_ms(self, size: int, batch_size: int) -> float:
-        """See `StepTimes.estimate_ms`."""
-        with self._lock:
-            return super().estimate_ms(size, batch_size)
-
-
 class Walk:
     """A batch of images on its way through the leaves; iterating gives better answers.
+
+    All leaves of an answer are of one version of the model. If the server drops that
+    version midway, the walk starts again with the newest one, once and if it can get
+    further than `best` in time; until then `best` stays the answer.
 
     Attributes:
       best: the answer so far; None before the first.
@@ -108,8 +57,8 @@ class Walk:
 
     def __init__(
         self,
-        runner: RemoteSteps,
-        images: np.ndarray,
+        begin: Callable[[], AnytimeSession],
+        leaves: int,
         times: StepTimes,
         started_s: float,
         end_s: float,
@@ -117,12 +66,14 @@ class Walk:
         self.best: AnytimeAnswer | None = None
         self.stopped: str | None = None
         self.failed = False
-        self._leaves = len(runner.steps)
-        self._batch_size = len(images)
+        self._begin = begin
+        self._leaves = leaves
         self._times = times
         self._started_s = started_s
         self._end_s = end_s
-        self._session = iter(AnytimeSession(runner, images, times))
+        self._session = begin()
+        self._batch_size = len(self._session.sizes)
+        self._restarted = False
 
     def __iter__(self) -> Iterator[AnytimeAnswer]:
         """Yields an answer after each leaf, until the last, the deadline or a failure.
@@ -131,32 +82,53 @@ class Walk:
           BudgetError: if not even the first step gives an answer.
         """
         while self.stopped is None:
-            size = self.best.size if self.best else 0
-            if size == self._leaves:
-                self.stopped = COMPLETE
-            elif size and not self._fits(size + 1):
-                self.stopped = DEADLINE
-            elif self._step():
+            size = self._size
+            if size > (self.best.size if self.best else 0):
+                self.best = AnytimeAnswer(self._session.probabilities, size, self._elapsed_ms())
                 yield self.best
+            elif size == self._leaves:
+                self.stopped = COMPLETE
+            elif self.best and not self._fits(size):
+                self.stopped = DEADLINE
+            else:
+                self._step()
+
+    @property
+    def _size(self) -> int:
+        """Leaves of the session's answer, which an interrupt can leave behind untold."""
+        return int(self._session.sizes.min())
 
     def _fits(self, size: int) -> bool:
-        estimate_s = self._times.estimate_ms(size, self._batch_size) / 1000
-        return self._end_s == math.inf or time.perf_counter() + estimate_s <= self._end_s
+        """Whether there is time for the steps to a better answer, one unless it started again."""
+        if self._end_s == math.inf:
+            return True
+        steps = range(size + 1, self.best.size + 2)
+        estimate_ms = sum(self._times.estimate_ms(step, self._batch_size) for step in steps)
+        return time.perf_counter() + estimate_ms / 1000 <= self._end_s
 
-    def _step(self) -> bool:
+    def _step(self) -> None:
         try:
-            size, probabilities = next(self._session)
+            # A new iterator goes on where an interrupted one has stopped.
+            next(iter(self._session))
+        except VersionGoneError as error:
+            self._start_again(error)
         except CallError as error:
-            waited_ms = self._elapsed_ms()
-            if self.best is None:
-                attempt = Attempt(1, error.code.name, waited_ms)
-                raise BudgetError(f"no first answer: {error}", [attempt], error.code) from error
-            late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._end_s < math.inf
-            self.failed = not late
-            self.stopped = DEADLINE if late else str(error)
-            return False
-        self.best = AnytimeAnswer(probabilities, size, self._elapsed_ms())
-        return True
+            self._stop(error)
+
+    def _start_again(self, error: VersionGoneError) -> None:
+        if self._restarted:
+            # Servers of several versions behind one name could go on like this for ever.
+            self._stop(error)
+            return
+        self._session, self._restarted = self._begin(), True
+
+    def _stop(self, error: CallError) -> None:
+        if self.best is None:
+            attempt = Attempt(1, error.code.name, self._elapsed_ms())
+            raise BudgetError(f"no first answer: {error}", [attempt], error.code) from error
+        late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._end_s < math.inf
+        self.failed = not late
+        self.stopped = DEADLINE if late else str(error)
 
     def _elapsed_ms(self) -> float:
         return 1000 * (time.perf_counter() - self._started_s)
@@ -173,10 +145,11 @@ class AnytimeClient(Closing):
       manifest: of the model. It says how steps follow each other, which the
         signatures do not: caches of two blocks can have one shape.
       credentials: for TLS, see `grpc.ssl_channel_credentials`; plain text without.
-      metadata: see `client.ServingClient`.
+      metadata: see `budget_client.ServingClient`.
+      plaintext_secrets: see `budget_client.ServingClient`.
 
     Raises:
-      InputError: if the manifest describes no steps.
+      InputError: for metadata that cannot be sent.
 
     Example:
       >>> with AnytimeClient("127.0.0.1:8500", "digits", read_manifest(path)) as client:
@@ -189,15 +162,21 @@ class AnytimeClient(Closing):
         self,
         target: str,
         model: str,
-        manifest: ServingManifest,
+        manifest: Manifest,
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
     ) -> None:
-        self._client = ServingClient(target, model, credentials=credentials, metadata=metadata)
+        self._client = ServingClient(
+            target,
+            model,
+            credentials=credentials,
+            metadata=metadata,
+            plaintext_secrets=plaintext_secrets,
+        )
         self._manifest = manifest
-        self._times = _SharedTimes()
-        RemoteSteps(self._client, manifest)
+        self._times = StepTimes()
 
     def close(self) -> None:
         """Closes the connection."""
@@ -215,12 +194,15 @@ class AnytimeClient(Closing):
           InputError: for images that the model does not take, or a deadline that
             is not above 0.
         """
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise InputError(f"deadline_ms must be a number above 0, got {deadline_ms!r}")
         started_s = time.perf_counter()
-        end_s = math.inf if deadline_ms is None else started_s + deadline_ms / 1000
-        runner = RemoteSteps(self._client, self._manifest, end_s)
-        return Walk(runner, images, self._times, started_s, end_s)
+        end_s = started_s + checked_deadline(deadline_ms) / 1000
+        images = as_array("images", images)
+
+        def begin() -> AnytimeSession:
+            runner = RemoteSteps(self._client, self._manifest, end_s)
+            return AnytimeSession(runner, images, self._times)
+
+        return Walk(begin, len(self._manifest.steps), self._times, started_s, end_s)
 
     def predict(self, images: np.ndarray, deadline_ms: float | None = None) -> Walk:
         """Walks to the end; the answer is the walk's `best`.

@@ -15,11 +15,12 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import AsyncClosing
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.manifest import ServingManifest
-from hne_tf.client.messages import CallMetadata, ModelInfo, Outputs
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.client.messages import ModelInfo, Outputs
+from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
+from hne_tf.exported.manifest import Manifest
 
 
 class AsyncServingClient(AsyncClosing):
@@ -32,10 +33,13 @@ class AsyncServingClient(AsyncClosing):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
     ) -> None:
         self._target = target
         self._model_name = model_name
-        self._metadata = metadata
+        self._metadata = MetadataSource(
+            metadata, target, credentials is not None, plaintext_secrets
+        )
         options = list(messages.CHANNEL_OPTIONS)
         self._channel = (
             grpc.aio.insecure_channel(target, options)
@@ -59,10 +63,13 @@ class AsyncServingClient(AsyncClosing):
         inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str] = (),
         timeout_s: float = 10.0,
+        version: int | None = None,
     ) -> Outputs:
         """Runs any signature; see `client.ServingClient.run`."""
-        request = messages.predict_request(self._model_name, signature, inputs, outputs)
-        return messages.read_outputs(await self._call(self._stub.Predict, request, timeout_s))
+        request = messages.predict_request(self._model_name, signature, inputs, outputs, version)
+        return messages.read_outputs(
+            await self._call(self._stub.Predict, request, timeout_s), outputs
+        )
 
     async def _call(
         self,
@@ -70,11 +77,19 @@ class AsyncServingClient(AsyncClosing):
         request: predict_pb2.PredictRequest | get_model_metadata_pb2.GetModelMetadataRequest,
         timeout_s: float,
     ) -> predict_pb2.PredictResponse | get_model_metadata_pb2.GetModelMetadataResponse:
-        pairs = messages.call_metadata(self._metadata)
+        pairs = self._metadata.pairs()
         try:
             return await method(request, timeout=timeout_s, metadata=pairs)
         except grpc.RpcError as error:
             raise messages.call_error(error, self._target, self._model_name, timeout_s) from error
+        except grpc.aio.UsageError as error:
+            # All else has been checked: the connection is closed.
+            raise messages.closed_error(self._target) from error
+        except asyncio.CancelledError as error:
+            if asyncio.current_task().cancelling():
+                raise
+            # Nobody has cancelled the task: the connection was closed meanwhile.
+            raise messages.closed_error(self._target) from error
 
 
 class AsyncBudgetClient(AsyncClosing):
@@ -89,9 +104,10 @@ class AsyncBudgetClient(AsyncClosing):
         target: str,
         model: str,
         *,
-        manifest: ServingManifest | None = None,
+        manifest: Manifest | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
         registry: CollectorRegistry | ClientMetrics | None = None,
         grace_ms: float = 0.0,
     ) -> None:
@@ -99,7 +115,13 @@ class AsyncBudgetClient(AsyncClosing):
         metrics = ClientMetrics.of(registry)
         self.registry = metrics.registry
         self._policy = BudgetPolicy(model, self._latencies, metrics, grace_ms)
-        self._client = AsyncServingClient(target, model, credentials=credentials, metadata=metadata)
+        self._client = AsyncServingClient(
+            target,
+            model,
+            credentials=credentials,
+            metadata=metadata,
+            plaintext_secrets=plaintext_secrets,
+        )
 
     async def close(self) -> None:
         """Closes the connection."""

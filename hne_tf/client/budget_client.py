@@ -15,14 +15,13 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import Closing
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.manifest import ServingManifest
-from hne_tf.client.messages import CallMetadata, ModelInfo, Outputs
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.client.messages import ModelInfo, Outputs
+from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
-
-# The first calls of a size can be slow.
-_WARM_UP_CALLS = 3
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.session import WARM_UP_CALLS
 
 
 class ServingClient(Closing):
@@ -36,6 +35,11 @@ class ServingClient(Closing):
       credentials: for TLS, see `grpc.ssl_channel_credentials`; plain text without.
       metadata: pairs of lower-case key and value that go with every call, such as
         `("authorization", "Bearer …")`, or a callable that gives fresh ones.
+      plaintext_secrets: whether secrets among them may go to other machines in
+        plaintext, for example where a service mesh encrypts.
+
+    Raises:
+      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`.
     """
 
     def __init__(
@@ -45,10 +49,13 @@ class ServingClient(Closing):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
     ) -> None:
         self._target = target
         self._model_name = model_name
-        self._metadata = metadata
+        self._metadata = MetadataSource(
+            metadata, target, credentials is not None, plaintext_secrets
+        )
         options = list(messages.CHANNEL_OPTIONS)
         self._channel = (
             grpc.insecure_channel(target, options)
@@ -85,6 +92,7 @@ class ServingClient(Closing):
           `[batch, classes]`.
 
         Raises:
+          InputError: for an input that is no tensor or has no rows.
           CallError: if the server does not answer in time or refuses.
         """
         return self.run(signature, {"images": images}, timeout_s=timeout_s).arrays
@@ -95,6 +103,7 @@ class ServingClient(Closing):
         inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str] = (),
         timeout_s: float = 10.0,
+        version: int | None = None,
     ) -> Outputs:
         """Runs any signature.
 
@@ -103,12 +112,14 @@ class ServingClient(Closing):
           inputs: arrays by input name.
           outputs: names of the outputs to send back; all if empty.
           timeout_s: seconds to wait for the answer.
+          version: of the model; the newest by default.
 
         Raises:
+          InputError: for an input that is no tensor or has no rows.
           CallError: if the server does not answer in time or refuses.
         """
-        request = messages.predict_request(self._model_name, signature, inputs, outputs)
-        return messages.read_outputs(self._call(self._stub.Predict, request, timeout_s))
+        request = messages.predict_request(self._model_name, signature, inputs, outputs, version)
+        return messages.read_outputs(self._call(self._stub.Predict, request, timeout_s), outputs)
 
     def _call(
         self,
@@ -116,11 +127,14 @@ class ServingClient(Closing):
         request: predict_pb2.PredictRequest | get_model_metadata_pb2.GetModelMetadataRequest,
         timeout_s: float,
     ) -> predict_pb2.PredictResponse | get_model_metadata_pb2.GetModelMetadataResponse:
-        pairs = messages.call_metadata(self._metadata)
+        pairs = self._metadata.pairs()
         try:
             return method(request, timeout=timeout_s, metadata=pairs)
         except grpc.RpcError as error:
             raise messages.call_error(error, self._target, self._model_name, timeout_s) from error
+        except ValueError as error:
+            # All else has been checked: the connection is closed.
+            raise messages.closed_error(self._target) from error
 
 
 class BudgetClient(Closing):
@@ -139,6 +153,7 @@ class BudgetClient(Closing):
       credentials: for TLS, see `grpc.ssl_channel_credentials`; plain text without.
       metadata: pairs of lower-case key and value that go with every call, such as
         `("authorization", "Bearer …")`, or a callable that gives fresh ones.
+      plaintext_secrets: see `ServingClient`.
       registry: where the metrics go, by default one of the client's own. To share
         one among clients, give them one `ClientMetrics` of it instead.
       grace_ms: by how much an answer may be late. By default a call is given up
@@ -146,6 +161,10 @@ class BudgetClient(Closing):
 
     Attributes:
       registry: of the metrics, see `ClientMetrics`.
+
+    Raises:
+      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`, or a
+        manifest without latencies.
 
     Example:
       >>> with BudgetClient("127.0.0.1:8500", "digits") as client:
@@ -159,9 +178,10 @@ class BudgetClient(Closing):
         target: str,
         model: str,
         *,
-        manifest: ServingManifest | None = None,
+        manifest: Manifest | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
         registry: CollectorRegistry | ClientMetrics | None = None,
         grace_ms: float = 0.0,
     ) -> None:
@@ -169,7 +189,13 @@ class BudgetClient(Closing):
         metrics = ClientMetrics.of(registry)
         self.registry = metrics.registry
         self._policy = BudgetPolicy(model, self._latencies, metrics, grace_ms)
-        self._client = ServingClient(target, model, credentials=credentials, metadata=metadata)
+        self._client = ServingClient(
+            target,
+            model,
+            credentials=credentials,
+            metadata=metadata,
+            plaintext_secrets=plaintext_secrets,
+        )
 
     def close(self) -> None:
         """Closes the connection."""
@@ -187,7 +213,11 @@ class BudgetClient(Closing):
         return info
 
     def estimates_ms(self, batch_size: int = 1) -> dict[int, float]:
-        """Latency expected now of each ensemble size; infinite where nothing is known."""
+        """Latency expected now of each ensemble size; infinite where nothing is known.
+
+        Raises:
+          InputError: for a batch size below 1.
+        """
         return self._latencies.estimates_ms(batch_size)
 
     def measure(self, images: np.ndarray, rounds: int = 10, timeout_s: float = 10.0) -> None:
@@ -202,21 +232,24 @@ class BudgetClient(Closing):
           timeout_s: seconds to wait for each answer.
 
         Raises:
+          InputError: for images that are no array or none at all, or a model that
+            has no ensembles.
           CallError: if the server does not answer in time or refuses.
         """
+        images = messages.as_array("images", images)
         if not self._latencies.sizes:
             self.learn(timeout_s)
-        for turn in range(-_WARM_UP_CALLS, rounds):
+        for turn in range(-WARM_UP_CALLS, rounds):
             for size in self._latencies.sizes:
                 ticket = self._latencies.sent(size, len(images)) if turn >= 0 else None
                 try:
                     self._perform(Call(size, timeout_s), images)
-                except messages.CallError:
+                    if ticket:
+                        self._latencies.answered(ticket)
+                finally:
+                    # Ends what a failure or an interrupt has left in flight.
                     if ticket:
                         self._latencies.failed(ticket)
-                    raise
-                if ticket:
-                    self._latencies.answered(ticket)
 
     def predict(self, images: np.ndarray, budget_ms: float) -> Answer:
         """Returns the answer for a batch of images.
@@ -226,8 +259,8 @@ class BudgetClient(Closing):
           budget_ms: milliseconds from this call to its answer.
 
         Raises:
-          InputError: for a budget that is not above 0, or images that the model
-            does not take.
+          InputError: for a budget that is not above 0, images that the model does
+            not take, or a model that has no ensembles.
           BudgetError: if there is no answer; it says why and what was tried.
         """
         steps = self._policy.answer(images, budget_ms)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
@@ -25,8 +27,11 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
-Pairs = Sequence[tuple[str, str]]
-CallMetadata = Pairs | Callable[[], Pairs]
+# TF Serving's words for a request of more rows than a batch takes, from TensorFlow's
+# batch_scheduler_utils and shared_batch_scheduler.h.
+_TOO_MANY_ROWS = re.compile(r"Task size (\d+) is larger than maximum input batch size (\d+)")
+# And for requests that do not fit together in one, from batching_session.cc.
+_MIXED_BATCH = "from different tasks have different shapes"
 
 
 class CallError(InputError):
@@ -39,6 +44,13 @@ class CallError(InputError):
     def __init__(self, message: str, code: grpc.StatusCode) -> None:
         super().__init__(message)
         self.code = code
+
+
+class MixedBatchError(CallError):
+    """A call that failed for its neighbours: the server batched it with other shapes.
+
+    The same call can succeed the next time.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +90,6 @@ class Outputs:
     arrays: dict[str, np.ndarray]
 
 
-def call_metadata(metadata: CallMetadata) -> tuple[tuple[str, str], ...]:
-    """The pairs that go with the next call."""
-    return tuple(metadata() if callable(metadata) else metadata)
-
-
 def info_request(model: str) -> get_model_metadata_pb2.GetModelMetadataRequest:
     """Asks for a model's signatures."""
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
@@ -91,9 +98,16 @@ def info_request(model: str) -> get_model_metadata_pb2.GetModelMetadataRequest:
 
 
 def read_info(response: get_model_metadata_pb2.GetModelMetadataResponse) -> ModelInfo:
-    """Reads the answer to `info_request`."""
+    """Reads the answer to `info_request`.
+
+    Raises:
+      CallError: if the answer cannot be read.
+    """
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    response.metadata["signature_def"].Unpack(signatures)
+    try:
+        response.metadata["signature_def"].Unpack(signatures)
+    except DecodeError as error:
+        _unreadable(f"signatures: {error}")
     return ModelInfo(
         response.model_spec.version.value,
         # The map also holds TensorFlow's own initialisation function.
@@ -109,21 +123,65 @@ def read_info(response: get_model_metadata_pb2.GetModelMetadataResponse) -> Mode
 
 
 def predict_request(
-    model: str, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    model: str,
+    signature: str,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    version: int | None,
 ) -> predict_pb2.PredictRequest:
-    """Asks a signature for some outputs, all if none are named."""
+    """Asks a signature, of the newest version by default, for some outputs, all if none are named.
+
+    Raises:
+      InputError: for an input that is no tensor, or has no rows: some of those stop
+        a batch queue of TF Serving for good.
+    """
     request = predict_pb2.PredictRequest(output_filter=outputs)
     request.model_spec.name = model
     request.model_spec.signature_name = signature
-    for name, array in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    if version is not None:
+        request.model_spec.version.value = version
+    for name, value in inputs.items():
+        array = as_array(name, value)
+        if array.ndim and not len(array):
+            raise InputError(
+                f"{name} must have at least one row, got an array of shape {list(array.shape)}"
+            )
+        try:
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name} must be a tensor of at most 2 GiB, "
+                f"got {array.dtype} {list(array.shape)}: {error}"
+            ) from error
     return request
 
 
-def read_outputs(response: predict_pb2.PredictResponse) -> Outputs:
-    """Reads the answer to `predict_request`."""
-    arrays = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+def as_array(name: str, value: Any) -> np.ndarray:
+    """The value as an array; raises `InputError` if its rows have different lengths."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+
+
+def read_outputs(response: predict_pb2.PredictResponse, outputs: Sequence[str]) -> Outputs:
+    """Reads the answer to `predict_request` for `outputs`.
+
+    Raises:
+      CallError: if the answer cannot be read or lacks one of them.
+    """
+    try:
+        arrays = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+    except (TypeError, ValueError) as error:
+        _unreadable(f"tensors: {error}")
+    missing = sorted(set(outputs) - set(arrays))
+    if missing:
+        _unreadable(f"the outputs {list(outputs)}, got {sorted(arrays)}: missing {missing}")
     return Outputs(response.model_spec.version.value, arrays)
+
+
+def _unreadable(rule: str) -> NoReturn:
+    raise CallError(f"an answer must hold {rule}", grpc.StatusCode.INTERNAL)
 
 
 def call_error(error: grpc.RpcError, target: str, model: str, timeout_s: float) -> CallError:
@@ -134,12 +192,25 @@ def call_error(error: grpc.RpcError, target: str, model: str, timeout_s: float) 
         message = f"no server can be reached at {target}: {details}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"the server at {target} gave no answer within {timeout_s:.4g} s"
+    elif match := _TOO_MANY_ROWS.search(details):
+        rows, most = match.groups()
+        message = (
+            f"a request must have at most {most} images, the largest batch of the server "
+            f"at {target}, got {rows}"
+        )
     else:
         message = (
             f"the server at {target} refused the request for model {model!r}: "
             f"{code.name}: {details}"
         )
-    return CallError(message, code)
+    mixed = code is grpc.StatusCode.FAILED_PRECONDITION and _MIXED_BATCH in details
+    return (MixedBatchError if mixed else CallError)(message, code)
+
+
+def closed_error(target: str) -> CallError:
+    """Says that the client's connection is closed."""
+    message = f"a client must be open, got a call to {target} after close()"
+    return CallError(message, grpc.StatusCode.CANCELLED)
 
 
 def ensembles(
@@ -151,7 +222,7 @@ def ensembles(
       InputError: unless there are signatures `ensemble_<size>` from uint8 images
         to probabilities.
     """
-    found = (re.fullmatch(r"ensemble_(\d+)", name) for name in signatures)
+    found = (re.fullmatch(r"ensemble_([1-9][0-9]{0,8})", name) for name in signatures)
     sizes = tuple(sorted(int(match.group(1)) for match in found if match))
     if not sizes:
         raise InputError(
@@ -178,6 +249,14 @@ def ensembles(
 def _spec(info: meta_graph_pb2.TensorInfo) -> TensorSpec:
     sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
     return TensorSpec(
-        dtype=tf.dtypes.as_dtype(info.dtype).name,
+        dtype=_dtype_name(info.dtype),
         shape=None if info.tensor_shape.unknown_rank else sizes,
     )
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return tf.dtypes.as_dtype(number).name
+    except TypeError:
+        # An output that is not a plain tensor has none.
+        return f"dtype number {number}"

@@ -8,6 +8,7 @@ one logic.
 
 import dataclasses
 import math
+import numbers
 import random
 import threading
 import time
@@ -18,19 +19,22 @@ import grpc
 import numpy as np
 
 from hne_tf.client.answers import Answer, Attempt, BudgetError
-from hne_tf.client.latencies import PROBE_ROOM, Choice, Latencies
-from hne_tf.client.messages import CallError, ModelInfo, Outputs, ensembles
+from hne_tf.client.latency.latencies import PROBE_ROOM, Choice, Latencies
+from hne_tf.client.messages import (
+    CallError,
+    MixedBatchError,
+    ModelInfo,
+    Outputs,
+    as_array,
+    ensembles,
+)
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.errors import InputError
 
+# Another attempt may help, but not at once.
+_BUSY = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
 # Another attempt may help; every other status would come again.
-_RETRIED = frozenset(
-    {
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNAVAILABLE,
-    }
-)
+_RETRIED = _BUSY | {grpc.StatusCode.DEADLINE_EXCEEDED}
 _LEAST_PAUSE_MS, _MOST_PAUSE_MS = 1.0, 1000.0
 # Time kept for another attempt: a multiple of what the smallest ensemble takes undisturbed, or
 # a share of the budget.
@@ -141,19 +145,22 @@ class BudgetPolicy:
         """What to do to answer for `images` within `budget_ms`, which runs from now.
 
         Raises:
-          InputError: for a budget that is not above 0, or images that the model
-            does not take.
+          InputError: for a budget that is not above 0, images that the model does
+            not take, or a model that has no ensembles any more.
           BudgetError: if there is no answer.
         """
-        if not 0 < budget_ms < math.inf:
-            raise InputError(f"budget must be more than 0 ms and finite, got {budget_ms:g} ms")
-        request = _Request(self._now_ms(), budget_ms, len(images))
+        if not isinstance(budget_ms, numbers.Real) or not 0 < budget_ms < math.inf:
+            raise InputError(f"budget must be more than 0 ms and finite, got {budget_ms!r} ms")
+        started_ms = self._now_ms()
+        images = as_array("images", images)
+        self._check_images(images)
+        request = _Request(started_ms, budget_ms, len(images))
         try:
             yield from self._learn(request)
             self._check_images(images)
             while True:
                 yield from self._await_first(request)
-                choice = self._choose(request)
+                choice = yield from self._choose(request)
                 answer = yield from self._attempt(request, choice)
                 if answer is not None:
                     return answer
@@ -172,9 +179,10 @@ class BudgetPolicy:
             # A request that could do without leaves itself half of its budget.
             timeout_ms = self._left_ms(request) / (2 if known else 1)
             started_ms = self._now_ms()
-            code = "OK"
+            code, learned = "OK", False
             try:
                 self.learned((yield Learn(timeout_ms / 1000)))
+                learned = True
                 return
             except CallError as error:
                 code = error.code.name
@@ -182,9 +190,11 @@ class BudgetPolicy:
             finally:
                 attempt = Attempt(None, code, self._now_ms() - started_ms)
                 request.attempts.append(attempt)
+                if not learned:
+                    # Also after an interrupt: the next request finds out.
+                    with self._lock:
+                        self._outdated = True
             if known:
-                with self._lock:
-                    self._outdated = True
                 return
             if request.error.code not in _RETRIED:
                 raise self._failure(request)
@@ -198,7 +208,7 @@ class BudgetPolicy:
         """
         while True:
             choice = self._latencies.choose(request.batch_size, request.budget_ms)
-            if choice.fastest_ms < math.inf or choice.in_flight < _FIRST_REQUESTS:
+            if choice is None or choice.fastest_ms < math.inf or choice.in_flight < _FIRST_REQUESTS:
                 return
             left_ms = self._left_ms(request)
             if left_ms < 0.5 * request.budget_ms:
@@ -210,9 +220,15 @@ class BudgetPolicy:
                 )
             yield Wait(min(0.02 * request.budget_ms, _MOST_PAUSE_MS) / 1000)
 
-    def _choose(self, request: _Request) -> Choice:
-        budget_ms = request.started_ms + request.budget_ms - self._now_ms()
-        choice = self._latencies.choose(request.batch_size, budget_ms, request.below)
+    def _choose(self, request: _Request) -> Generator[Action, Any, Choice]:
+        """Chooses a size, or raises if none can be answered in time."""
+        while True:
+            budget_ms = request.started_ms + request.budget_ms - self._now_ms()
+            choice = self._latencies.choose(request.batch_size, budget_ms, request.below)
+            if choice is not None:
+                break
+            # Another request has found the last signature gone.
+            yield from self._learn(request)
         if choice.fits or request.attempts:
             return choice
         if choice.fastest_ms == math.inf:
@@ -243,29 +259,23 @@ class BudgetPolicy:
         # unless nothing is sure of the call and the queue is empty.
         least_ms = max(_RETRY_ROOM * choice.fastest_ms, _RETRY_SHARE * request.budget_ms)
         room_ms = max(least_ms, PROBE_ROOM * choice.smallest_ms) if choice.probe else least_ms
-        retry_fits = (
-            choice.size > self._latencies.sizes[0] and choice.estimate_ms + room_ms <= left_ms
-        )
+        retry_fits = not choice.is_smallest and choice.estimate_ms + room_ms <= left_ms
         timeout_ms = left_ms - room_ms if retry_fits else left_ms
         if request.attempts and request.attempts[-1].size is not None:
             self._metrics.retry(self._model)
         ticket = self._latencies.sent(choice.size, request.batch_size)
-        ended = False
         try:
             outputs: Outputs = yield Call(choice.size, timeout_ms / 1000)
             latency_ms = self._latencies.answered(ticket)
-            ended = True
         except CallError as error:
             late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
             latency_ms = self._latencies.failed(ticket, late)
-            ended = True
             self._note(request, choice.size, error.code.name, latency_ms)
             self._failed(request, choice.size, error)
             return None
         finally:
-            if not ended:
-                # The caller was interrupted.
-                self._latencies.failed(ticket)
+            # Ends what an interrupt has left in flight.
+            self._latencies.failed(ticket)
         self._note(request, choice.size, "OK", latency_ms)
         if outputs.version != self._version:
             self._outdated = True
@@ -284,6 +294,9 @@ class BudgetPolicy:
     def _failed(self, request: _Request, size: int, error: CallError) -> None:
         """Decides where to go on after a failure, or raises."""
         request.error = error
+        if isinstance(error, MixedBatchError):
+            # Nothing is wrong with this size: only another batch is needed.
+            return
         request.below = size
         if error.code is grpc.StatusCode.FAILED_PRECONDITION:
             with self._lock:
@@ -301,8 +314,8 @@ class BudgetPolicy:
         """Backs off before another attempt; raises if there is no time for one."""
         left_ms = self._left_ms(request)
         pause_ms = 0.0
-        code = request.error.code
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        error = request.error
+        if error.code in _BUSY or isinstance(error, MixedBatchError):
             tries = len(request.attempts) - 1
             longest_ms = min(
                 _MOST_PAUSE_MS, max(_LEAST_PAUSE_MS, 0.02 * request.budget_ms * 2**tries)
@@ -317,10 +330,8 @@ class BudgetPolicy:
 
     def _fastest_ms(self, batch_size: int) -> float:
         """Below this there is no use in asking."""
-        if not self._latencies.sizes:
-            return 0.0
-        fastest_ms = self._latencies.choose(batch_size, math.inf).fastest_ms
-        return fastest_ms if fastest_ms < math.inf else 0.0
+        choice = self._latencies.choose(batch_size, math.inf)
+        return choice.fastest_ms if choice and choice.fastest_ms < math.inf else 0.0
 
     def _left_ms(self, request: _Request) -> float:
         return request.started_ms + request.budget_ms + self._grace_ms - self._now_ms()
@@ -329,10 +340,13 @@ class BudgetPolicy:
         return 1000 * self._clock()
 
     def _check_images(self, images: np.ndarray) -> None:
+        """Raises `InputError` for images that the model, as far as it is known, does not take."""
         shape = self._image_shape
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
+        if not fits or shape not in (None, images.shape[1:]):
+            sizes = shape or ("height", "width", "channels")
             raise InputError(
-                f"images must be uint8 [batch, {', '.join(map(str, shape))}], "
+                f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
                 f"got {images.dtype} {list(images.shape)}"
             )
 

@@ -1,30 +1,26 @@
-"""From a trained run to a compressed one."""
+"""From a trained model to a compressed one."""
 
-import contextlib
 import dataclasses
-import pathlib
-import shutil
 import typing
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
-from hne_tf.compression import fine_tuning
-from hne_tf.compression.report import accuracy_table, kernel_report, kernel_table
+from hne_tf.compression.fine_tuning import Training, fine_tune
+from hne_tf.compression.report import kernel_report, kernel_table
+from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.export.exporter import branched
 from hne_tf.export.post_training import post_training, quantized_kernels
-from hne_tf.files import write_json
-from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.models.layers.training import TrainingLayers
-from hne_tf.training.trained import TrainedRun
-from hne_tf.training.workdir import Workdir
+from hne_tf.objectives import HierarchicalDistillation
 
 if typing.TYPE_CHECKING:
     import tf_keras
@@ -32,14 +28,13 @@ if typing.TYPE_CHECKING:
     from hne_tf.compression import treatments
 
 METHODS = ("quantize", "prune", "cluster")
-FORMAT = 1
 # Enough for ranges: they take in the extremes, which further images hardly move.
 _REPRESENTATIVE_IMAGES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a run is compressed.
+    """How a model is compressed.
 
     Attributes:
       method: `"quantize"` to 8-bit integers, `"prune"` or `"cluster"`.
@@ -90,158 +85,151 @@ class Settings:
 
 
 def compress(
-    run: TrainedRun,
-    settings: Settings,
-    output: pathlib.Path,
+    model: TreeEnsemble | GroupedEnsemble,
+    method: str,
+    *,
+    train: Labelled,
+    loss: keras.losses.Loss | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
     report: Callable[[str], None] = print,
-) -> None:
-    """Compresses a run into a new folder, which `trained.restore` takes as a run.
-
-    The folder appears when everything in it is written: `config.json`, the
-    run's; `weights.npz`, canonical; `compression.json`, with the settings, the
-    layer factory, what was done to the kernels, and the accuracy per ensemble
-    size on the validation split before and after.
+    **settings: Any,
+) -> TreeEnsemble:
+    """Compresses a model and fine-tunes it on training images.
 
     Args:
-      run: a trained run. One that is compressed already can only be quantised,
-        and without training, which would undo its zeros and clusters.
-      settings: what to do.
-      output: folder that does not exist yet.
-      report: gets a line or table per stage.
+      model: trained in whatever way; it stays as it is.
+      method: `"quantize"`, `"prune"` or `"cluster"`.
+      train: training images and labels, see `labelled.batches`.
+      loss: what fine-tuning minimises, hierarchical distillation by default.
+      batch_size: images per step.
+      seed: of the order of images.
+      report: gets a table of what was done to the kernels.
+      **settings: `epochs`, `learning_rate` and others, see `Settings`.
+
+    Returns:
+      The compressed model, for `evaluate`, `export` and `convert_tflite`.
 
     Raises:
-      InputError: if the folder exists, the run cannot be compressed this way,
-        or the loss does not stay finite.
+      InputError: for a model, data or a setting that cannot be, or if the loss does
+        not stay finite.
+
+    Example:
+      >>> small = compress(model, "prune", train=(x_train, y_train), epochs=2, sparsity=0.5)
     """
-    _check(run, settings)
-    _check_absent(output)
-    model = deployed(run.model)
-    before = _accuracy(run, model)
-    compressed, treated = _METHODS[settings.method](run, model, settings)
-    accuracy = {
-        "split": "validation",
-        "examples": run.data_set.examples("validation"),
-        "before": before,
-        "after": _accuracy(run, compressed),
-    }
-    kernels = kernel_report(compressed, treated)
-    with _new_workdir(output) as workdir:
-        weights.save_npz(workdir.weights_path, weights.read(compressed))
-        write_json(workdir.config_path, run.config.to_dict())
-        description = {
-            "format": FORMAT,
-            "settings": settings.used(),
-            "factory": type(compressed.factory).__name__,
-            "step": run.step,
-            "total_steps": run.total_steps,
-            "kernels": kernels,
-            "accuracy": accuracy,
-        }
-        write_json(workdir.compression_path, description)
-    report(f"{kernel_table(kernels)}\n")
-    report(f"Accuracy on the validation split:\n\n{accuracy_table(before, accuracy['after'])}\n")
-    report(f"compressed run: {output}")
+    chosen = Settings(method, **settings)
+    model = branched(model)
+    loss = HierarchicalDistillation(model.tree.sizes) if loss is None else loss
+    training = Training.of_data(train, model, loss, batch_size, seed)
+    result = compressed(model, chosen, training)
+    report(kernel_table(result.kernels))
+    return result.model
 
 
-def _check(run: TrainedRun, settings: Settings) -> None:
-    """Raises `InputError` if a run cannot be compressed this way."""
-    factory, architecture = run.model.factory, run.model.architecture
-    if not architecture.quantizable:
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What came of compressing a model.
+
+    Attributes:
+      model: in the deploy factory's form, or that of `QuantizedLayers`.
+      kernels: what was done to them, see `report.kernel_report`.
+    """
+
+    model: TreeEnsemble
+    kernels: list[dict[str, Any]]
+
+
+def compressed(model: TreeEnsemble, settings: Settings, training: Training) -> Compressed:
+    """Compresses a model; one that is compressed already can only be quantised.
+
+    Raises:
+      InputError: if the model cannot be compressed this way, or the loss does not
+        stay finite.
+    """
+    check(model, settings)
+    result, treated = _METHODS[settings.method](deployed(model), settings, training)
+    return Compressed(result, kernel_report(result, treated))
+
+
+def check(model: TreeEnsemble, settings: Settings) -> None:
+    """Raises `InputError` if a model cannot be compressed this way."""
+    if not model.architecture.quantizable:
         raise InputError(
-            f"only a quantizable architecture is compressed, got {type(architecture).__name__}"
+            "only a quantizable architecture is compressed, "
+            f"got {type(model.architecture).__name__}"
         )
-    if isinstance(factory, QuantizedLayers):
-        raise InputError("a quantised run cannot be compressed again; take the run it was made of")
-    untrained = settings.method == "quantize" and not settings.epochs
-    if not isinstance(factory, TrainingLayers) and not untrained:
+    if isinstance(model.factory, QuantizedLayers):
         raise InputError(
-            "a pruned or clustered run can only be quantised without training "
+            "a quantised model cannot be compressed again; take the model it was made of"
+        )
+    untrained = settings.method == "quantize" and not settings.epochs
+    if not isinstance(model.factory, TrainingLayers) and not untrained:
+        raise InputError(
+            "a pruned or clustered model can only be quantised without training "
             f"(method quantize, epochs 0), got method {settings.method}, epochs {settings.epochs}"
         )
 
 
-Compressed = tuple[TreeEnsemble, frozenset[str]]
+_Treated = tuple[TreeEnsemble, frozenset[str]]
 
 
-def _quantize(run: TrainedRun, model: TreeEnsemble, settings: Settings) -> Compressed:
-    batch_size = run.config.training.batch_size
-    batches = run.data_set.train_batches(
-        batch_size=batch_size,
-        start_step=0,
-        total_steps=-(-_REPRESENTATIVE_IMAGES // batch_size),
-        seed=run.config.seed,
-    )
-    quantized = post_training(model, (images for images, _ in batches))
+def _quantize(model: TreeEnsemble, settings: Settings, training: Training) -> _Treated:
+    representative = training.batches(-(-_REPRESENTATIVE_IMAGES // training.batch_size))
+    quantized = post_training(model, (images for images, _ in representative))
     if settings.epochs:
         from hne_tf.compression import treatments
 
-        treatment = treatments.train_quantized(_flat(run, model), quantized)
-        weights.load(quantized, _fine_tuned(run, treatment, settings))
+        treatment = treatments.train_quantized(_flat(model, training), quantized)
+        weights.load(quantized, _fine_tuned(model, treatment, settings, training))
     return quantized, quantized_kernels(quantized)
 
 
-def _prune(run: TrainedRun, model: TreeEnsemble, settings: Settings) -> Compressed:
+def _prune(model: TreeEnsemble, settings: Settings, training: Training) -> _Treated:
     from hne_tf.compression import treatments
 
-    steps = fine_tuning.steps_of(run, settings.epochs)
-    treatment = treatments.prune(_flat(run, model), steps, settings.sparsity, settings.structure)
-    weights.load(model, _fine_tuned(run, treatment, settings))
-    return model, treatment.treated
+    steps = training.steps(settings.epochs)
+    flattened = _flat(model, training)
+    treatment = treatments.prune(flattened, steps, settings.sparsity, settings.structure)
+    return _with_fine_tuned(model, treatment, settings, training), treatment.treated
 
 
-def _cluster(run: TrainedRun, model: TreeEnsemble, settings: Settings) -> Compressed:
+def _cluster(model: TreeEnsemble, settings: Settings, training: Training) -> _Treated:
     from hne_tf.compression import treatments
 
-    treatment = treatments.cluster(_flat(run, model), settings.clusters)
-    weights.load(model, _fine_tuned(run, treatment, settings))
-    return model, treatment.treated
+    treatment = treatments.cluster(_flat(model, training), settings.clusters)
+    return _with_fine_tuned(model, treatment, settings, training), treatment.treated
 
 
 _METHODS = {"quantize": _quantize, "prune": _prune, "cluster": _cluster}
 
 
-def _flat(run: TrainedRun, model: TreeEnsemble) -> "tf_keras.Model":
-    """The deploy model for TFMOT, with its weights and the run's weight decay."""
+def _flat(model: TreeEnsemble, training: Training) -> "tf_keras.Model":
+    """The deploy model for TFMOT, with its weights and the training's weight decay."""
     from hne_tf.compression import flat
 
-    flattened = flat.flat_model(model, run.config.optimizer.weight_decay)
+    flattened = flat.flat_model(model, training.weight_decay)
     flat.load(flattened, weights.read(model))
     return flattened
 
 
+def _with_fine_tuned(
+    model: TreeEnsemble,
+    treatment: "treatments.Treatment",
+    settings: Settings,
+    training: Training,
+) -> TreeEnsemble:
+    result = model.rebuilt(model.factory)
+    weights.load(result, _fine_tuned(model, treatment, settings, training))
+    return result
+
+
 def _fine_tuned(
-    run: TrainedRun, treatment: "treatments.Treatment", settings: Settings
+    model: TreeEnsemble,
+    treatment: "treatments.Treatment",
+    settings: Settings,
+    training: Training,
 ) -> dict[str, np.ndarray]:
     """Trains a treated model; returns its canonical weights without the treatment's wrappers."""
-    steps = fine_tuning.steps_of(run, settings.epochs)
-    fine_tuning.fine_tune(treatment.model, run, steps, settings.learning_rate)
+    steps = training.steps(settings.epochs)
+    fine_tune(treatment.model, model, training, steps, settings.learning_rate)
     return treatment.strip()
-
-
-def _accuracy(run: TrainedRun, model: TreeEnsemble) -> dict[str, float]:
-    """Accuracy on the validation split by ensemble size."""
-    sizes = model.tree.sizes
-    metric = EnsembleAccuracy(sizes, run.config.objective.average)
-    batches = run.data_set.evaluation_batches("validation", 256)
-    measured = measure(inference(model), batches, [metric])
-    return {str(size): measured[f"accuracy_{size}"] for size in sizes}
-
-
-@contextlib.contextmanager
-def _new_workdir(output: pathlib.Path) -> Iterator[Workdir]:
-    """Gives a folder to write, renamed to `output` when it is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        yield Workdir(temporary)
-        # A rename onto an empty folder would succeed.
-        _check_absent(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_absent(output: pathlib.Path) -> None:
-    if output.exists():
-        raise InputError(f"--output must be a new folder, got {output}, which exists")

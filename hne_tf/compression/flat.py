@@ -8,11 +8,14 @@ import dataclasses
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
+from hne_tf.errors import extra
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.factory import Convolution
 from hne_tf.models.nodes import node_output
+
+with extra("compress"):
+    import tf_keras
 
 # Kinds of weights by their names in `tf_keras` and in `treatments`; whatever
 # else TFMOT adds, masks and counters, is no weight of the model.

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_optimization as tfmot
-import tf_keras
 
 from hne_tf.compression import flat
+from hne_tf.errors import extra
 from hne_tf.export.post_training import quantized_kernels
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.quantized import quantize, quantize_depthwise_kernel, quantize_kernel
+
+with extra("compress"):
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
 
 # Of the moving average of ranges, TFMOT's.
 _RANGE_DECAY = 0.999

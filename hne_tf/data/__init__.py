@@ -8,7 +8,21 @@ part of train unless an image folder brings its own.
     batches = load(section).train_batches(batch_size=128, start_step=0, total_steps=100, seed=1)
 """
 
-from hne_tf.data.pipeline import SPLITS, DataSet, Split
-from hne_tf.data.sources import load
+import importlib
+from typing import Any
+
+# Loaded when first used: `hne_tf.data.pixels` needs no TensorFlow.
+_LAZY = {
+    "SPLITS": "hne_tf.data.pipeline",
+    "DataSet": "hne_tf.data.pipeline",
+    "Split": "hne_tf.data.pipeline",
+    "load": "hne_tf.data.sources",
+}
 
 __all__ = ["SPLITS", "DataSet", "Split", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

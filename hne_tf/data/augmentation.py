@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from hne_tf.data import windows
 from hne_tf.errors import InputError
 
 
@@ -15,7 +16,7 @@ class Draws(NamedTuple):
       offsets: int32 `[batch, 2]`, top and left of the crop in the padded image.
       flips: int32 `[batch]`, 1 to mirror, else 0.
       colors: int64 `[batch, 2]`, seeds of the colour jitter.
-      windows: int64 `[batch, 2]`, seeds of the crops that are made in decoding.
+      windows: float32 `[batch, *windows.DRAWS]`, of the crops that are made in decoding.
     """
 
     offsets: tf.Tensor
@@ -66,8 +67,8 @@ class Augmentation:
         return Draws(
             offsets,
             flips * int(self.flip),
-            _seeds(batch_size, color_seed),
-            _seeds(batch_size, window_seed),
+            tf.random.stateless_uniform([batch_size, 2], color_seed, None, None, tf.int64),
+            tf.random.stateless_uniform([batch_size, *windows.DRAWS], window_seed),
         )
 
     def apply(self, images: tf.Tensor, draws: Draws) -> tf.Tensor:
@@ -93,11 +94,6 @@ class Augmentation:
                 fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
             )
         return images
-
-
-def _seeds(count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Seeds int64 `[count, 2]` drawn from one."""
-    return tf.random.stateless_uniform([count, 2], seed, None, None, tf.int64)
 
 
 def crop_and_flip(

@@ -8,9 +8,11 @@ small pictures they are harsh. Only those that need no further packages.
 import zlib
 
 import numpy as np
-from tensorflow_datasets.image_classification import corruptions as tfds_corruptions
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
+
+with extra("data"):
+    from tensorflow_datasets.image_classification import corruptions as tfds_corruptions
 
 CORRUPTIONS = (
     "gaussian_noise",

@@ -1,23 +1,38 @@
 """Examples that are kept as encoded pictures and decoded when a batch needs them."""
 
 import dataclasses
-import functools
+import itertools
 from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from hne_tf.data.decoding import Crops, attempt
+from hne_tf.data.pixels import Pixels, decode
+from hne_tf.data.windows import random_window
 from hne_tf.errors import InputError
 
-# Maps an index, int64, to an encoded picture, its label (int32) and its name.
-Fetch = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+class Encoded(NamedTuple):
+    """An encoded picture.
+
+    Attributes:
+      name: what messages call it: one line, without control characters.
+      label: number of its class.
+      read: returns its bytes, or raises `InputError` that tells why it cannot.
+    """
+
+    name: str
+    label: int
+    read: Callable[[], bytes]
+
+
+# Maps an index to the picture at it; several threads call it at a time.
+Fetch = Callable[[int], Encoded]
 
 # Number of examples and their reader, by split.
 Readers = Mapping[str, tuple[int, Fetch]]
-
-# Whether an image is sound, its label, its name.
-_TYPES = (tf.bool, tf.int32, tf.string)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,90 +41,129 @@ class EncodedSplit:
 
     Attributes:
       examples: number of them.
-      fetch: reads one; runs inside `tf.data`.
-      crops: which part of the pictures is kept.
+      fetch: finds one by its index.
+      pixels: how they are decoded.
+      random_resized_crop: in training, a part of a random place, of at least this
+        share of a picture's area and of an aspect ratio between 3/4 and 4/3 takes the
+        place of the central part; 0 to keep the same part as in evaluation.
       skip_corrupt: goes on without pictures that cannot be decoded, instead of
         stopping at the first.
       skipped: names of those met so far. Batches are made ahead of their use,
         so it may name some that were not used yet.
+
+    Raises:
+      InputError: if `random_resized_crop` is out of range.
     """
 
     examples: int
     fetch: Fetch
-    crops: Crops
+    pixels: Pixels
+    random_resized_crop: float = 0.0
     skip_corrupt: bool = False
     skipped: set[str] = dataclasses.field(default_factory=set)
 
+    # A batch is decoded by as many threads as there are cores. With two at a time, no core
+    # waits for the last picture of a batch.
+    parallel_batches = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.random_resized_crop <= 1:
+            raise InputError(
+                f"data.random_resized_crop must lie in [0, 1], got {self.random_resized_crop}"
+            )
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a batch for evaluation may have fewer images than indices."""
+        return self.skip_corrupt
+
     def batch(
-        self, indices: tf.Tensor, seeds: tf.Tensor | None = None
+        self, indices: tf.Tensor, draws: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads and decodes examples; runs inside `tf.data`.
 
         In training the place of a corrupt picture is taken by a sound one of the
         same batch, in evaluation it stays out. So batches depend on nothing but
-        their indices and seeds. Where TensorFlow's op determinism is on, tf.data
-        runs this for one batch at a time.
+        their indices and draws.
 
         Args:
           indices: int64 `[batch]`.
-          seeds: int64 `[batch, 2]`, of random windows for training; None for
-            evaluation.
+          draws: float32 `[batch, *windows.DRAWS]`, of random parts for training; None
+            for evaluation.
 
         Returns:
-          Images uint8 `[batch, image_size, image_size, 3]`, labels int32 `[batch]`.
+          Images uint8 `[batch, height, width, channels]`, labels int32 `[batch]`.
         """
-        training = seeds is not None
-        image = tf.TensorSpec([self.crops.image_size, self.crops.image_size, 3], tf.uint8)
-
-        def read(row: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-            encoded, label, name = self.fetch(row[0])
-            if training:
-                decoded = attempt(lambda: self.crops.trained_on(encoded, row[1]), image)
-            else:
-                decoded = attempt(lambda: self.crops.evaluated(encoded), image)
-            return *decoded, label, name
-
-        images, sound, labels, names = tf.map_fn(
-            read,
-            (indices, seeds) if training else (indices,),
-            fn_output_signature=(image, *(tf.TensorSpec([], t) for t in _TYPES)),
+        inputs = [indices] if draws is None else [indices, draws]
+        # Stateless, or tf.data would make one batch at a time where operations are deterministic.
+        images, labels = tf.numpy_function(
+            self.arrays, inputs, (tf.uint8, tf.int32), stateful=False
         )
+        return tf.ensure_shape(images, (None, *self.pixels.shape)), tf.ensure_shape(labels, [None])
 
-        def choose() -> tf.Tensor:
-            kept = functools.partial(self.kept, training=training)
-            return tf.ensure_shape(tf.numpy_function(kept, [names, sound], tf.int64), [None])
-
-        every = tf.range(tf.size(sound, tf.int64))
-        kept = tf.cond(tf.reduce_all(sound), lambda: every, choose)
-        return tf.gather(images, kept), tf.gather(labels, kept)
-
-    def kept(self, names: np.ndarray, sound: np.ndarray, training: bool) -> np.ndarray:
-        """Which rows make up a batch that has corrupt pictures.
-
-        Args:
-          names: bytes `[batch]`.
-          sound: bool `[batch]`.
-          training: whether the batch keeps its size.
-
-        Returns:
-          Rows, int64 `[batch]`, or only the sound ones in evaluation.
+    def arrays(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `batch` gives, as arrays.
 
         Raises:
-          InputError: unless corrupt pictures are skipped, or if a batch for
-            training has none that is sound.
+          InputError: for a corrupt picture unless such are skipped; if a batch for
+            training, or the whole split, has none that is sound.
         """
-        corrupt = [name.decode(errors="replace") for name in names[~sound]]
+        # Pillow's decoders run outside of Python's lock.
+        with futures.ThreadPoolExecutor() as pool:
+            rows = itertools.repeat(None) if draws is None else draws
+            pictures, decoded = zip(*pool.map(self._attempt, indices.tolist(), rows), strict=True)
+        labels = np.array([picture.label for picture in pictures], np.int32)
+        refused = {
+            picture.name: reason
+            for picture, reason in zip(pictures, decoded, strict=True)
+            if isinstance(reason, InputError)
+        }
+        if not refused:
+            return np.stack(decoded), labels
+        self._note(refused)
+        sound = np.array([isinstance(image, np.ndarray) for image in decoded])
+        rows = np.flatnonzero(sound) if draws is None else _filled(sound, refused)
+        images = np.empty((len(rows), *self.pixels.shape), np.uint8)
+        for row, source in enumerate(rows):
+            images[row] = decoded[source]
+        return images, labels[rows]
+
+    def _attempt(
+        self, index: int, draws: np.ndarray | None
+    ) -> tuple[Encoded, np.ndarray | InputError]:
+        """A picture with its pixels, or with why there are none."""
+        picture = self.fetch(index)
+        try:
+            decoded = decode(picture.read())
+            window = None
+            if draws is not None and self.random_resized_crop:
+                window = random_window(*decoded.size, self.random_resized_crop, draws)
+            return picture, self.pixels.image(decoded, window)
+        except InputError as error:
+            return picture, error
+
+    def _note(self, refused: Mapping[str, InputError]) -> None:
+        """Keeps the names of corrupt pictures; raises `InputError` if they end the run."""
+        name, reason = next(iter(refused.items()))
         if not self.skip_corrupt:
             raise InputError(
-                f"pictures must be sound JPEG, PNG or GIF files, got {corrupt[0]}; mend it, or "
-                "hne-train with --config.data.skip_corrupt=True to skip and count such files"
+                f"pictures must be sound, got {name}: {reason}; mend it, or hne-train with "
+                "--config.data.skip_corrupt=True to skip and count such files"
             )
-        self.skipped.update(corrupt)
-        sound_rows = np.flatnonzero(sound)
-        if not training:
-            return sound_rows
-        if not len(sound_rows):
-            raise InputError(f"a batch needs a sound picture, got only corrupt ones: {corrupt}")
-        rows = np.arange(len(sound))
-        rows[~sound] = np.resize(sound_rows, len(corrupt))
-        return rows
+        self.skipped.update(refused)
+        if len(self.skipped) >= self.examples:
+            raise InputError(
+                f"a split must have a sound picture, got {self.examples} corrupt ones, "
+                f"the first: {name}: {reason}"
+            )
+
+
+def _filled(sound: np.ndarray, refused: Mapping[str, InputError]) -> np.ndarray:
+    """Rows of a batch that keeps its size, with sound ones in the place of corrupt ones."""
+    if not sound.any():
+        raise InputError(f"a batch needs a sound picture, got only corrupt ones: {list(refused)}")
+    rows = np.arange(len(sound))
+    rows[~sound] = np.resize(np.flatnonzero(sound), np.count_nonzero(~sound))
+    return rows

@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import config_dict
 
-from hne_tf.data import image_folder, subsets, tfds_sets
+from hne_tf.data import fingerprint, image_folder, subsets, tfds_sets
 from hne_tf.data.augmentation import Augmentation
-from hne_tf.data.decoding import Crops, resize
 from hne_tf.data.encoded import EncodedSplit, Readers
 from hne_tf.data.pipeline import SPLITS, DataSet, Split, check_at_least
+from hne_tf.data.pixels import Pixels
 from hne_tf.data.tfds_sets import Arrays
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, extra
 from hne_tf.image_spec import ImageSpec
 
 CIFAR_VALIDATION_EXAMPLES = 5000
@@ -50,20 +50,27 @@ def load(config: config_dict.ConfigDict) -> DataSet:
     if config.name not in _ENCODED:
         _check_unset(config, _CROPS)
     augmentation = Augmentation(config.pad_pixels, config.flip, config.color_jitter)
-    class_names, image_shape, splits = _LOADERS[config.name](config)
-    if config.pad_pixels >= min(image_shape[:2]):
+    class_names, pixels, splits, found = _LOADERS[config.name](config)
+    if config.pad_pixels >= min(pixels.shape[:2]):
         # Or some crops would show nothing of the picture.
         raise InputError(
-            f"data.pad_pixels must be less than the {min(image_shape[:2])} pixels of a side of "
+            f"data.pad_pixels must be less than the {min(pixels.shape[:2])} pixels of a side of "
             f"{config.name}, got {config.pad_pixels}"
         )
-    if config.color_jitter and image_shape[-1] != 3:
+    if config.color_jitter and pixels.shape[-1] != 3:
         raise InputError(
             f"data.color_jitter is for coloured images and must be 0 for {config.name}, "
             f"got {config.color_jitter}"
         )
-    spec = ImageSpec(image_shape, class_names, *STATISTICS[config.name])
-    return DataSet(config.name, spec, splits, augmentation)
+    spec = ImageSpec(pixels.shape, class_names, *STATISTICS[config.name], pixels.central_crop)
+    return DataSet(config.name, spec, splits, augmentation, found, _fingerprint(config))
+
+
+def _fingerprint(config: config_dict.ConfigDict) -> str:
+    """Name and version of a data set, or what tells a folder of pictures from others."""
+    if config.name == "image_folder":
+        return fingerprint.of_folder(image_folder.root(config))
+    return config.name if config.name == "digits" else tfds_sets.version(config)
 
 
 def _check_unset(config: config_dict.ConfigDict, fields: Sequence[str]) -> None:
@@ -75,14 +82,15 @@ def _check_unset(config: config_dict.ConfigDict, fields: Sequence[str]) -> None:
             )
 
 
-# What a loader returns: class names, image shape, splits.
-_Loaded = tuple[tuple[str, ...], tuple[int, int, int], Mapping[str, Split | EncodedSplit]]
+# What a loader returns: class names, pixels, splits and lines for the user.
+_Loaded = tuple[tuple[str, ...], Pixels, Mapping[str, Split | EncodedSplit], tuple[str, ...]]
 
 
 def _load_digits(config: config_dict.ConfigDict) -> _Loaded:
     """The 1,797 real 8x8 digits inside scikit-learn; needs no network."""
     # Imported by the loaders that use them, so that others need not wait for it.
-    from sklearn import datasets, model_selection
+    with extra("data"):
+        from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
@@ -113,6 +121,8 @@ def _in_memory(
     class_names: tuple[str, ...], arrays: Mapping[str, Arrays], config: config_dict.ConfigDict
 ) -> _Loaded:
     """Splits that hold their images in host memory, and resize those of a batch."""
+    height, width, channels = arrays["train"][0].shape[1:]
+    pixels = Pixels(config.image_size or height, config.image_size or width, channels)
     splits = {}
     # Pipelines run on the host; on an accelerator they would copy from it.
     with tf.device("CPU:0"):
@@ -120,31 +130,34 @@ def _in_memory(
             if name == "train":
                 kept = subsets.stratified(labels, config.train_examples)
                 images, labels = images[kept], labels[kept]
-            gather = functools.partial(_gather, tf.constant(images), config.image_size)
+            gather = functools.partial(_gather, tf.constant(images), pixels)
             splits[name] = Split(tf.constant(labels, tf.int32), gather)
-    height, width, channels = arrays["train"][0].shape[1:]
-    shape = (config.image_size or height, config.image_size or width, channels)
-    return class_names, shape, splits
+    return class_names, pixels, splits, ()
 
 
-def _gather(images: tf.Tensor, image_size: int, indices: tf.Tensor) -> tf.Tensor:
-    """Images of some indices, resized unless `image_size` is 0."""
+def _gather(images: tf.Tensor, pixels: Pixels, indices: tf.Tensor) -> tf.Tensor:
+    """Images of some indices, resized unless they have their size."""
     gathered = tf.gather(images, indices)
-    return resize(gathered, image_size) if image_size else gathered
+    if images.shape[1:] == pixels.shape:
+        return gathered
+    # Stateless, or tf.data would make one batch at a time where operations are deterministic.
+    resized = tf.numpy_function(pixels.images, [gathered], tf.uint8, stateful=False)
+    return tf.ensure_shape(resized, (None, *pixels.shape))
 
 
 def _load_encoded(
-    find: Callable[[config_dict.ConfigDict], tuple[tuple[str, ...], Readers]],
+    find: Callable[[config_dict.ConfigDict], tuple[tuple[str, ...], Readers, tuple[str, ...]]],
     config: config_dict.ConfigDict,
 ) -> _Loaded:
     """Splits whose pictures are decoded when a batch needs them."""
-    crops = Crops(config.image_size, **{field: config[field] for field in _CROPS})
-    class_names, readers = find(config)
+    size = config.image_size
+    pixels = Pixels(size, size, central_crop=config.central_crop)
+    class_names, readers, found = find(config)
     splits = {
-        name: EncodedSplit(examples, fetch, crops, config.skip_corrupt)
+        name: EncodedSplit(examples, fetch, pixels, config.random_resized_crop, config.skip_corrupt)
         for name, (examples, fetch) in readers.items()
     }
-    return class_names, (config.image_size, config.image_size, 3), splits
+    return class_names, pixels, splits, found
 
 
 _ENCODED = {"imagenet2012": tfds_sets.find_imagenet, "image_folder": image_folder.find}

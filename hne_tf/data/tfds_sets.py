@@ -9,8 +9,8 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import config_dict
 
-from hne_tf.data.encoded import Fetch, Readers
-from hne_tf.errors import InputError
+from hne_tf.data.encoded import Encoded, Fetch, Readers
+from hne_tf.errors import InputError, extra
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -30,7 +30,8 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
     Raises:
       InputError: if the set is missing or cannot be downloaded.
     """
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     with _only_errors_logged():
         builder = _prepared(config)
@@ -42,7 +43,15 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
     return tuple(builder.info.features["label"].names), train, test
 
 
-def find_imagenet(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers]:
+def version(config: config_dict.ConfigDict) -> str:
+    """Name and version of a prepared data set, such as `cifar10/3.0.2`."""
+    with _only_errors_logged():
+        return _prepared(config).info.full_name
+
+
+def find_imagenet(
+    config: config_dict.ConfigDict,
+) -> tuple[tuple[str, ...], Readers, tuple[str, ...]]:
     """ImageNet's pictures, read by index from ArrayRecord files.
 
     Validation is the last 50,000 of train, which TFDS has shuffled; the public
@@ -52,7 +61,7 @@ def find_imagenet(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Read
       config: the `data` section of `hne_tf.training.config.default()`.
 
     Returns:
-      Class names; number of examples and their reader by split.
+      Class names; number of examples and their reader by split; no lines for the user.
 
     Raises:
       InputError: if the set is missing, in another format or smaller than
@@ -74,7 +83,7 @@ def find_imagenet(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Read
             f"got {config.train_examples}"
         )
     readers["train"] = config.train_examples or examples, fetch
-    return tuple(builder.info.features["label"].names), readers
+    return tuple(builder.info.features["label"].names), readers, ()
 
 
 @contextlib.contextmanager
@@ -92,7 +101,8 @@ def _prepared(
     config: config_dict.ConfigDict, file_format: str | None = None
 ) -> "tfds.core.DatasetBuilder":
     """The builder of a set that is on the disk, downloaded if that is asked for."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     builder = tfds.builder(config.name, data_dir=config.data_dir or None)
     # TFDS would try for minutes to download without a network: only when told.
@@ -116,7 +126,8 @@ def _prepared(
 
 def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetch]:
     """Number of examples of a part of a split, and their reader."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     try:
         source = builder.as_data_source(
@@ -128,14 +139,13 @@ def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetc
             f"{builder.info.file_format.value} in {builder.data_dir}; "
             "--config.data.download=True with another --config.data.data_dir prepares it"
         ) from error
-    encoded = {"image": tfds.decode.SkipDecoding()}
 
-    def fetch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Python only hands on the bytes; records are parsed in the graph.
-        record = tf.numpy_function(lambda i: source[i], [index], tf.string)
-        example = builder.info.features.deserialize_example(
-            tf.ensure_shape(record, []), decoders=encoded
-        )
-        return example["image"], tf.cast(example["label"], tf.int32), example["file_name"]
+    return len(source), lambda index: _parsed(source[index])
 
-    return len(source), fetch
+
+def _parsed(record: bytes) -> Encoded:
+    """The picture in a serialised `tf.train.Example`."""
+    feature = tf.train.Example.FromString(record).features.feature
+    image, file_name = (feature[key].bytes_list.value[0] for key in ("image", "file_name"))
+    name = file_name.decode(errors="backslashreplace")
+    return Encoded(repr(name), feature["label"].int64_list.value[0], lambda: image)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from hne_tf.evaluation import cost, early_stopping
 from hne_tf.evaluation.early_stopping import Answers
 from hne_tf.exits import Exits
 from hne_tf.metrics import (
+    BalancedAccuracy,
     BrierScore,
     Disagreement,
     EnsembleAccuracy,
@@ -26,8 +27,10 @@ from hne_tf.models import averaging
 from hne_tf.models.averaging import ensemble_log_probabilities
 from hne_tf.models.ensemble import TreeEnsemble
 
+_Metric = TypeVar("_Metric", bound=keras.metrics.Metric)
+
 # Figures per ensemble size, in the order of tables.
-FIGURES = ("accuracy", "nll", "ece", "brier", "disagreement", "variance")
+FIGURES = ("accuracy", "balanced_accuracy", "nll", "ece", "brier", "disagreement", "variance")
 
 # How networks with exits answer, alone and together.
 _EXIT_AVERAGES = ("last", "logits")
@@ -55,14 +58,15 @@ def evaluate(
       batch_size: images per call.
 
     Returns:
-      `sizes`: a row per ensemble size with its `size`, `accuracy`, `nll`
-      (nats), `ece`, `brier`, `disagreement`, `variance` (see
+      `sizes`: a row per ensemble size with its `size`, `accuracy`,
+      `balanced_accuracy`, `nll` (nats), `ece`, `brier`, `disagreement`, `variance` (see
       `metrics.LeafVariance`), `mean_member_accuracy` of the leaves that answer,
       each alone, the ensemble's `gain` over it, `multiply_adds`, `parameters`
       and `reliability`, see `metrics.ExpectedCalibrationError.diagrams`;
       `sizes_by_average`: for a network with exits the rows for each way in which
       they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
-      of the exits, whichever the run itself has; empty for a tree;
+      of the exits, whichever the run itself has; empty for a tree; `classes`: a row
+      per class with its `name` and the figures of `BalancedAccuracy.by_class`;
       `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
       `early_stopping.calibrated`, None without `validation`; and `examples`, the
       number measured.
@@ -77,7 +81,8 @@ def evaluate(
     tree, average = model.tree, model.average
     sizes = tuple(sizes or tree.sizes)
     averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
-    metrics = {each: _size_metrics(sizes, each) for each in averages}
+    names = model.images.class_names
+    metrics = {each: _size_metrics(sizes, each, len(names)) for each in averages}
     all_metrics = [*itertools.chain(*metrics.values()), LeafAccuracy(tree.leaves)]
     predict = inference(model)
     gathered = _AnswerGatherer(tree.leaves, average)
@@ -93,22 +98,32 @@ def evaluate(
         )
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
     rows = {
-        each: _rows(model, sizes, each, measured, _diagrams(metrics[each])) for each in averages
+        each: _rows(
+            model,
+            sizes,
+            each,
+            measured,
+            _of(ExpectedCalibrationError, metrics[each]).diagrams(),
+        )
+        for each in averages
     }
+    by_class = _of(BalancedAccuracy, metrics[average]).by_class()
     return {
         "examples": len(answered.correct),
         "sizes": rows[average],
         "sizes_by_average": rows if len(rows) > 1 else {},
+        "classes": [{"name": name, **row} for name, row in zip(names, by_class, strict=True)],
         "leaf_accuracy": leaves,
         "mean_leaf_accuracy": sum(leaves) / len(leaves),
         "early_stopping": stopping,
     }
 
 
-def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metric]:
+def _size_metrics(sizes: Sequence[int], average: str, classes: int) -> list[keras.metrics.Metric]:
     """Metrics for the `FIGURES` of each size, which begin with the average's name."""
     return [
         EnsembleAccuracy(sizes, average, f"{average}_accuracy"),
+        BalancedAccuracy(sizes, classes, average, f"{average}_balanced_accuracy"),
         NegativeLogLikelihood(sizes, average, f"{average}_nll"),
         ExpectedCalibrationError(sizes, average=average, name=f"{average}_ece"),
         BrierScore(sizes, average, f"{average}_brier"),
@@ -117,10 +132,10 @@ def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metr
     ]
 
 
-def _diagrams(metrics: Sequence[keras.metrics.Metric]) -> dict[int, Any]:
-    """Reliability diagrams of the calibration error among some metrics."""
-    (calibration,) = (each for each in metrics if isinstance(each, ExpectedCalibrationError))
-    return calibration.diagrams()
+def _of(kind: type[_Metric], metrics: Sequence[keras.metrics.Metric]) -> _Metric:
+    """The one metric of a kind."""
+    (found,) = (each for each in metrics if isinstance(each, kind))
+    return found
 
 
 def _rows(

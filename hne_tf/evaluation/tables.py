@@ -1,23 +1,17 @@
-"""Evaluations and profiles as tables, and as pictures of accuracy against compute."""
+"""Evaluations and profiles as tables."""
 
-import pathlib
 import statistics
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-from hne_tf.files import replacing
-
 if typing.TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from hne_tf.export.profiles import Profile
+    from hne_tf.exported.profile import ProfiledModel
 
 _COLUMNS = {
     "size": "{:d}",
     "accuracy": "{:.2%}",
+    "balanced_accuracy": "{:.2%}",
     "nll": "{:.4f}",
     "ece": "{:.4f}",
     "brier": "{:.4f}",
@@ -29,7 +23,7 @@ _COLUMNS = {
 }
 
 # Ways in which networks with exits answer, by average.
-_EXIT_ANSWERS = {
+EXIT_ANSWERS = {
     "last": "Each exit alone",
     "logits": "Running ensemble of the exits",
 }
@@ -43,11 +37,15 @@ _STOPPING_COLUMNS = {
 }
 
 
+# Of more classes than these, the worst are shown.
+_SHOWN_CLASSES = 20
+
+
 def markdown(evaluation: dict[str, Any]) -> str:
     """A Markdown table with a row per ensemble size, and the leaves' accuracy below.
 
-    Further tables, if the evaluation has them, are of the other way in which exits
-    answer; of early stopping, a row per target cost; and of corrupted images.
+    A further table is of classes; others, if the evaluation has them, are of the other way
+    in which exits answer; of early stopping, a row per target cost; and of corrupted images.
     """
     leaves = " ".join(f"{accuracy:.2%}" for accuracy in evaluation["leaf_accuracy"])
     lines = [
@@ -61,7 +59,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
     ]
     for average, rows in evaluation.get("sizes_by_average", {}).items():
         if rows != evaluation["sizes"]:
-            lines += ["", f"{_EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
+            lines += ["", f"{EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
     stopping = evaluation.get("early_stopping")
     if stopping and stopping["curve"]:
         lines += [
@@ -74,9 +72,46 @@ def markdown(evaluation: dict[str, Any]) -> str:
             f"examples, judged on the {evaluation['split']} split; means per image.",
             "anytime_accuracy: of stopping all images at one size, for the same multiply_adds.",
         ]
+    lines += ["", *_classes_markdown(evaluation["classes"])]
     if corruptions := evaluation.get("corruptions"):
         lines += ["", *_corruptions_markdown(corruptions)]
     return "\n".join(lines)
+
+
+def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines on the accuracy of every size on each class, the worst classes if they are many."""
+    sizes = list(classes[0]["accuracy"])
+    occurring = [row for row in classes if row["examples"]]
+    shown = occurring
+    if len(occurring) > _SHOWN_CLASSES:
+        worst = sorted(occurring, key=lambda row: row["accuracy"][sizes[-1]])[:_SHOWN_CLASSES]
+        shown = [row for row in occurring if any(row is each for each in worst)]
+    cells = [
+        [
+            # What would end a cell.
+            row["name"].replace("|", "\\|"),
+            f"{row['examples']:,}",
+            *(f"{row['accuracy'][size]:.2%}" for size in sizes),
+            _share(row["precision"][sizes[-1]]),
+        ]
+        for row in shown
+    ]
+    which = (
+        "Each class" if len(shown) == len(classes) else f"{len(shown)} of {len(classes)} classes"
+    )
+    if len(shown) < len(occurring):
+        which += f", those of the lowest accuracy of size {sizes[-1]}"
+    return [
+        aligned(["class", "examples", *sizes, "precision"], cells, left=1),
+        "",
+        f"{which}: the share of its examples that each size answers right, and of the answers of "
+        f"size {sizes[-1]} that name it, the share that is right.",
+        "balanced_accuracy: the mean over the classes.",
+    ]
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
 
 
 def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:
@@ -92,7 +127,7 @@ def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:
     ]
     severities = ", ".join(map(str, corruptions["severities"]))
     return [
-        aligned(["corruption", *sizes], cells, left=1),
+        aligned(["corruption", *sizes], cells, words={"corruption"}),
         "",
         f"Accuracy of each ensemble size on {corruptions['examples']} corrupted test images, mean "
         f"over the severities {severities}.",
@@ -105,24 +140,28 @@ def _skipped(evaluation: dict[str, Any]) -> str:
     return f" ({count} corrupt ones skipped)" if count else ""
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str] = ()
+) -> str:
     """A Markdown table whose columns are aligned in the source too.
 
     Args:
       header: a name per column.
       rows: a cell per column.
-      left: number of first columns that hold words; the others hold numbers.
+      words: names of the columns that hold words, which go to the left. The others hold
+        numbers.
     """
+    left = [name in words for name in header]
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [
-        f":{'-' * (width - 1)}" if column < left else f"{'-' * (width - 1)}:"
-        for column, width in enumerate(widths)
+        f":{'-' * (width - 1)}" if to_left else f"{'-' * (width - 1)}:"
+        for to_left, width in zip(left, widths, strict=True)
     ]
     return "\n".join(
         "| "
         + " | ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, to_left, width in zip(row, left, widths, strict=True)
         )
         + " |"
         for row in (header, rule, *rows)
@@ -135,59 +174,13 @@ def _formatted(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
     return aligned(list(columns), cells)
 
 
-def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> None:
-    """Draws accuracy against multiply-adds: the ensemble sizes, and early stopping.
-
-    Args:
-      evaluation: see `evaluation.evaluate`.
-      title: heading of the picture.
-      paths: files to write; the ending gives the format (`.png`, `.svg`).
-    """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    rows = evaluation["sizes"]
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    answers = evaluation.get("sizes_by_average") or {"": rows}
-    for average, each in answers.items():
-        axes.plot(
-            [row["multiply_adds"] / 1e6 for row in each],
-            [100 * row["accuracy"] for row in each],
-            marker="o",
-            label=_EXIT_ANSWERS.get(average, "first n leaves").lower(),
-        )
-    for row in rows:
-        axes.annotate(
-            f"n = {row['size']}",
-            (row["multiply_adds"] / 1e6, 100 * row["accuracy"]),
-            textcoords="offset points",
-            xytext=(6, -12),
-        )
-    if stopping := evaluation.get("early_stopping"):
-        axes.plot(
-            [row["multiply_adds"] / 1e6 for row in stopping["curve"]],
-            [100 * row["accuracy"] for row in stopping["curve"]],
-            marker=".",
-            label="each image until sure",
-        )
-    mean_leaf = 100 * evaluation["mean_leaf_accuracy"]
-    axes.axhline(mean_leaf, linestyle=":", color="grey", label="mean single leaf")
-    axes.set_xlabel("multiply-adds per image (millions)")
-    axes.set_ylabel(f"{evaluation['split']} accuracy (%)")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.margins(x=0.1, y=0.15)
-    axes.legend(loc="lower right")
-    _save(figure, paths)
-
-
 def profiles_markdown(
-    profiles: Sequence["Profile"], threads: Sequence[int], batch_sizes: Sequence[int]
+    profiles: Sequence["ProfiledModel"], threads: Sequence[int], batch_sizes: Sequence[int]
 ) -> str:
     """Two Markdown tables: storage per model, and accuracy and latency per ensemble size.
 
     Args:
-      profiles: see `export.profiles.profile`.
+      profiles: see `exported.profile.profile`.
       threads: numbers of threads with columns of their own.
       batch_sizes: a row each.
     """
@@ -209,94 +202,48 @@ def profiles_markdown(
             each.name,
             each.mode,
             str(size),
-            f"{accuracy:.2%}",
+            f"{each.accuracy[size]:.2%}" if each.accuracy else "-",
             str(batch_size),
             *(
-                f"{each.latency(size, batch_size, count)[key]:.2f}"
-                for count in threads
-                for key in ("p50_ms", "p95_ms")
+                f"{milliseconds:.2f}"
+                for row in (each.latency(size, batch_size, count) for count in threads)
+                for milliseconds in (row.p50_ms, row.p95_ms)
             ),
         ]
         for each in profiles
         for batch_size in batch_sizes
-        for size, accuracy in each.accuracy.items()
+        for size in each.manifest.sizes
     ]
-    columns = [f"{_threads(count)} {key}" for count in threads for key in ("p50", "p95")]
+    columns = [f"{threads_text(count)} {key}" for count in threads for key in ("p50", "p95")]
     header = ["model", "mode", "bytes", "of float32", "gzip bytes", "of float32"]
     lines = [
-        aligned(header, storage, left=2),
+        aligned(header, storage, words={"model", "mode"}),
         "",
         "Graph and weights, without the manifest."
         + (f" float32 is {reference.name}." if reference else ""),
         "",
-        aligned(["model", "mode", "size", "accuracy", "batch", *columns], latency, left=2),
+        aligned(
+            ["model", "mode", "size", "accuracy", "batch", *columns],
+            latency,
+            words={"model", "mode"},
+        ),
         "",
         "Milliseconds per call, warm; models, sizes and threads took turns.",
     ]
     return "\n".join(lines)
 
 
-def plot_profiles(
-    profiles: Sequence["Profile"], threads: int, batch_size: int, paths: Sequence[pathlib.Path]
-) -> None:
-    """Draws accuracy against median latency: a line per model, a point per ensemble size.
-
-    Args:
-      profiles: see `export.profiles.profile`.
-      threads: number of threads of the latencies.
-      batch_size: images per call.
-      paths: files to write; the ending gives the format.
-    """
-    matplotlib.use("agg")
-    from matplotlib import pyplot, ticker
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for each in profiles:
-        axes.plot(
-            [each.latency(size, batch_size, threads)["p50_ms"] for size in each.accuracy],
-            [100 * accuracy for accuracy in each.accuracy.values()],
-            marker="o",
-            markersize=4,
-            label=f"{each.name} ({each.mode})",
-        )
-    axes.set_xscale("log")
-    # Latencies often lie within one decade, where a log axis has hardly a label.
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    images = "one image" if batch_size == 1 else f"{batch_size} images"
-    axes.set_xlabel(f"median latency of {images}, {_threads(threads)} (ms)")
-    splits = sorted({each.manifest["accuracy"]["split"] for each in profiles})
-    axes.set_ylabel(f"{' and '.join(splits)} accuracy (%)")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-    _save(figure, paths)
+def _storage(profile: "ProfiledModel", kind: str) -> int:
+    return getattr(profile.manifest.storage, kind)
 
 
-def _storage(profile: "Profile", kind: str) -> int:
-    return profile.manifest["storage"][kind]
-
-
-def _ratio(profile: "Profile", reference: "Profile | None", kind: str) -> str:
+def _ratio(profile: "ProfiledModel", reference: "ProfiledModel | None", kind: str) -> str:
     """How a model's storage compares with that of the first float32 file."""
     if reference is None:
         return "-"
     return f"{_storage(profile, kind) / _storage(reference, kind):.2f}"
 
 
-def _threads(count: int) -> str:
+def threads_text(count: int) -> str:
+    """A number of threads in words."""
     return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _save(figure: "Figure", paths: Sequence[pathlib.Path]) -> None:
-    from matplotlib import pyplot
-
-    for path in paths:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=_metadata(path))
-    pyplot.close(figure)
-
-
-def _metadata(path: pathlib.Path) -> dict[str, None]:
-    """Without a date, the same evaluation gives the same file."""
-    return {"Date": None} if path.suffix == ".svg" else {}

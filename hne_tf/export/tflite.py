@@ -1,14 +1,14 @@
 """From a trained run to one TFLite file with a signature per ensemble size and step."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
@@ -18,8 +18,12 @@ from hne_tf.evaluation.early_stopping import Answers
 from hne_tf.export import describe, exporter, signatures, tflite_packing, verification
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
+from hne_tf.exported.interface import Normalisation
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import AnytimeSession
-from hne_tf.exported.steps import StepRunner, TFLiteSteps
+from hne_tf.exported.steps import StepRunner, walk
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -33,6 +37,10 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 QUANTIZED_TOLERANCE = 1e-4
 # And the full ensemble gives the live model's class for at least this part of images.
 LEAST_AGREEMENT = 0.75
+
+# What is compared; the caches of a step are compared by what the next steps make of them.
+_ENSEMBLE_OUTPUTS = frozenset({"logits", "probabilities"})
+_STEP_OUTPUTS = frozenset({"running_sum", "probabilities"})
 
 _BATCH_SIZE = 100
 
@@ -91,7 +99,7 @@ def convert_tflite(
     sizes: Sequence[int] | None = None,
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Manifest:
     """Writes a model as a TFLite file, after proving that it answers alike.
 
     Args:
@@ -133,15 +141,16 @@ def convert_tflite(
         written = pathlib.Path(folder) / path.name
         tflite_file.write(written, flatbuffer, manifest)
         images = exporter.reference_images(model, test)
-        agreement = verify(written, images, model(images, training=False).numpy())
+        agreement = verify(load(written), images, model(images, training=False).numpy())
         kind = "random" if test is None else "test"
         report(
             f"verified every signature on {len(images)} {kind} images; "
             f"{agreement:.0%} of the classes are the live model's"
         )
         if test is not None:
-            runner = TFLiteSteps(written, os.cpu_count())
-            manifest |= _measured(runner, converted, test, validation)
+            steps = load(written, os.cpu_count()).steps
+            measured = _measured(steps, converted, test, validation)
+            manifest = dataclasses.replace(manifest, **measured)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tflite_file.write(path, flatbuffer, manifest)
@@ -167,11 +176,11 @@ def check_mode(mode: str, model: TreeEnsemble) -> None:
         raise InputError(f"a model trained with quantisation converts to int8 only, got {mode!r}")
 
 
-def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> float:
+def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray) -> float:
     """Compares every signature of a file with the live model.
 
     Args:
-      path: the file, its manifest inside.
+      exported: the file.
       images: uint8 `[batch, height, width, channels]`.
       leaf_logits: the live model's answer, `[batch, leaves, classes]`.
 
@@ -182,28 +191,35 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
     Raises:
       InputError: on differences above `TOLERANCES` for floating point, on steps
         that differ from ensembles by more than `QUANTIZED_TOLERANCE` or an
-        agreement below `LEAST_AGREEMENT` for integers.
+        agreement below `LEAST_AGREEMENT` for integers; without images; and if the
+        file lacks a signature or an output of the live model, or has a signature
+        that is not in its manifest.
     """
-    manifest = tflite_file.read_manifest(path)
-    mode, average = manifest["mode"], manifest["average"]
+    mode, average = exported.mode, exported.manifest.average
+    if not len(images):
+        raise InputError("a file is verified on at least one image, got none")
+    full = leaf_logits.shape[1]
     expected = {
         size: verification.expected_answer(leaf_logits, size, average)
-        for size in range(1, leaf_logits.shape[1] + 1)
+        for size in range(1, full + 1)
     }
-    ensembles, steps = _ensembles(path, manifest, images), _steps(TFLiteSteps(path), images)
-    full = max(steps)
+    _check_signatures(exported, full)
+    ensembles, steps = _ensembles(exported, images), walk(exported.steps, images)
     agreement = np.mean(
         ensembles[full]["probabilities"].argmax(-1) == expected[full]["probabilities"].argmax(-1)
     )
     if mode in TOLERANCES:
         tolerance = TOLERANCES[mode]
         findings = [
-            *_differences("ensemble", ensembles, expected, tolerance),
-            *_differences("step", steps, expected, tolerance),
+            *_differences("ensemble", ensembles, expected, _ENSEMBLE_OUTPUTS, tolerance),
+            *_differences("step", steps, expected, _STEP_OUTPUTS, tolerance),
         ]
     else:
-        findings = [*_differences("step", steps, ensembles, QUANTIZED_TOLERANCE)]
-        if agreement < LEAST_AGREEMENT:
+        walked = {size: steps[size] for size in ensembles}
+        findings = [
+            *_differences("step", walked, ensembles, {"probabilities"}, QUANTIZED_TOLERANCE)
+        ]
+        if not agreement >= LEAST_AGREEMENT:
             findings.append(
                 f"{agreement:.0%} of the classes are the live model's, below {LEAST_AGREEMENT:.0%}"
             )
@@ -216,8 +232,8 @@ def answers(runner: StepRunner, data: Labelled) -> Answers:
     """What every ensemble size of a file answers to images, in one walk over the steps."""
     confidences, correct = [], []
     for images, labels in labelled.batches(data, runner.image_shape, _BATCH_SIZE):
-        walk = [probabilities for _, probabilities in AnytimeSession(runner, images)]
-        probabilities = np.stack(walk, axis=1)
+        walked = [probabilities for _, probabilities in AnytimeSession(runner, images)]
+        probabilities = np.stack(walked, axis=1)
         confidences.append(probabilities.max(axis=-1))
         correct.append(probabilities.argmax(axis=-1) == labels[:, None])
     return Answers(np.concatenate(confidences), np.concatenate(correct))
@@ -229,12 +245,13 @@ def _measured(
     """What the manifest says of a file's answers to test images."""
     tested = answers(runner, test)
     by_size = enumerate(map(float, tested.correct.mean(axis=0)), start=1)
-    measured = {"accuracy": describe.accuracy("test", len(tested.correct), dict(by_size))}
+    measured = {"accuracy": Accuracy("test", len(tested.correct), dict(by_size))}
     if validation is not None:
         costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
-        measured["early_stopping"] = early_stopping.calibrated(
+        stopping = early_stopping.calibrated(
             answers(runner, validation), tested, costs, model.tree.sizes
         )
+        measured["early_stopping"] = EarlyStopping.from_json(stopping)
     return measured
 
 
@@ -260,55 +277,56 @@ def _describe(
     sizes: Sequence[int],
     mode: str,
     record: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest, but for what is measured with the file."""
-    manifest = describe.describe(model, name, sizes, record)
-    manifest["mode"] = mode
-    manifest["signatures"] = [
-        entry for entry in manifest["signatures"] if entry["name"] != "serving_default"
-    ]
-    # Callers give raw pixels; this is for the record.
-    manifest["input"]["normalisation"] = {
-        "inside_the_model": True,
-        "mean": list(model.images.mean),
-        "std": list(model.images.std),
-    }
-    return manifest
+    mean, std = (tuple(map(float, each)) for each in (model.images.mean, model.images.std))
+    return describe.describe(
+        model,
+        name,
+        sizes,
+        record,
+        mode=mode,
+        serving_default=False,
+        # Callers give raw pixels; this is for the record.
+        normalisation=Normalisation(inside_the_model=True, mean=mean, std=std),
+    )
 
 
-_Answers = Mapping[int, Mapping[str, np.ndarray]]
+# By size and name.
+_OutputsBySize = Mapping[int, Mapping[str, np.ndarray]]
 
 
-def _ensembles(path: pathlib.Path, manifest: dict[str, Any], images: np.ndarray) -> _Answers:
+def _check_signatures(exported: ExportedModel, full: int) -> None:
+    """Raises `InputError` unless the file has all that its manifest lists and nothing else."""
+    found, listed = exported.signature_names(), verification.listed_signatures(exported.manifest)
+    if found != listed or exported.sizes[-1] != full:
+        raise InputError(
+            f"export refused: a file must have the {full} steps and the full ensemble, all in "
+            f"its manifest, got {sorted(found)} and a manifest of {sorted(listed)}"
+        )
+
+
+def _ensembles(exported: ExportedModel, images: np.ndarray) -> _OutputsBySize:
     """What each ensemble signature answers, by size."""
-    interpreter = Interpreter(str(path))
     return {
-        entry["size"]: interpreter.get_signature_runner(entry["name"])(images=images)
-        for entry in manifest["signatures"]
+        entry.size: exported.signature(entry.name).run({"images": images})
+        for entry in exported.manifest.signatures
     }
-
-
-def _steps(runner: StepRunner, images: np.ndarray) -> _Answers:
-    """What each step answers on a walk through all of them, by size."""
-    answers = {}
-    known: dict[str, Any] = {"images": images}
-    for step in runner.steps:
-        inputs = {step["input"]: known[step["starts_from"]]}
-        if step["size"] > 1:
-            inputs["running_sum"] = known["running_sum"]
-        answers[step["size"]] = runner.run(step, inputs)
-        known |= answers[step["size"]]
-    return answers
 
 
 def _differences(
-    kind: str, answers: _Answers, expected: _Answers, tolerance: float
+    kind: str,
+    answers: _OutputsBySize,
+    expected: _OutputsBySize,
+    outputs: Collection[str],
+    tolerance: float,
 ) -> Iterator[str]:
-    """A line per value that is not the expected one, for the sizes and outputs in both."""
-    for size in sorted(answers.keys() & expected.keys()):
-        for output in sorted(answers[size].keys() & expected[size].keys()):
-            difference = verification.relative_difference(
-                answers[size][output], expected[size][output]
-            )
+    """A line per value of the `outputs` that is not the expected one or is missing."""
+    for size, answer in answers.items():
+        for output in sorted(outputs):
+            if output not in answer:
+                yield f"{kind}_{size} must give {output}, got {sorted(answer)}"
+                continue
+            difference = verification.relative_difference(answer[output], expected[size][output])
             if not difference <= tolerance:
                 yield f"{output} of {kind}_{size} differs by {difference:.2g}, above {tolerance}"

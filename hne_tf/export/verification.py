@@ -2,15 +2,17 @@
 
     python -m hne_tf.export.verification FOLDER REFERENCE.npz
 
-loads the model through the session-based loader that TF Serving uses. It prints
-a line per finding; no line means that the model may be published.
+loads the model through the session-based loader that TF Serving uses. It prints a
+line per finding. Only if there are none, its last line is the verdict, which lists
+every signature that was compared. A process that ends without its verdict has proved
+nothing, whatever it ended with.
 """
 
-import json
+import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,27 +23,33 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
 from hne_tf.errors import InputError
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.manifest import Manifest, read_manifest
+from hne_tf.exported.model import ExportedModel
+from hne_tf.exported.steps import step_inputs
 
 TOLERANCE = 1e-4
 
 # TensorFlow's own, in every SavedModel.
 _INIT_OP = "__saved_model_init_op"
 
+_VERDICT = "verified:"
 
-def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> None:
+
+def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray) -> None:
     """Compares every signature of a SavedModel with the live model, in a fresh process.
 
     Args:
-      folder: the SavedModel, its manifest inside.
+      exported: the SavedModel, its manifest in its folder.
       images: uint8 `[batch, height, width, channels]`.
       leaf_logits: the live model's answer, `[batch, leaves, classes]`.
 
     Raises:
-      InputError: on any difference above `TOLERANCE` or anything in the graph
-        that stock TF Serving on a CPU refuses or computes wrongly under load.
+      InputError: on any difference above `TOLERANCE`, on anything in the graph that
+        stock TF Serving on a CPU refuses or computes wrongly under load, and if the
+        process ends before it has compared every signature in the manifest.
     """
-    reference = folder / "verification.npz"
+    expected = listed_signatures(exported.manifest)
+    folder, reference = exported.path, exported.path / "verification.npz"
     np.savez(reference, images=images, leaf_logits=leaf_logits)
     try:
         checked = subprocess.run(
@@ -49,14 +57,37 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
             capture_output=True,
             text=True,
             check=False,
+            # Sums in place are oneDNN's. Where TensorFlow leaves it off, they would not be found.
+            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"},
         )
     finally:
         reference.unlink()
-    findings = checked.stdout.splitlines()
-    if checked.returncode and not findings:
-        findings = checked.stderr.splitlines()[-1:]
-    if findings:
-        raise InputError(f"export refused, {len(findings)} findings: {'; '.join(findings[:3])}")
+    lines = checked.stdout.splitlines()
+    if checked.returncode == 0 and expected and lines == [_verdict(expected)]:
+        return
+    findings = [line for line in lines if not line.startswith(_VERDICT)]
+    if checked.returncode or not findings:
+        findings.append(_unproved(checked, expected))
+    raise InputError(f"export refused, {len(findings)} findings: {'; '.join(findings[:3])}")
+
+
+def listed_signatures(manifest: Manifest) -> set[str]:
+    """Names of the signatures that a manifest describes, ensembles and steps."""
+    listed = {entry.name for entry in manifest.signatures}
+    return listed | {step.signature for step in manifest.steps}
+
+
+def _verdict(signatures: Collection[str]) -> str:
+    return " ".join([_VERDICT, *sorted(signatures)])
+
+
+def _unproved(checked: subprocess.CompletedProcess, expected: Collection[str]) -> str:
+    """Why a process that ended without findings, or too early, is no proof."""
+    last = [*checked.stderr.strip().splitlines()[-1:], "nothing on standard error"][0]
+    return (
+        f"the verifying process must compare {len(expected)} signatures and say so, "
+        f"got exit code {checked.returncode} and {last}"
+    )
 
 
 def graph_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
@@ -103,34 +134,34 @@ def kernel_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
 def answer_findings(
     session: tf.compat.v1.Session,
     signatures: dict[str, meta_graph_pb2.SignatureDef],
-    manifest: dict[str, Any],
+    manifest: Manifest,
     images: np.ndarray,
     leaf_logits: np.ndarray,
+    compared: list[str],
 ) -> Iterator[str]:
     """Differences of the signatures' answers from plain NumPy on the live leaf logits.
 
-    And what in the graphs that ran must not run for several requests at a time.
+    And what in the graphs that ran must not run for several requests at a time. The
+    names of the signatures that were compared are added to `compared`.
     """
-    average = manifest["average"]
-    listed = {entry["name"] for entry in manifest["signatures"]}
-    listed |= {step["signature"] for step in manifest["steps"]}
-    for name in sorted(listed ^ (signatures.keys() - {_INIT_OP})):
+    average = manifest.average
+    for name in sorted(listed_signatures(manifest) ^ (signatures.keys() - {_INIT_OP})):
         yield f"{name} is not in both the manifest and the model"
-    for entry in manifest["signatures"]:
-        name, size = entry["name"], entry["size"]
+    for entry in manifest.signatures:
+        name, size = entry.name, entry.size
         answer = yield from _run(session, signatures[name], {"images": images})
         expected = expected_answer(leaf_logits, size, average)
         yield from _differences(name, answer, expected, {"logits", "probabilities"})
+        compared.append(name)
     known: dict[str, np.ndarray] = {"images": images}
-    for step in manifest["steps"]:
-        inputs = {step["input"]: known[step["starts_from"]]}
-        if step["size"] > 1:
-            inputs["running_sum"] = known["running_sum"]
-        answer = yield from _run(session, signatures[step["signature"]], inputs)
+    for step in manifest.steps:
+        inputs = step_inputs(step, known)
+        answer = yield from _run(session, signatures[step.signature], inputs)
         known |= answer
-        expected = expected_answer(leaf_logits, step["size"], average)
-        outputs = {"running_sum", "probabilities", *step["caches"]}
-        yield from _differences(step["signature"], answer, expected, outputs)
+        expected = expected_answer(leaf_logits, step.size, average)
+        outputs = {"running_sum", "probabilities", *step.caches}
+        yield from _differences(step.signature, answer, expected, outputs)
+        compared.append(step.signature)
 
 
 def expected_answer(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:
@@ -164,6 +195,8 @@ def _run(
     options = tf.compat.v1.RunOptions(output_partition_graphs=True)
     ran = tf.compat.v1.RunMetadata()
     outputs = session.run(fetches, feeds, options, ran)
+    if not ran.partition_graphs:
+        yield "the graphs that ran must be known, got none"
     for graph in ran.partition_graphs:
         yield from kernel_findings(graph)
     return outputs
@@ -184,23 +217,34 @@ def _differences(
 def relative_difference(got: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, as a part of the largest value expected, which is at least 1.
 
-    A sum over many leaves has the rounding of large numbers.
+    A sum over many leaves has the rounding of large numbers. Infinite for other shapes.
     """
+    if got.shape != expected.shape:
+        return np.inf
     return float(np.max(np.abs(got - expected)) / max(1.0, np.max(np.abs(expected))))
 
 
-def _main(folder: str, reference: str) -> None:
-    manifest = json.loads((pathlib.Path(folder) / MANIFEST).read_text())
+def _findings(folder: str, reference: str, compared: list[str]) -> Iterator[str]:
+    manifest = read_manifest(pathlib.Path(folder))
     with np.load(reference) as arrays:
         images, leaf_logits = arrays["images"], arrays["leaf_logits"]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], folder)
-        for finding in graph_findings(meta_graph.graph_def):
-            print(finding)
-        for finding in answer_findings(
-            session, meta_graph.signature_def, manifest, images, leaf_logits
-        ):
-            print(finding)
+        yield from graph_findings(meta_graph.graph_def)
+        yield from answer_findings(
+            session, meta_graph.signature_def, manifest, images, leaf_logits, compared
+        )
+
+
+def _main(folder: str, reference: str) -> None:
+    compared: list[str] = []
+    findings = 0
+    for finding in _findings(folder, reference, compared):
+        findings += 1
+        # At once: what a killed process has in its buffer is lost.
+        print(finding, flush=True)
+    if not findings:
+        print(_verdict(compared), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from hne_tf.errors import InputError
 from hne_tf.export.signatures import Signatures
-
-WARM_UP = "assets.extra/tf_serving_warmup_requests"
-# TF Serving refuses to load a model with more.
-MOST_RECORDS = 1000
+from hne_tf.exported.versions import MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
 
 
 def write_requests(
@@ -38,7 +35,7 @@ def write_requests(
         for batch_size in batch_sizes
         for name, signature in signatures.items()
     ]
-    path = folder / WARM_UP
+    path = folder / WARM_UP_REQUESTS
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for request in requests:
@@ -50,10 +47,10 @@ def write_requests(
 def check_count(signatures: int, batch_sizes: Sequence[int]) -> None:
     """Raises `InputError` if there were more requests than TF Serving takes."""
     count = signatures * len(batch_sizes)
-    if count > MOST_RECORDS:
+    if count > MOST_WARM_UP_REQUESTS:
         raise InputError(
-            f"TF Serving takes at most {MOST_RECORDS} warm-up requests, one per signature and "
-            f"batch size, got {count}: {signatures} signatures x {len(batch_sizes)} batch sizes"
+            f"TF Serving takes at most {MOST_WARM_UP_REQUESTS} warm-up requests, one per signature "
+            f"and batch size, got {count}: {signatures} signatures x {len(batch_sizes)} batch sizes"
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import grpc
 import numpy as np
 
-from hne_tf.server.admission import Call, Slots
+from hne_tf.server.admission import Caller, Slots
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import LoadedSignature
@@ -51,7 +51,7 @@ class Batcher:
         """Requests that are being computed."""
         return self._running
 
-    def run(self, signature: LoadedSignature, inputs: Arrays, call: Call) -> Arrays:
+    def run(self, signature: LoadedSignature, inputs: Arrays, call: Caller) -> Arrays:
         """Runs a signature on checked inputs and returns its outputs by name.
 
         Raises:
@@ -165,7 +165,7 @@ class _Task:
 
     inputs: Arrays
     rows: int
-    call: Call
+    call: Caller
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     taken: bool = False
     outputs: Arrays | None = None

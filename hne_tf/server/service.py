@@ -63,6 +63,7 @@ class RunningServer:
 
     host: str
     port: int
+    _catalog: Catalog
     _server: grpc.Server
     _health: health.HealthServicer
     _predictions: PredictionThreads
@@ -71,6 +72,16 @@ class RunningServer:
     def address(self) -> str:
         """`host:port`, as a gRPC client takes it."""
         return transport.address(self.host, self.port)
+
+    @property
+    def model(self) -> str:
+        """Name that requests ask for."""
+        return self._catalog.name
+
+    @property
+    def version(self) -> int:
+        """The version that requests without one are answered by."""
+        return self._catalog.served.version
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Says NOT_SERVING, refuses predictions, lets those held finish, returns when done.
@@ -135,7 +146,7 @@ def start(
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, server, health_servicer, predictions)
+    return RunningServer(host, bound, catalog, server, health_servicer, predictions)
 
 
 class _Admission(grpc.ServerInterceptor):

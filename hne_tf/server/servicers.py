@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from hne_tf.server.admission import Call
+from hne_tf.server.admission import Caller
 from hne_tf.server.batching import Arrays, Batcher
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.checks import PLAIN_KINDS
@@ -50,7 +50,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         # What grpc makes of an exception that is no RequestError.
         code = grpc.StatusCode.UNKNOWN
         try:
-            call = Call(context)
+            call = Caller(context)
             call.check()
             request = _parse(message)
             _check_model_spec(request)

@@ -5,14 +5,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
+from hne_tf.errors import extra
 from hne_tf.evaluation.tables import aligned
 from hne_tf.files import replacing
 from hne_tf.sweeps import comparison
 from hne_tf.sweeps.plan import Run, Sweep
 from hne_tf.sweeps.store import Evaluations
 from hne_tf.training.config import default, differences
+
+with extra("sweeps"):
+    import matplotlib
+    from matplotlib.figure import Figure
 
 # Figures of a run that are one number each; those per size come under `accuracy`.
 _SINGLE_FIGURES = ("mean_leaf_accuracy", "gain", "disagreement", "train_accuracy")
@@ -123,7 +126,7 @@ def markdown(summary: dict[str, Any]) -> str:
         )
     return "\n".join(
         [
-            aligned(header, rows, left=1),
+            aligned(header, rows, words={"group"}),
             "",
             f"Accuracy in percent on the {summary['split']} split at each ensemble size and of the "
             "mean single leaf; at full size the gain over the mean leaf, the disagreement between "
@@ -191,12 +194,10 @@ def plot(summary: dict[str, Any], path: pathlib.Path) -> None:
       summary: see `summarise`.
       path: file to write; the ending gives the format.
     """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     groups = [group for group in summary["groups"] if group["runs"]]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    colours = pyplot.get_cmap("tab10" if len(groups) <= 10 else "turbo")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab10" if len(groups) <= 10 else "turbo"]
     for index, group in enumerate(groups):
         sizes = list(group["multiply_adds"])
         deviation = group["deviation"]
@@ -218,4 +219,3 @@ def plot(summary: dict[str, Any], path: pathlib.Path) -> None:
         figure.legend(loc="outside right upper", fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)
-    pyplot.close(figure)

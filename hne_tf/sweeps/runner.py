@@ -137,7 +137,7 @@ class Runner:
     def _end(self, active: _Active, left: int, stopping: bool) -> None:
         """Takes note of a run whose process has ended."""
         run, code = active.run, active.process.returncode
-        if code == 0:
+        if code == 0 and self._store.evaluations(run, self._splits) is not None:
             seconds = time.monotonic() - active.started_s
             self._seconds.append(seconds)
             mean = sum(self._seconds) / len(self._seconds)
@@ -182,5 +182,7 @@ def _reason(code: int, log: pathlib.Path) -> str:
     """Why a run failed, in one line."""
     if code < 0:
         return f"killed by signal {-code}"
+    if code == 0:
+        return "ended without its evaluations"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), f"exit code {code}")[:300]

@@ -15,14 +15,14 @@ import tensorflow as tf
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
-from hne_tf.training.cluster import Cluster
 from hne_tf.training.config import check_numbers
-from hne_tf.training.devices import accelerated, strategy_of
+from hne_tf.training.machines.cluster import Cluster
+from hne_tf.training.machines.devices import accelerated, strategy_of
+from hne_tf.training.machines.workers import Workers, lost_workers_told
 from hne_tf.training.run import TrainingRun
 from hne_tf.training.run_log import RunLog
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
-from hne_tf.training.workers import Workers, lost_workers_told
 
 
 def train(
@@ -63,6 +63,8 @@ def train(
         # Devices come first: loading data starts TensorFlow, which fixes them.
         strategy = strategy_of(config, cluster)
         data_set = load(config.data)
+        for line in data_set.found:
+            report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
         if config.training.deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -109,10 +111,24 @@ def _to_its_end(
     Raises:
       InputError: for a workdir of another run, or one that the workers do not share.
     """
-    step = None
-    if workers.cluster.is_chief:
-        workdir.claim(run.config, restart)
+    if not workers.cluster.is_chief:
+        return _from_its_step(run, data_set, workers, workdir, None, report)
+    workdir.claim(run.config, restart)
+    with workdir.in_use():
+        workdir.keep_data(data_set.record)
         step = _resume(run, workdir, report)
+        return _from_its_step(run, data_set, workers, workdir, step, report)
+
+
+def _from_its_step(
+    run: TrainingRun,
+    data_set: DataSet,
+    workers: Workers,
+    workdir: Workdir,
+    step: int | None,
+    report: Callable[[str], None],
+) -> int:
+    """Trains from the step that the chief has restored; returns the step reached."""
     # Only the chief writes, so the others see what it has begun or cleared away.
     workers.wait()
     if not workers.cluster.is_chief:

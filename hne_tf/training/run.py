@@ -13,7 +13,7 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
-from hne_tf.training.devices import accelerated
+from hne_tf.training.machines.devices import accelerated
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir

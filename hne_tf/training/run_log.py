@@ -5,9 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from hne_tf.errors import extra
 from hne_tf.training.progress import Progress
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
+
+with extra("train"):
+    import tensorboard  # noqa: F401 - tf.summary writes through it
 
 
 class RunLog:

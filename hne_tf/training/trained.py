@@ -109,8 +109,8 @@ def restore(
     Args:
       workdir: the folder of the run.
       data_dir: where the data set lies, if not where the run found it.
-      report: gets a line per damaged checkpoint that is passed over, and one
-        if the run has not ended.
+      report: gets lines on what an image folder holds, one per damaged checkpoint
+        that is passed over, and one if the run has not ended.
 
     Raises:
       InputError: if the folder holds no run, no data set or no sound checkpoint,
@@ -120,6 +120,9 @@ def restore(
     if data_dir is not None:
         config.data.data_dir = data_dir
     data_set = load(config.data)
+    for line in data_set.found:
+        report(line)
+    _check_data(workdir, data_set, report)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)
@@ -135,6 +138,16 @@ def restore(
     if isinstance(model, GroupedEnsemble):
         model = model.branched()
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
+
+
+def _check_data(workdir: Workdir, data_set: DataSet, report: Callable[[str], None]) -> None:
+    """Reports data that have changed since the run; raises `InputError` for other classes."""
+    kept = workdir.read_data()
+    if kept is None:
+        return
+    kept.check_classes(data_set.record)
+    if difference := kept.difference(data_set.record):
+        report(f"note: the data have changed since the run: {difference}")
 
 
 def _restore_compressed(

@@ -135,6 +135,42 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
 
 
 @every_average
+def test_balanced_accuracy_equals_sklearn(average):
+    metric = metrics.BalancedAccuracy(SIZES, CLASSES, average)
+    answers = {size: probabilities(size, average).argmax(axis=1) for size in SIZES}
+    expected = {
+        f"balanced_accuracy_{size}": sklearn.metrics.balanced_accuracy_score(LABELS, answers[size])
+        for size in SIZES
+    }
+    assert_measures(metric, expected)
+    for size in SIZES:
+        precision, recall, _, examples = sklearn.metrics.precision_recall_fscore_support(
+            LABELS, answers[size]
+        )
+        rows = metric.by_class()
+        assert [row["examples"] for row in rows] == examples.tolist()
+        np.testing.assert_allclose([row["accuracy"][str(size)] for row in rows], recall, rtol=1e-5)
+        got = [row["precision"][str(size)] for row in rows]
+        np.testing.assert_allclose(got, precision, rtol=1e-5)
+
+
+def test_classes_that_do_not_occur_do_not_count():
+    metric = metrics.BalancedAccuracy([1], 4)
+    leaf_logits = 5 * np.eye(4, dtype=np.float32)[[0, 0, 1, 3]][:, None]
+    metric.update_state([0, 0, 0, 1], leaf_logits)
+    # Two of three right of class 0, none of class 1.
+    assert float(metric.result()["balanced_accuracy_1"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert [row["examples"] for row in metric.by_class()] == [3, 1, 0, 0]
+    assert [row["accuracy"]["1"] for row in metric.by_class()] == [
+        pytest.approx(2 / 3),
+        0,
+        None,
+        None,
+    ]
+    assert [row["precision"]["1"] for row in metric.by_class()] == [1, 0, None, 0]
+
+
+@every_average
 def test_diagrams_hold_what_the_calibration_error_sums_up(average):
     bins = 8
     metric = metrics.ExpectedCalibrationError(SIZES, bins, average)
@@ -212,6 +248,7 @@ MEANS = {
     "nll": lambda: metrics.NegativeLogLikelihood(SIZES),
     "brier": lambda: metrics.BrierScore(SIZES),
     "leaf_accuracy": lambda: metrics.LeafAccuracy(LEAVES),
+    "balanced_accuracy": lambda: metrics.BalancedAccuracy(SIZES, CLASSES),
     "disagreement": lambda: metrics.Disagreement(SIZES),
     "variance": lambda: metrics.LeafVariance(SIZES),
 }

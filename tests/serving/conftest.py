@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import json
+import concurrent.futures
 import shutil
 import socket
 import subprocess
@@ -15,13 +15,23 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
-from hne_tf.export.publish import new_version
+from hne_tf.client.budget_client import ServingClient
+from hne_tf.client.messages import CallError
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.measurements import MeasuredLatency, Measurement
+from hne_tf.exported.versions import latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import LoadedSignature, Servable, latest_version_path
+from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.service import Options, start
+from hne_tf.tree import Tree
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = (1, 2, 4)
@@ -98,38 +108,46 @@ def server_kind(request):
 def server_address(server_kind, base_path, request):
     """A server of `base_path`: ours, and TF Serving where it is installed."""
     if server_kind == "embedded":
-        yield request.getfixturevalue("server").address
-        return
+        return request.getfixturevalue("server").address
+    return request.getfixturevalue("model_server")(base_path)
+
+
+@pytest.fixture(scope="session")
+def model_server():
+    """Starts TF Serving, if it is installed, with a base path and flags; returns its address."""
     binary = os.environ.get("TENSORFLOW_MODEL_SERVER") or shutil.which("tensorflow_model_server")
     if binary is None:
         pytest.skip("no tensorflow_model_server on the PATH or in TENSORFLOW_MODEL_SERVER")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            binary,
-            f"--port={port}",
-            "--model_name=digits",
-            f"--model_base_path={base_path}",
-            "--file_system_poll_wait_seconds=1",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            request_ = predict_pb2.PredictRequest()
-            request_.model_spec.name = "digits"
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            with pytest.raises(grpc.RpcError) as caught:
-                # Its port opens before or after the model is loaded; inputs are missing.
-                stub.Predict(request_, wait_for_ready=True, timeout=60)
-            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        yield f"127.0.0.1:{port}"
-    finally:
+    processes = []
+
+    def begin(base_path, *options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        name = f"--model_name={base_path.name}"
+        poll = "--file_system_poll_wait_seconds=1"
+        command = [binary, f"--port={port}", name, f"--model_base_path={base_path}", poll]
+        output = subprocess.DEVNULL
+        processes.append(subprocess.Popen([*command, *options], stdout=output, stderr=output))
+        _await_model(f"127.0.0.1:{port}", base_path.name)
+        return f"127.0.0.1:{port}"
+
+    yield begin
+    for process in processes:
         process.kill()
         process.wait()
+
+
+def _await_model(address, name):
+    """The port of TF Serving opens before or after the model is loaded."""
+    end = time.monotonic() + 60
+    with ServingClient(address, name) as client:
+        while True:
+            try:
+                return client.info(1.0)
+            except CallError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
 
 class _Sum(tf.Module):
@@ -258,32 +276,123 @@ def images():
 
 
 @pytest.fixture
-def manifest_content():
-    return {
-        "model": "digits",
-        "sizes": list(SIZES),
-        "classes": list(CLASSES),
-        "input": {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 1]},
-        "latency": {
-            "hardware": {"cpu": "a test's"},
-            "measurements": [
-                {
-                    "signature": f"ensemble_{size}",
-                    "batch_size": batch_size,
-                    "p50_ms": 0.5 * size * batch_size,
-                    "p95_ms": 1.0 * size * batch_size,
-                    "p99_ms": 2.0 * size * batch_size,
-                    "runs": 50,
-                }
-                for size in SIZES
-                for batch_size in (1, 16)
-            ],
-        },
-    }
+def manifest():
+    """Of the model `digits`, whose latencies are its sizes times the batch size."""
+    rows = [
+        Measurement(
+            f"ensemble_{size}",
+            batch_size,
+            runs=50,
+            p50_ms=0.5 * size * batch_size,
+            p95_ms=1.0 * size * batch_size,
+            p99_ms=2.0 * size * batch_size,
+        )
+        for size in SIZES
+        for batch_size in (1, 16)
+    ]
+    latency = MeasuredLatency({"cpu": "a test's"}, tuple(rows))
+    return Manifest.of_tree(Tree((1, 2, 2)), "digits", CLASSES, (8, 8, 1), latency=latency)
 
 
 @pytest.fixture
-def manifest_path(tmp_path, manifest_content):
+def manifest_content(manifest):
+    return manifest.to_json()
+
+
+@pytest.fixture
+def manifest_path(tmp_path, manifest):
     path = tmp_path / "hne_manifest.json"
-    path.write_text(json.dumps(manifest_content))
+    path.write_text(manifest.to_text())
     return path
+
+
+class FakeService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Answers at once, unless a fault says otherwise.
+
+    Attributes:
+      calls: signature names of the Predict calls so far.
+      pairs: metadata of the last.
+      version: of the model.
+      sizes: ensembles that GetModelMetadata tells of.
+      outputs: names of what Predict gives.
+      fault: called with the signature's name and the number of the call, from 1;
+        may return a status code to fail with, or code and details, or sleep.
+      strict: whether requests for another version are refused.
+    """
+
+    def __init__(self):
+        self.calls = []
+        self.pairs = {}
+        self.version = 1
+        self.sizes = SIZES
+        self.outputs = ("probabilities", "running_sum", "cache_0", "cache_1")
+        self.learned = 0
+        self.strict = True
+        self.fault = lambda name, call: None
+
+    def Predict(self, request, context):  # noqa: N802
+        name = request.model_spec.signature_name
+        self.calls.append(name)
+        self.pairs = dict(context.invocation_metadata())
+        code = self.fault(name, len(self.calls))
+        if code is not None:
+            context.abort(*(code if isinstance(code, tuple) else (code, "a fault of the test")))
+        wanted = request.model_spec.version.value
+        if self.strict and wanted not in (0, self.version):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"version {wanted} is not served")
+        response = predict_pb2.PredictResponse()
+        response.model_spec.version.value = self.version
+        for output in self.outputs:
+            value = np.full([1, 10], int(name.split("_")[1]) + 100 * (self.version - 1), np.float32)
+            response.outputs[output].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+    def GetModelMetadata(self, request, context):  # noqa: N802
+        self.learned += 1
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for size in self.sizes:
+            signature = signatures.signature_def[f"ensemble_{size}"]
+            signature.method_name = "tensorflow/serving/predict"
+            signature.inputs["images"].dtype = types_pb2.DT_UINT8
+            for length in (-1, 8, 8, 1):
+                signature.inputs["images"].tensor_shape.dim.add(size=length)
+            signature.outputs["probabilities"].dtype = types_pb2.DT_FLOAT
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.version.value = self.version
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+
+@pytest.fixture
+def serve_fake():
+    """Serves a new `FakeService`; returns it and its address."""
+    servers = []
+
+    def begin():
+        service = FakeService()
+        server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return service, f"127.0.0.1:{port}"
+
+    yield begin
+    for server in servers:
+        server.stop(0)
+
+
+@pytest.fixture
+def fake(serve_fake):
+    """A `FakeService` and its address."""
+    return serve_fake()
+
+
+@pytest.fixture
+def service(fake):
+    return fake[0]
+
+
+@pytest.fixture
+def address(fake):
+    return fake[1]

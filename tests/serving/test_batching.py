@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from hne_tf.exported.versions import latest_version_path
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import Servable, latest_version_path
+from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
 
 _MAX = 16

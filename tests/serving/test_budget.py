@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from hne_tf.client.answers import BudgetError
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait, percentile
@@ -32,10 +32,10 @@ class World:
     def __init__(self, prior=None, **options):
         self.now = 1000.0
         self.registry = CollectorRegistry()
-        latencies = Latencies(prior, clock=lambda: self.now)
+        self.latencies = Latencies(prior, clock=lambda: self.now)
         metrics = ClientMetrics(self.registry)
         clock = {"clock": lambda: self.now, "seed": 0}
-        self.policy = BudgetPolicy("digits", latencies, metrics, **clock, **options)
+        self.policy = BudgetPolicy("digits", self.latencies, metrics, **clock, **options)
         self.actions = []
 
     def learn(self, sizes=(1, 2, 4), version=1):
@@ -217,6 +217,45 @@ def test_no_request_is_lost_or_past_its_budget(fates, budget_ms):
         answer = world.ask(budget_ms, *(outcomes[fate] for fate in fates), *[outcomes["late"]] * 99)
         assert answer.attempts[-1].code == "OK"
     assert 1000 * (world.now - started) <= budget_ms + 1e-6
+
+
+def test_a_first_call_that_comes_too_late_does_not_break_the_client():
+    world = World().learn()
+    with pytest.raises(BudgetError, match="size 1 DEADLINE_EXCEEDED"):
+        world.ask(100.0, (math.inf, grpc.StatusCode.DEADLINE_EXCEEDED))
+    assert world.ask(100.0, (10.0, _OUTPUTS)).size == 1
+    assert world.latencies.choose(1, 100.0).in_flight == 0
+
+
+def test_the_last_signature_can_be_lost_while_others_are_on_their_way():
+    world = World().learn(sizes=(1,))
+    waiting = world.policy.answer(IMAGES, 100.0)
+    assert isinstance(next(waiting), Call)
+    with pytest.raises(BudgetError, match="FAILED_PRECONDITION"):
+        world.ask(100.0, (1.0, grpc.StatusCode.FAILED_PRECONDITION))
+    busy = CallError("a failure", grpc.StatusCode.UNAVAILABLE)
+    assert isinstance(waiting.throw(busy), Wait)
+    # There is nothing left to ask, so it finds out what there is now.
+    assert isinstance(waiting.send(None), Learn)
+    call = waiting.send(ModelInfo(2, {"ensemble_2": _SPEC}))
+    assert call.size == 2
+    with pytest.raises(StopIteration) as finished:
+        waiting.send(Outputs(2, _OUTPUTS.arrays))
+    assert finished.value.value.size == 2
+
+
+def test_an_interrupt_leaves_nothing_on_its_way_and_what_is_outdated_outdated():
+    world = World(_PRIOR).learn()
+    for _ in range(2):
+        steps = world.policy.answer(IMAGES, 100.0)
+        assert isinstance(next(steps), Call)
+        steps.close()
+        assert world.latencies.choose(1, 100.0).in_flight == 0
+    world.ask(100.0, (10.0, Outputs(2, _OUTPUTS.arrays)))
+    for _ in range(2):
+        steps = world.policy.answer(IMAGES, 100.0)
+        assert isinstance(next(steps), Learn)
+        steps.close()
 
 
 def test_percentile_is_the_nearest_rank():

@@ -18,9 +18,8 @@ from prometheus_client import CollectorRegistry
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from hne_tf.client.answers import BudgetError
-from hne_tf.client.async_client import AsyncServingClient
+from hne_tf.client.async_client import AsyncBudgetClient, AsyncServingClient
 from hne_tf.client.budget_client import BudgetClient, ServingClient
-from hne_tf.client.manifest import read_manifest
 from hne_tf.client.messages import CallError, Signature, TensorSpec
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.errors import InputError
@@ -134,8 +133,8 @@ def test_a_budget_is_answered_as_the_saved_model_does(server, saved_model, image
     np.testing.assert_array_equal(answer.probabilities, expected["probabilities"].numpy())
 
 
-def test_a_manifest_is_where_estimates_start(server, manifest_path):
-    with BudgetClient(server.address, "digits", manifest=read_manifest(manifest_path)) as client:
+def test_a_manifest_is_where_estimates_start(server, manifest):
+    with BudgetClient(server.address, "digits", manifest=manifest) as client:
         client.learn()
         assert client.estimates_ms(1) == {1: 1.0, 2: 2.0, 4: 4.0}
         assert client.estimates_ms(16) == {1: 16.0, 2: 32.0, 4: 64.0}
@@ -257,3 +256,50 @@ def test_an_encrypted_server_does_not_answer_in_plain_text(guarded, images):
         pytest.raises(CallError, match="no server can be reached"),
     ):
         client.predict(images, "ensemble_1")
+
+
+def test_a_closed_client_says_so(address, images):
+    client = BudgetClient(address, "digits")
+    client.predict(images, 10_000.0)
+    client.close()
+    with pytest.raises(BudgetError, match=r"a client must be open, got a call .* after close\(\)"):
+        client.predict(images, 10_000.0)
+
+
+def test_a_closed_asyncio_client_says_so(service, address, images):
+    over = threading.Event()
+    service.fault = lambda name, call: over.wait(30) and None
+
+    async def ask():
+        client = AsyncBudgetClient(address, "digits")
+        pending = asyncio.create_task(client.predict(images, 20_000.0))
+        while not service.calls:
+            await asyncio.sleep(0.01)
+        await client.close()
+        # Also to those that wait.
+        with pytest.raises(BudgetError, match="a client must be open"):
+            await pending
+        with pytest.raises(BudgetError, match="a client must be open"):
+            await client.predict(images, 20_000.0)
+        assert client._latencies.choose(1, 1.0).in_flight == 0
+
+    asyncio.run(ask())
+    over.set()
+
+
+def test_a_cancelled_task_is_cancelled(service, address, images):
+    over = threading.Event()
+    service.fault = lambda name, call: over.wait(30) and None
+
+    async def ask():
+        async with AsyncBudgetClient(address, "digits") as client:
+            pending = asyncio.create_task(client.predict(images, 20_000.0))
+            while not service.calls:
+                await asyncio.sleep(0.01)
+            pending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await pending
+            assert client._latencies.choose(1, 1.0).in_flight == 0
+
+    asyncio.run(ask())
+    over.set()

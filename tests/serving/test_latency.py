@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.windows import Window, isotonic
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.client.latency.windows import Window, isotonic
+from hne_tf.errors import InputError
 
 
 class Clock:
@@ -166,3 +167,101 @@ def test_a_smaller_size_is_chosen_after_a_failure(latencies, clock):
     for size in (1, 2, 4):
         answer(latencies, clock, size, 10.0)
     assert [latencies.choose(1, 1e6, below).size for below in (4, 2, 1)] == [2, 1, 1]
+
+
+def test_a_first_request_that_is_given_up_leaves_estimates_that_work(latencies, clock):
+    ticket = latencies.sent(1, 1)
+    clock.now += 0.1
+    assert latencies.failed(ticket, late=True) == pytest.approx(100.0)
+    assert latencies.choose(1, 100.0).size == 1
+    clock.now += 10.0
+    answer(latencies, clock, 1, 10.0)
+    assert latencies.estimates_ms(1) == pytest.approx({1: 10.0, 2: 20.0, 4: 40.0})
+
+
+def test_requests_that_take_no_time_leave_estimates_that_work(latencies, clock):
+    for _ in range(3):
+        answer(latencies, clock, 1, 0.0)
+    tickets = [latencies.sent(1, 1) for _ in range(2)]
+    for ticket in tickets:
+        latencies.answered(ticket)
+    assert latencies.choose(1, 1.0).size == 4
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 8, 16), (4,), (2, 4, 8), ()])
+def test_answers_that_come_after_the_sizes_have_changed_count_as_before(latencies, clock, sizes):
+    for size in (1, 2, 4):
+        answer(latencies, clock, size, 10.0 * size)
+    ticket = latencies.sent(4, 1)
+    latencies.set_sizes(sizes)
+    clock.now += 0.04
+    assert latencies.answered(ticket) == pytest.approx(40.0)
+    if 4 in sizes:
+        # Not disturbed: it took what size 4 takes, not what another size takes.
+        assert latencies.estimates_ms(1)[4] == pytest.approx(40.0)
+
+
+def test_answers_of_new_sizes_count_at_once(latencies, clock):
+    answer(latencies, clock, 1, 10.0)
+    ticket = latencies.sent(16, 1)
+    latencies.set_sizes((1, 2, 4, 8, 16))
+    clock.now += 0.08
+    latencies.answered(ticket)
+    assert latencies.estimates_ms(1)[16] == pytest.approx(80.0)
+
+
+def test_without_sizes_there_is_no_choice(latencies, clock):
+    answer(latencies, clock, 1, 10.0)
+    latencies.set_sizes(())
+    assert latencies.choose(1, 100.0) is None
+    assert latencies.estimates_ms(1) == {}
+    latencies.set_sizes((1, 2))
+    assert latencies.choose(1, 100.0).size == 1
+
+
+def test_a_request_ends_once(latencies, clock):
+    for _ in range(3):
+        answer(latencies, clock, 1, 10.0)
+    ticket = latencies.sent(1, 1)
+    clock.now += 0.01
+    latencies.answered(ticket)
+    before = latencies.choose(1, 100.0)
+    latencies.failed(ticket, late=True)
+    latencies.answered(ticket)
+    assert latencies.choose(1, 100.0) == before
+
+
+def test_a_batch_size_that_knew_nothing_learns_from_others(latencies, clock):
+    assert latencies.estimates_ms(8)[1] == math.inf
+    answer(latencies, clock, 1, 10.0)
+    clock.now += 0.1
+    assert latencies.estimates_ms(8)[1] == pytest.approx(80.0)
+
+
+def test_a_clock_that_goes_back_adds_no_work(latencies, clock):
+    for _ in range(3):
+        answer(latencies, clock, 4, 40.0)
+    ticket = latencies.sent(4, 1)
+    clock.now += 0.01
+    latencies.failed(ticket, late=True)
+    before = latencies.choose(1, 100.0).waiting_ms
+    clock.now -= 1000.0
+    assert latencies.choose(1, 100.0).waiting_ms <= before
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_must_hold_an_image(latencies, batch_size):
+    for ask in (
+        latencies.estimates_ms,
+        lambda batch_size: latencies.choose(batch_size, 10.0),
+        lambda batch_size: latencies.sent(1, batch_size),
+    ):
+        with pytest.raises(InputError, match=f"batch size must be 1 or more, got {batch_size}"):
+            ask(batch_size)
+
+
+def test_sizes_must_be_positive_and_count_once(latencies):
+    with pytest.raises(InputError, match=r"1 or more, got \[0, 2\]"):
+        latencies.set_sizes((2, 0))
+    latencies.set_sizes((2, 1, 2))
+    assert latencies.sizes == (1, 2)

@@ -1,10 +1,15 @@
 """Picture files to model inputs."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from hne_tf.client.pictures import read_picture, to_image
+from hne_tf.bin import pictures
+from hne_tf.bin.pictures import read_all
+from hne_tf.data.pixels import Pixels
 from hne_tf.errors import InputError
 
 _PIXELS = np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8)
@@ -13,83 +18,76 @@ _PIXELS = np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 def _saved(tmp_path, pixels, name="picture.png", **options):
     path = tmp_path / name
     Image.fromarray(pixels).save(path, **options)
-    return path
+    return str(path)
 
 
-def test_a_fitting_colour_picture_keeps_its_pixels(tmp_path):
-    picture = read_picture(_saved(tmp_path, _PIXELS))
-    np.testing.assert_array_equal(to_image(picture, "p", (8, 6, 3)), _PIXELS)
+def _image(path, shape, fit=False):
+    read = read_all([path], Pixels(*shape), fit)
+    read.check()
+    ((name, image),) = read.images
+    assert name == path
+    return image
 
 
-def test_a_fitting_grey_picture_keeps_its_pixels(tmp_path):
-    picture = read_picture(_saved(tmp_path, _PIXELS[..., 0]))
-    np.testing.assert_array_equal(to_image(picture, "p", (8, 6, 1)), _PIXELS[..., :1])
+def test_fitting_pictures_keep_their_pixels(tmp_path):
+    np.testing.assert_array_equal(_image(_saved(tmp_path, _PIXELS), (8, 6, 3)), _PIXELS)
+    grey = _saved(tmp_path, _PIXELS[..., 0], "grey.png")
+    np.testing.assert_array_equal(_image(grey, (8, 6, 1)), _PIXELS[..., :1])
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (6, 8, 3), (8, 6, 1)])
 def test_another_size_or_mode_is_refused_and_names_the_flag(tmp_path, shape):
-    picture = read_picture(_saved(tmp_path, _PIXELS))
-    with pytest.raises(InputError, match=r"got 6 x 8 in mode RGB: 'p' .*--resize"):
-        to_image(picture, "p", shape)
+    path = _saved(tmp_path, _PIXELS)
+    with pytest.raises(InputError, match=r"cannot be read: .* got 6 x 8 in mode RGB \(--resize"):
+        _image(path, shape)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (3, 4, 3), (8, 6, 1), (16, 12, 1)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
-def test_resize_fits_any_picture(tmp_path, mode, shape):
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_any_picture_can_be_fitted(tmp_path, mode, shape):
     path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
-    Image.fromarray(_PIXELS).convert(mode).save(path)
-    image = to_image(read_picture(path), "p", shape, resize=True)
+    picture = Image.fromarray(_PIXELS)
+    (picture.convert("L") if mode == "I;16" else picture).convert(mode).save(path)
+    image = _image(str(path), shape, fit=True)
     assert image.shape == shape
     assert image.dtype == np.uint8
 
 
-def test_resize_keeps_flat_colour(tmp_path):
-    flat = np.full((32, 32, 3), (200, 100, 50), np.uint8)
-    image = to_image(read_picture(_saved(tmp_path, flat)), "p", (8, 8, 3), resize=True)
-    np.testing.assert_array_equal(image, flat[:8, :8])
+def test_bad_pictures_do_not_keep_the_others_from_being_read(tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    paths = [
+        str(tmp_path / "absent.png"),
+        _saved(tmp_path, _PIXELS, "a.png"),
+        str(tmp_path),
+        str(text),
+        _saved(tmp_path, _PIXELS, "b\n.png"),
+    ]
+    read = read_all(paths, Pixels(8, 6), fit=False)
+    assert [name for name, _ in read.images] == [paths[1], repr(paths[4])]
+    assert [failure.split("'")[1] for failure in read.failures] == [paths[0], paths[2], paths[3]]
+    with pytest.raises(InputError) as error:
+        read.check()
+    assert str(error.value) == "; ".join(read.failures)
 
 
-def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = _saved(tmp_path, _PIXELS, exif=exif)
-    image = to_image(read_picture(path), "p", (6, 8, 3))
-    np.testing.assert_array_equal(image, np.rot90(_PIXELS, -1))
+def test_many_bad_pictures_are_one_line():
+    read = read_all([f"{number}.png" for number in range(30)], Pixels(8, 6), fit=False)
+    with pytest.raises(InputError, match=r"'9.png' cannot be read: [^;]*; and 20 more$"):
+        read.check()
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-    path = _saved(tmp_path, np.zeros((8, 8), np.uint16))
-    with pytest.raises(InputError, match="8 bits per channel"):
-        read_picture(path)
+def test_one_picture_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """Decoded, a photo of 12 megapixels takes 48 MB."""
+    decoded, genuine = [], pictures.decode
 
+    def decode(data):
+        gc.collect()
+        assert all(reference() is None for reference in decoded)
+        picture = genuine(data)
+        decoded.append(weakref.ref(picture))
+        return picture
 
-def test_text_is_refused(tmp_path):
-    path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        read_picture(path)
-
-
-def test_a_cut_off_picture_is_refused(tmp_path):
-    path = _saved(tmp_path, _PIXELS)
-    path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        read_picture(path)
-
-
-def test_a_picture_of_excessive_size_is_refused(tmp_path, monkeypatch):
-    path = _saved(tmp_path, _PIXELS)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        read_picture(path)
-
-
-@pytest.mark.parametrize("name", ["absent.png", "."])
-def test_what_is_no_file_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match="must be a file"):
-        read_picture(tmp_path / name)
-
-
-def test_a_model_of_two_channels_takes_no_pictures():
-    with pytest.raises(InputError, match="1 or 3 channels"):
-        to_image(Image.new("L", (8, 8)), "p", (8, 8, 2), resize=True)
+    monkeypatch.setattr(pictures, "decode", decode)
+    paths = [_saved(tmp_path, _PIXELS, f"{number}.png") for number in range(5)]
+    assert len(read_all(paths, Pixels(4, 4), fit=True).images) == len(decoded) == 5

@@ -15,7 +15,8 @@ from tensorflow_serving.apis import (
 )
 
 from hne_tf.errors import InputError
-from hne_tf.server.servable import Servable, latest_version_path
+from hne_tf.exported.versions import latest_version_path
+from hne_tf.server.servable import Servable
 from hne_tf.server.service import start
 
 _SIGNATURES = ("ensemble_1", "ensemble_2", "ensemble_4", "serving_default")

@@ -149,7 +149,7 @@ def process(sums_path, tls):
             f"--tls_key={folder / 'key.pem'}",
             f"--tls_client_ca={folder / 'ca.pem'}",
         ],
-        cwd=pathlib.Path(serve.__file__).parents[1],
+        cwd=pathlib.Path(serve.__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

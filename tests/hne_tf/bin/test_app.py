@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 from absl import flags
@@ -22,6 +23,10 @@ def test_main_gets_flags_and_the_other_arguments():
     code = run(lambda values, rest: seen.append((values.count, rest)), "--count=3", "a", "b")
     assert code == 0
     assert seen == [(3, ["a", "b"])]
+
+
+def test_main_may_return_an_exit_code():
+    assert run(lambda values, rest: 3) == 3
 
 
 def test_flags_of_two_runs_in_a_process_do_not_mix():
@@ -100,3 +105,30 @@ def test_quiet_import_silences_native_code_only_inside(capfd):
         os.write(2, b"CUDA is missing")
     os.write(2, b"a real error")
     assert capfd.readouterr().err == "a real error"
+
+
+def test_a_config_imports_modules_of_the_working_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "base_of_config.py").write_text("COUNT = 3\n")
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import ml_collections\nimport base_of_config\n"
+        "def get_config():\n"
+        "    return ml_collections.ConfigDict({'count': base_of_config.COUNT})\n"
+    )
+
+    def define_config(values, argv):
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+
+    def counts(argument):
+        seen = []
+        code = app.run(
+            "tool", define_config, lambda values, rest: seen.append(values.config.count), [argument]
+        )
+        return code, seen
+
+    path = list(sys.path)
+    assert counts(f"--config={config}") == (2, [])
+    assert "No module named 'base_of_config'" in capsys.readouterr().err.splitlines()[0]
+    monkeypatch.chdir(tmp_path)
+    assert counts("--config=config.py") == (0, [3])
+    assert sys.path == path

@@ -15,9 +15,11 @@ def test_a_run_is_measured_and_drawn(run_binary, trained_workdir):
     assert [row["size"] for row in evaluation["sizes"]] == [1, 2, 4]
     assert evaluation["step"] == 30
     curve = evaluation["early_stopping"]["curve"]
-    assert [row.split("|")[1].strip() for row in table[7:]] == [
+    assert [row.split("|")[1].strip() for row in table[7 : 7 + len(curve)]] == [
         f"{row['target_multiply_adds']:,}" for row in curve
     ]
+    # Beneath its two lines of header, the table of the ten classes.
+    assert [row.split("|")[1].strip() for row in table[-10:]] == list("0123456789")
     assert all(len(row["thresholds"]) == 3 for row in curve)
     for picture in ("accuracy.png", "accuracy.svg"):
         assert (trained_workdir.path / picture).stat().st_size > 1000

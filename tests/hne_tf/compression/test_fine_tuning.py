@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hne_tf.compression import flat, treatments
-from hne_tf.compression.fine_tuning import fine_tune, steps_of
+from hne_tf.compression.fine_tuning import Training, fine_tune
 from hne_tf.errors import InputError
 from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
@@ -25,6 +25,10 @@ def flattened(run):
     return model
 
 
+def tune(model, run, steps):
+    return fine_tune(model, run.model, Training.of_run(run), steps, learning_rate=1e-3)
+
+
 def objective_of(run, model):
     """Mean objective over the training split, at its final strength."""
     images, labels = next(iter(run.data_set.evaluation_batches("train", 320)))
@@ -39,13 +43,13 @@ def changed(run, **fields):
 
 
 def test_epochs_are_the_runs(run):
-    assert [steps_of(run, epochs) for epochs in (0, 0.01, 1, 2.5)] == [0, 1, 10, 25]
+    assert [Training.of_run(run).steps(epochs) for epochs in (0, 0.01, 1, 2.5)] == [0, 1, 10, 25]
 
 
 def test_training_goes_on_where_the_run_ended(run):
     model = flattened(run)
     before = objective_of(run, model)
-    last = fine_tune(model, run, steps=20, learning_rate=1e-3)
+    last = tune(model, run, steps=20)
     assert math.isfinite(last)
     assert objective_of(run, model) < before
 
@@ -56,14 +60,14 @@ def test_quantisation_aware_training_improves_on_post_training(run):
     quantized = post_training(model, (images for images, _ in batches))
     before = objective_of(run, quantized)
     treatment = treatments.train_quantized(flattened(run), quantized)
-    fine_tune(treatment.model, run, steps=20, learning_rate=1e-3)
+    tune(treatment.model, run, steps=20)
     weights.load(quantized, treatment.strip())
     assert objective_of(run, quantized) < before
 
 
 def test_the_objective_has_ended_its_ramp(run):
     constant, ramped = (
-        fine_tune(flattened(run), changed(run, objective__ramp_epochs=epochs), 1, 1e-3)
+        tune(flattened(run), changed(run, objective__ramp_epochs=epochs), steps=1)
         for epochs in (0.0, 100.0)
     )
     assert ramped == pytest.approx(constant, rel=1e-4)
@@ -74,4 +78,4 @@ def test_a_loss_that_is_no_number_is_reported(run):
     variable = flat.variables(broken)["block2/node0/head/bias"]
     variable.assign(np.full(variable.shape, np.nan))
     with pytest.raises(InputError, match="finite, got nan"):
-        fine_tune(broken, run, steps=4, learning_rate=1e-3)
+        tune(broken, run, steps=4)

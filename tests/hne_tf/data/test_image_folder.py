@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,21 +52,143 @@ def test_image_folder_batches_hold_each_image_once_and_resume(load, batches_of, 
         np.testing.assert_array_equal(got[0], expected[0])
 
 
-def test_image_folder_reads_formats_and_modes_and_skips_other_files(load, folder):
-    classes = folder / "test" / "ant"
-    write_image(classes / "02.JPEG", (10, 20, 30), quality=95)
-    write_image(classes / "03.jpg", 99, mode="L", quality=95)
-    write_image(classes / "04.png", (10, 20, 30, 255), mode="RGBA")
-    write_image(
-        classes / "05.gif", 0, mode="P", save_all=True, append_images=[Image.new("P", (6, 4))]
-    )
-    (classes / "notes.txt").write_text("not an image")
-    (folder / "test" / ".cache").mkdir()
+# As people and their programs name pictures, by the format that is in them.
+NAMES = {
+    "JPEG": ["a.jpg", "b.Jpg", "c.JPEG", "d.jfif", "e.jpe", "f.x.jpeg", "g h.jpg", "é.jpg"],
+    "PNG": ["i.png", "j.PNG", "photo.jpg.png"],
+    "GIF": ["k.gif"],
+    "BMP": ["l.bmp", "m.Dib"],
+    "WEBP": ["n.webp"],
+    "TIFF": ["o.tif", "p.TIFF"],
+    "AVIF": ["q.avif"],
+    "PPM": ["r.ppm", "s.pnm"],
+    "JPEG2000": ["t.jp2"],
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in NAMES.items() for n in names])
+def test_pictures_of_any_common_name_and_format_are_read(load, folder, kind, name):
+    path = folder / "test" / "ant" / "2" / name
+    path.parent.mkdir()
+    Image.new("RGB", (6, 4), (10, 200, 30)).save(path, kind)
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
     images, labels = next(dataset.evaluation_batches("test", 20).as_numpy_iterator())
-    assert labels.tolist() == [0] * 6 + [1] * 2
-    expected = [(10, 20, 30), (99, 99, 99), (10, 20, 30), (0, 0, 0)]
-    np.testing.assert_allclose(images[2:6, 0, 0], expected, atol=2)
+    assert labels.tolist() == [0] * 3 + [1] * 2
+    np.testing.assert_allclose(images[2], np.full((4, 4, 3), (10, 200, 30)), atol=4)
+    assert dataset.found == (
+        "train: 20 pictures (ant 10, bee 10)",
+        "validation: 4 pictures (ant 2, bee 2), every tenth of train",
+        "test: 5 pictures (ant 3, bee 2)",
+    )
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "Val", "VALIDATION"])
+def test_names_of_the_validation_split(load, folder, name):
+    for label in ("ant", "bee"):
+        write_image(folder / name / label / "0.png", (9, 9, 9))
+    dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
+    assert [dataset.examples(split) for split in data.SPLITS] == [24, 2, 4]
+    assert dataset.found[1] == "validation: 2 pictures (ant 1, bee 1)"
+
+
+def test_two_validation_splits_are_refused(load, folder):
+    for name in ("val", "valid"):
+        write_image(folder / name / "ant" / "0.png", (9, 9, 9))
+    with pytest.raises(InputError, match=r"one folder, got '.*/val' and '.*/valid' for validation"):
+        load(name="image_folder", data_dir=str(folder), image_size=4)
+
+
+def test_what_is_hidden_is_no_picture(load, folder):
+    """Such as macOS leaves on disks and in archives, with the suffixes of its pictures."""
+    for name in ("._01.png", "._00.png", ".DS_Store", ".thumbnails/00.png", "__MACOSX/00.png"):
+        for label in ("train/ant", "train/bee", "test/ant"):
+            path = folder / label / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"Mac OS X")
+    for name in ("train/.cache/0.png", "test/__MACOSX/ant/._0.png", "__MACOSX/train/._ant"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"Mac OS X")
+    dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
+    assert dataset.spec.class_names == ("ant", "bee")
+    images, labels = next(dataset.evaluation_batches("validation", 9).as_numpy_iterator())
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert images[:, 0, 0, 1].tolist() == [1, 11, 1, 11]
+    (line,) = (line for line in dataset.found if line.startswith("ignored"))
+    assert line == f"ignored: 18 hidden, such as {str(folder / '__MACOSX')!r}"
+
+
+def test_what_is_ignored_is_told_with_the_reason(load, folder):
+    for name in ("a.heic", "b.HEIC", "c.txt", "d", "e.jpg.part"):
+        (folder / "test" / "ant" / name).touch()
+    (folder / "test" / "0.png").touch()
+    (folder / "dev").mkdir()
+    (folder / "train" / "ant" / "more").symlink_to(folder / "train")
+    found = load(name="image_folder", data_dir=str(folder), image_size=4).found
+    ant = folder / "test" / "ant"
+    assert found[3] == (
+        f"ignored: 2 with suffix '.heic', such as {str(ant / 'a.heic')!r}; "
+        f"1 beside the folders of the splits, such as {str(folder / 'dev')!r}; "
+        f"1 links to folders, such as {str(folder / 'train/ant/more')!r}; "
+        f"1 beside the folders of the classes, such as {str(folder / 'test/0.png')!r}; "
+        f"1 with suffix '.txt', such as {str(ant / 'c.txt')!r}; "
+        f"1 without suffix, such as {str(ant / 'd')!r}; "
+        f"1 with suffix '.part', such as {str(ant / 'e.jpg.part')!r}"
+    )
+    for path in ant.glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"got none in 'ant'; ignored: .*2 with suffix '\.heic'"):
+        load(name="image_folder", data_dir=str(folder), image_size=4)
+
+
+def test_training_tells_what_was_found(folder, tmp_path, run_binary):
+    from hne_tf.bin import evaluate, train
+
+    (folder / "test" / "ant" / "a.heic").touch()
+    settings = {
+        "data.name": "image_folder", "data.data_dir": folder, "data.image_size": 8,
+        "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.unit": "basic",
+        "model.widths": "(4, 8)", "model.units": "(1, 1)", "model.strides": "(1, 2)",
+        "model.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 10,
+        "optimizer.warmup_epochs": 0.5,
+    }  # fmt: skip
+    workdir = tmp_path.with_name("run")
+    arguments = [f"--config.{field}={value}" for field, value in settings.items()]
+    _, lines, errors = run_binary(
+        train, "--config=configs/digits.py", f"--workdir={workdir}", *arguments
+    )
+    assert errors == []
+    expected = ["train: 20 pictures (ant 10, bee 10)", "test: 4 pictures (ant 2, bee 2)"]
+    assert set(expected) < set(lines)
+    assert any(line.startswith("ignored: 1 with suffix '.heic', such as '") for line in lines)
+    _, lines, _ = run_binary(evaluate, f"--workdir={workdir}")
+    assert set(expected) < set(lines)
+
+
+def test_many_classes_are_told_in_one_line(load, tmp_path):
+    for split, count in (("train", 3), ("test", 1)):
+        for label in range(21):
+            for i in range(count + (label == 0)):
+                path = tmp_path / split / f"{label:02}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    found = load(name="image_folder", data_dir=str(tmp_path), image_size=4).found
+    assert found[0] == "train: 43 pictures (2 to 3 in each of 21 classes)"
+
+
+def test_a_class_may_be_a_link(load, folder):
+    (folder / "train" / "bee").rename(folder / ".bees")
+    (folder / "train" / "bee").symlink_to(folder / ".bees")
+    dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
+    assert dataset.examples("train") == 20
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\udcff", "a\u2028b", "\x1b[31m"])
+def test_names_that_would_garble_a_table_are_refused(load, folder, name):
+    (folder / "train" / "bee").rename(folder / "train" / name)
+    with pytest.raises(InputError) as error:
+        load(name="image_folder", data_dir=str(folder), image_size=4)
+    assert str(error.value).startswith("the name of a class must be printable text, got '")
+    assert repr(name)[1:-1] in str(error.value)
 
 
 def test_images_are_resized_as_pillow_does(load, tmp_path):
@@ -91,12 +215,28 @@ def test_bad_layouts_of_an_image_folder(load, folder):
     assert "missing ['bee'], extra ['cow']" in message()
     (folder / "test" / "cow").rename(folder / "test" / "bee")
     (folder / "test").rename(folder / "elsewhere")
-    assert f"{folder / 'test'}/<class>/" in message()
+    assert f"needs pictures in '{folder / 'test'}/<class>'" in message()
     (folder / "train" / "void").mkdir()
-    assert "got no image in void" in message()
+    assert "got none in 'void'" in message()
     (folder / "train").rename(folder / "old")
     (folder / "train").mkdir()
-    assert "got no image in any class" in message()
+    assert "got no class" in message()
+
+
+@pytest.mark.parametrize("name", ["a file", "circle", "~nobody-of-this-name/x", "a\0b", "x" * 300])
+def test_impossible_folders_are_one_line(load, tmp_path, name):
+    (tmp_path / "a file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    place = name if name.startswith("~") else str(tmp_path / name)
+    with pytest.raises(InputError, match=r"data\.data_dir must be a (readable )?folder, got '"):
+        load(name="image_folder", data_dir=place, image_size=4)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_one_line(load, folder):
+    (folder / "test" / "ant").chmod(0)
+    with pytest.raises(InputError, match=r"readable folder, got '.*test/ant': Permission denied"):
+        load(name="image_folder", data_dir=str(folder), image_size=4)
 
 
 def test_one_image_per_class_leaves_no_validation(load, tmp_path):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hne_tf.evaluation import cost, early_stopping, evaluation, tables
+from hne_tf.evaluation import cost, early_stopping, evaluation, plots, tables
 from hne_tf.training import trained
 
 
@@ -96,7 +96,8 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
 def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
     measured = run.evaluate("validation")
     assert measured["early_stopping"] is None
-    assert len([line for line in tables.markdown(measured).splitlines() if "|" in line]) == 5
+    sizes, classes = blocks_of_rows(tables.markdown(measured))
+    assert (len(sizes), len(classes)) == (2 + 3, 2 + 10)
 
 
 def test_any_sizes_can_be_asked_for(run):
@@ -106,8 +107,8 @@ def test_any_sizes_can_be_asked_for(run):
 
 
 def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measured):
-    sizes, stopping = blocks_of_rows(tables.markdown(measured))
-    for rows in (sizes, stopping):
+    sizes, stopping, classes = blocks_of_rows(tables.markdown(measured))
+    for rows in (sizes, stopping, classes):
         assert len({len(row) for row in rows}) == 1
     assert len(sizes) == 2 + 3
     full = measured["sizes"][-1]
@@ -121,6 +122,44 @@ def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measur
         assert f" {curve[3][key]:.2%} " in stopping[2 + 3]
 
 
+def test_every_class_has_its_row(run, measured):
+    ((images, labels),) = run.data_set.evaluation_batches("test", 360)
+    labels = labels.numpy()
+    answers = run.model(images, training=False).numpy().mean(axis=1).argmax(axis=1)
+    assert [row["name"] for row in measured["classes"]] == [str(digit) for digit in range(10)]
+    for digit, row in enumerate(measured["classes"]):
+        assert row["examples"] == (labels == digit).sum()
+        assert row["accuracy"]["4"] == pytest.approx((answers[labels == digit] == digit).mean())
+        named = labels[answers == digit] == digit
+        precision = pytest.approx(named.mean()) if len(named) else None
+        assert row["precision"]["4"] == precision
+    of_each = [row["accuracy"]["4"] for row in measured["classes"]]
+    assert measured["sizes"][-1]["balanced_accuracy"] == pytest.approx(np.mean(of_each))
+    *_, table = blocks_of_rows(tables.markdown(measured))
+    header = [cell.strip() for cell in table[0].split("|")]
+    assert header == ["", "class", "examples", "1", "2", "4", "precision", ""]
+    worst = min(measured["classes"], key=lambda row: row["accuracy"]["4"])
+    assert f" {worst['accuracy']['4']:.2%} " in table[2 + int(worst["name"])]
+
+
+def test_of_many_classes_the_worst_are_shown(measured):
+    classes = [
+        {
+            "name": f"a|{label:02}",
+            "examples": 0 if label == 5 else 9,
+            "accuracy": dict.fromkeys("124", None if label == 5 else label / 50),
+            "precision": dict.fromkeys("124", None),
+        }
+        for label in reversed(range(40))
+    ]
+    text = tables.markdown({**measured, "classes": classes})
+    *_, table = blocks_of_rows(text)
+    shown = [label for label in range(21) if label != 5]
+    assert [line.split()[1] for line in table[2:]] == [f"a\\|{n:02}" for n in reversed(shown)]
+    assert table[-1].split()[-2] == "-"
+    assert "20 of 40 classes, those of the lowest accuracy of size 4: " in text
+
+
 def blocks_of_rows(text):
     """The tables in Markdown, each a list of lines."""
     lines = itertools.groupby(text.splitlines(), key=lambda line: line.startswith("|"))
@@ -128,7 +167,7 @@ def blocks_of_rows(text):
 
 
 def test_columns_of_words_are_aligned_to_the_left():
-    table = tables.aligned(["name", "n"], [["a", "1,000"], ["long name", "2"]], left=1)
+    table = tables.aligned(["name", "n"], [["a", "1,000"], ["long name", "2"]], words={"name"})
     assert table.splitlines() == [
         "| name      |     n |",
         "| :-------- | ----: |",
@@ -139,7 +178,7 @@ def test_columns_of_words_are_aligned_to_the_left():
 
 def test_the_picture_is_the_same_for_the_same_figures(measured, tmp_path):
     for name in ("one", "two"):
-        tables.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
+        plots.plot(measured, "digits", [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"])
     one = (tmp_path / "one.png").read_bytes()
     assert one == (tmp_path / "two.png").read_bytes()
     assert one.startswith(b"\x89PNG")
@@ -152,5 +191,5 @@ def test_the_picture_shows_other_figures(measured, tmp_path):
     pictures.append({**measured, "sizes": [{**row, "accuracy": 0.1} for row in measured["sizes"]]})
     pictures.append({**measured, "early_stopping": None})
     for index, picture in enumerate(pictures):
-        tables.plot(picture, "digits", [tmp_path / f"{index}.png"])
+        plots.plot(picture, "digits", [tmp_path / f"{index}.png"])
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3

@@ -1,3 +1,6 @@
+import json
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -5,7 +8,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import test_util
 
+from hne_tf.errors import InputError
 from hne_tf.export import verification
+from hne_tf.exported.manifest import MANIFEST
 from hne_tf.models.layers.served import Opaque
 
 
@@ -93,3 +98,66 @@ def test_a_sum_of_what_is_opaque_passes():
     graphs = optimised(lambda x: residual(x, Opaque()))
     assert [line for graph in graphs for line in verification.kernel_findings(graph)] == []
     assert any("FusedConv2D" in node.op for graph in graphs for node in graph.node)
+
+
+@pytest.fixture
+def verify(tmp_path, monkeypatch):
+    """Verifies a version of two signatures by a program in the place of Python."""
+    (tmp_path / MANIFEST).parent.mkdir()
+
+    def run(script, signatures=("ensemble_1",), steps=("step_1",)):
+        manifest = {
+            "format": 1,
+            "signatures": [{"name": name, "size": 1} for name in signatures],
+            "steps": [{"signature": name, "size": 1} for name in steps],
+        }
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+        program = tmp_path / "program"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        verification.verify(tmp_path, np.zeros([1, 2, 2, 1], np.uint8), np.zeros([1, 1, 3]))
+
+    return run
+
+
+VERDICT = "echo verified: ensemble_1 step_1"
+
+
+def test_only_a_verdict_on_every_signature_and_a_zero_exit_prove_anything(verify):
+    verify(VERDICT)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exit 0", "exit code 0 and nothing on standard error"),
+        ("exit 1", "exit code 1 and nothing on standard error"),
+        ("kill -9 $$", "exit code -9"),
+        (f"{VERDICT}; kill -9 $$", "exit code -9"),
+        (f"{VERDICT}; echo no memory >&2; exit 1", "exit code 1 and no memory"),
+        ("echo verified: ensemble_1", "2 signatures"),
+        ("echo verified: ensemble_1 step_1 step_2", "2 signatures"),
+        ("echo verified: ; exit 0", "2 signatures"),
+        (f"echo ensemble_1 differs; {VERDICT}", "1 findings: ensemble_1 differs"),
+        (f"{VERDICT}; echo ensemble_1 differs", "1 findings: ensemble_1 differs"),
+        ("echo ensemble_1 differs; kill -9 $$", "2 findings: ensemble_1 differs; the verifying"),
+    ],
+)
+def test_a_process_that_proves_less_is_a_refusal(verify, script, words):
+    with pytest.raises(InputError, match=f"export refused, .*{words}"):
+        verify(script)
+
+
+def test_a_model_without_signatures_is_not_proved_by_having_none_to_compare(verify):
+    with pytest.raises(InputError, match="0 signatures"):
+        verify("echo verified:", signatures=(), steps=())
+
+
+def test_another_shape_is_another_answer():
+    assert verification.relative_difference(np.ones([1, 3]), np.ones([4, 3])) == np.inf
+    assert verification.relative_difference(np.ones([4, 3]), np.ones([4, 3])) == 0
+
+
+def test_sums_in_place_are_looked_for_where_tensorflow_leaves_onednn_off(verify):
+    verify(f'test "$TF_ENABLE_ONEDNN_OPTS" = 1 && {VERDICT}')

@@ -6,7 +6,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf.errors import InputError
 from hne_tf.export import signatures
-from hne_tf.export.warmup import MOST_RECORDS, WARM_UP, write_requests
+from hne_tf.export.warmup import write_requests
+from hne_tf.exported.versions import MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.server.servable import Servable
@@ -41,7 +42,7 @@ def _requests(path):
 
 def test_every_record_is_answered_by_the_embedded_server(version):
     servable = Servable("tiny", version)
-    requests = _requests(version / WARM_UP)
+    requests = _requests(version / WARM_UP_REQUESTS)
     assert len(requests) == len(servable.signatures) * len(_BATCH_SIZES)
     answered = set()
     for request in requests:
@@ -56,13 +57,13 @@ def test_every_record_is_answered_by_the_embedded_server(version):
 def test_more_requests_than_tf_serving_takes_are_refused_before_anything_is_written(
     endpoints, tmp_path
 ):
-    most = MOST_RECORDS // len(endpoints)
+    most = MOST_WARM_UP_REQUESTS // len(endpoints)
     with pytest.raises(InputError, match=r"at most 1000 warm-up requests.*got 1008: 8 sig.* x 126"):
         write_requests(tmp_path, "tiny", endpoints, range(1, most + 2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_as_many_as_tf_serving_takes_are_written(endpoints, tmp_path):
-    batch_sizes = range(1, MOST_RECORDS // len(endpoints) + 1)
-    assert write_requests(tmp_path, "tiny", endpoints, batch_sizes) == MOST_RECORDS
-    assert len(_requests(tmp_path / WARM_UP)) == MOST_RECORDS
+    batch_sizes = range(1, MOST_WARM_UP_REQUESTS // len(endpoints) + 1)
+    assert write_requests(tmp_path, "tiny", endpoints, batch_sizes) == MOST_WARM_UP_REQUESTS
+    assert len(_requests(tmp_path / WARM_UP_REQUESTS)) == MOST_WARM_UP_REQUESTS

@@ -1,4 +1,5 @@
 import math
+import threading
 
 import pytest
 
@@ -24,3 +25,33 @@ def test_batch_sizes_never_measured(batch_size, time_ms):
 
 def test_without_any_time_nothing_is_promised():
     assert StepTimes().estimate_ms(1, 1) == math.inf
+
+
+class _Interrupting(int):
+    """A batch size during whose comparison another thread adds a time."""
+
+    def __new__(cls, value, times):
+        size = super().__new__(cls, value)
+        size.times, size.threads = times, []
+        return size
+
+    def __ge__(self, other):
+        if not self.threads:
+            add = threading.Thread(target=self.times.add, args=(1, 64, 64.0))
+            self.threads.append(add)
+            add.start()
+            # Without a lock it ends at once; with one it waits for the estimate.
+            add.join(0.2)
+        return super().__ge__(other)
+
+    __hash__ = int.__hash__
+
+
+def test_sessions_in_several_threads_share_times():
+    times = StepTimes()
+    for batch_size in (1, 2):
+        times.add(1, batch_size, 10.0 * batch_size)
+    batch_size = _Interrupting(8, times)
+    assert times.estimate_ms(1, batch_size) == pytest.approx(80.0)
+    batch_size.threads[0].join()
+    assert times.estimate_ms(1, 64) == pytest.approx(64.0)

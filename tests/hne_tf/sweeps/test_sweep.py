@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+import sys
 
 import pytest
 
@@ -18,12 +19,13 @@ from hne_tf.data.sources import STATISTICS
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.sweeps import plan, report
+from hne_tf.sweeps.runner import Runner
 from hne_tf.sweeps.store import Store
 from hne_tf.training import build
 from hne_tf.training.config import default, digest
 from hne_tf.training.workdir import Workdir
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 GROUPS = [
     ("independent", {"objective.name": "independent"}),
     ("hierarchical", {"objective.hierarchical.alpha": 0.25}),
@@ -120,6 +122,17 @@ def test_only_evaluations_of_the_last_step_count(tmp_path):
     assert store.evaluations(other, ("test",)) is None
     store.workdir(run).evaluation_path("test").write_text('{"step"')
     assert store.evaluations(run, ("test",)) is None
+
+
+def test_a_run_that_ends_well_without_its_evaluations_has_failed(tmp_path, monkeypatch):
+    store, (run, *_) = Store(tmp_path / "root"), plan.parse(described()).runs
+    lines = []
+    # It does nothing, and ends with zero.
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with store.claimed(lines.append) as lock:
+        outcome = Runner(store, lock, ("test",), 1, lines.append).run([run])
+    assert outcome.failed == (run,)
+    assert "ended without its evaluations" in lines[-1]
 
 
 def test_folders_are_named_by_the_digest_and_known_by_their_settings(tmp_path):

@@ -281,7 +281,7 @@ def start(tmp_path, name, *overrides):
     """Starts a run in a process of its own, which collective ops and determinism need."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "hne_tf.bin.train"),

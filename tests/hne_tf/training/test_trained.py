@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.compression.compressor import Settings, compress
+from hne_tf.compression.compressed_run import compress_run
+from hne_tf.compression.compressor import Settings
 from hne_tf.errors import InputError
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
@@ -18,7 +19,7 @@ from hne_tf.training.workdir import Workdir
 @pytest.fixture(scope="module")
 def compressed_workdir(trained_workdir, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "int8"
-    compress(trained.restore(trained_workdir), Settings("quantize"), path, lambda line: None)
+    compress_run(trained.restore(trained_workdir), Settings("quantize"), path, lambda line: None)
     return Workdir(path)
 
 

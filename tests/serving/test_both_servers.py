@@ -1,0 +1,184 @@
+"""What clients promise of any server: ours, and TF Serving where it is installed."""
+
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hne_tf.client.answers import BudgetError
+from hne_tf.client.anytime_client import COMPLETE, AnytimeClient
+from hne_tf.client.budget_client import BudgetClient, ServingClient
+from hne_tf.client.messages import CallError
+from hne_tf.errors import InputError
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.versions import latest_version_path, new_version
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import Servable
+from hne_tf.server.service import Options, start
+from hne_tf.server.watcher import VersionWatcher
+from hne_tf.tree import Tree
+
+_LEAVES, _CLASSES = 3, 2
+_LARGEST_BATCH = 4
+
+
+class _Leaves(tf.Module):
+    """Every leaf of a version gives the version's number, and so does their average."""
+
+    def __init__(self, version):
+        self.leaf = tf.Variable(tf.fill([_CLASSES], float(version)))
+
+    def signatures(self):
+        def first(images):
+            rows = tf.shape(images)[0]
+            running_sum = tf.repeat(self.leaf[None], rows, axis=0)
+            cache = tf.reshape(tf.cast(images, tf.float32), [rows, -1])
+            return {"running_sum": running_sum, "probabilities": running_sum, "cache_0": cache}
+
+        def later(size):
+            def take_step(cache, running_sum):
+                running_sum += self.leaf + 0.0 * tf.reduce_sum(cache, axis=1, keepdims=True)
+                return {"running_sum": running_sum, "probabilities": running_sum / size}
+
+            return take_step
+
+        images = tf.TensorSpec([None, 2, 2, 1], tf.uint8, name="images")
+        cache = tf.TensorSpec([None, 4], tf.float32, name="cache")
+        running_sum = tf.TensorSpec([None, _CLASSES], tf.float32, name="running_sum")
+        functions = {"step_1": tf.function(first, input_signature=[images])}
+        for size in range(2, _LEAVES + 1):
+            functions[f"step_{size}"] = tf.function(
+                later(size), input_signature=[cache, running_sum]
+            )
+        return functions
+
+
+def _publish(base, version):
+    model = _Leaves(version)
+    model.functions = model.signatures()
+    with new_version(base, version) as folder:
+        tf.saved_model.save(model, str(folder), signatures=model.functions)
+
+
+@pytest.fixture
+def walks_base(tmp_path):
+    _publish(tmp_path / "walks", 1)
+    return tmp_path / "walks"
+
+
+@pytest.fixture
+def walks_address(server_kind, walks_base, request):
+    """A server of `walks` that looks for new versions."""
+    if server_kind != "embedded":
+        yield request.getfixturevalue("model_server")(walks_base)
+        return
+    catalog = Catalog("walks", ServerMetrics())
+    watcher = VersionWatcher(catalog, walks_base, interval_s=0.05)
+    watcher.start()
+    running = start(catalog)
+    yield running.address
+    running.stop(grace_s=0)
+    watcher.stop(timeout_s=10)
+
+
+@pytest.fixture
+def walker(walks_address):
+    manifest = Manifest.of_tree(Tree((1, _LEAVES)), "walks", ("no", "yes"), (2, 2, 1))
+    with AnytimeClient(walks_address, "walks", manifest) as client:
+        yield client
+
+
+def _is_gone(client, version):
+    images = np.zeros([1, 2, 2, 1], np.uint8)
+    try:
+        client.run("step_1", {"images": images}, version=version)
+    except CallError as error:
+        return error.code.name == "NOT_FOUND"
+    return False
+
+
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_a_walk_across_a_hot_swap_mixes_no_versions(walker, walks_base, walks_address, leaves):
+    images = np.zeros([2, 2, 2, 1], np.uint8)
+    walk = walker.walk(images)
+    answers = iter(walk)
+    for _ in range(leaves):
+        np.testing.assert_array_equal(next(answers).probabilities, np.full([2, _CLASSES], 1.0))
+    _publish(walks_base, 2)
+    with ServingClient(walks_address, "walks") as client:
+        end = time.monotonic() + 60
+        while not _is_gone(client, 1):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert [answer.size for answer in answers] == list(range(leaves + 1, _LEAVES + 1))
+    np.testing.assert_array_equal(walk.best.probabilities, np.full([2, _CLASSES], 2.0))
+    assert (walk.stopped, walk.failed) == (COMPLETE, False)
+
+
+@pytest.fixture(scope="module")
+def batching_address(server_kind, base_path, tmp_path_factory, request):
+    """A server of `digits` that gathers requests into batches."""
+    if server_kind == "embedded":
+        options = Options(max_batch_size=_LARGEST_BATCH, batch_timeout_micros=2000)
+        running = start(Servable("digits", latest_version_path(base_path)), options=options)
+        yield running.address
+        running.stop(grace_s=0)
+        return
+    parameters = tmp_path_factory.mktemp("batching") / "batching.txt"
+    parameters.write_text(
+        f"max_batch_size {{ value: {_LARGEST_BATCH} }}\n"
+        "batch_timeout_micros { value: 2000 }\n"
+        "num_batch_threads { value: 1 }\n"
+    )
+    yield request.getfixturevalue("model_server")(
+        base_path, "--enable_batching", f"--batching_parameters_file={parameters}"
+    )
+
+
+def test_neighbours_of_other_shapes_cost_no_leaves(batching_address, images):
+    over = threading.Event()
+
+    def disturb():
+        with ServingClient(batching_address, "digits") as rogue:
+            while not over.is_set():
+                with contextlib.suppress(CallError):
+                    rogue.run("ensemble_4", {"images": np.zeros([1, 9, 8, 1], np.uint8)})
+
+    threads = [threading.Thread(target=disturb) for _ in range(2)]
+    with BudgetClient(batching_address, "digits") as client:
+        client.measure(images[:1])
+        for thread in threads:
+            thread.start()
+        sizes = [client.predict(images[:1], 10_000.0).size for _ in range(50)]
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(sizes) == {4}
+
+
+def test_the_largest_batch_is_said(batching_address, images):
+    with (
+        BudgetClient(batching_address, "digits") as client,
+        pytest.raises(BudgetError, match=r"at most 4 (images|rows).*got 5"),
+    ):
+        client.predict(images, 10_000.0)
+
+
+def test_requests_of_no_rows_are_not_sent(batching_address, images):
+    """Eight of them would stop the batch queue of TF Serving for good."""
+    with (
+        ServingClient(batching_address, "digits") as plain,
+        BudgetClient(batching_address, "digits") as client,
+    ):
+        for _ in range(8):
+            with pytest.raises(InputError, match="images must have at least one row"):
+                plain.run("ensemble_1", {"images": images[:0]})
+            with pytest.raises(InputError, match="at least one, got uint8"):
+                client.predict(images[:0], 10_000.0)
+            with pytest.raises(InputError, match="images must have at least one row"):
+                client.measure(images[:0])
+        assert client.predict(images[:1], 10_000.0).size == 1
