@@ -149,6 +149,8 @@ def default() -> ml_collections.ConfigDict:
                 "precision": "float32",
                 # Parts that a batch is computed in, one after the other, for less memory.
                 "accumulate_steps": 1,
+                # Metrics of your own, ("my_module:MyMetric",), for validation and hne-evaluate.
+                "metrics": (),
                 # Of an average of the weights, which is validated, evaluated and
                 # exported instead of them, e.g. 0.999; 0 for none.
                 "ema_momentum": 0.0,
