@@ -12,7 +12,7 @@ from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.encoded import EncodedSplit, Readers
 from hne_tf.data.pipeline import SPLITS, DataSet, Split, check_at_least
 from hne_tf.data.pixels import Pixels
-from hne_tf.data.tfds_sets import Arrays
+from hne_tf.data.tfds_sets import SplitArrays
 from hne_tf.errors import InputError, extra
 from hne_tf.image_spec import ImageSpec
 
@@ -118,7 +118,7 @@ def _load_cifar(config: config_dict.ConfigDict) -> _Loaded:
 
 
 def _in_memory(
-    class_names: tuple[str, ...], arrays: Mapping[str, Arrays], config: config_dict.ConfigDict
+    class_names: tuple[str, ...], arrays: Mapping[str, SplitArrays], config: config_dict.ConfigDict
 ) -> _Loaded:
     """Splits that hold their images in host memory, and resize those of a batch."""
     height, width, channels = arrays["train"][0].shape[1:]

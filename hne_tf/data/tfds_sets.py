@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 IMAGENET_VALIDATION_EXAMPLES = 50_000
 
 # Arrays of one split: images uint8 [n, height, width, channels], labels [n].
-Arrays = tuple[np.ndarray, np.ndarray]
+SplitArrays = tuple[np.ndarray, np.ndarray]
 
 
-def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays, Arrays]:
+def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], SplitArrays, SplitArrays]:
     """Class names, train and test arrays of an image classification set.
 
     Args:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 
 from hne_tf.client.latency.profile import Choice, Prior, Profile, Ticket
 from hne_tf.client.latency.service_times import Row, ServiceTimes
-from hne_tf.client.latency.windows import Window
+from hne_tf.client.latency.windows import SlidingWindow
 from hne_tf.errors import InputError
 
 _SHARED_HIGH = 0.8
@@ -68,7 +68,7 @@ class Latencies:
         self._headroom = headroom
         self._lock = threading.Lock()
         self._sizes: tuple[int, ...] = ()
-        self._disturbance = Window(_SHARED_COUNT, _SHARED_AGE_MS)
+        self._disturbance = SlidingWindow(_SHARED_COUNT, _SHARED_AGE_MS)
         self._in_flight: dict[Ticket, None] = {}
         self._work_ms = 0.0
         self._abandoned_ms = 0.0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from hne_tf.client.latency.profile import Profile
-from hne_tf.client.latency.windows import Window, isotonic
+from hne_tf.client.latency.windows import SlidingWindow, isotonic
 from hne_tf.errors import InputError
 
 _HIGH, _TYPICAL, _LOW = 0.9, 0.5, 0.25
@@ -20,9 +20,9 @@ class _Service:
     """Service times of one ensemble size and batch size."""
 
     def __init__(self) -> None:
-        self.recent = Window(_COUNT, _AGE_MS)
-        self.alone = Window(_COUNT)
-        self.crowded = Window(_COUNT)
+        self.recent = SlidingWindow(_COUNT, _AGE_MS)
+        self.alone = SlidingWindow(_COUNT)
+        self.crowded = SlidingWindow(_COUNT)
         self.tried_ms = -math.inf
 
     def add(self, now_ms: float, value: float, alone: bool) -> None:

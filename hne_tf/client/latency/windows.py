@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 
-class Window:
+class SlidingWindow:
     """A sliding window of numbers, sorted all the time.
 
     Args:
