@@ -57,6 +57,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
         "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
         "that answer.",
     ]
+    if own := evaluation.get("metrics"):
+        lines.append(f"{', '.join(f'{name} {value:.4g}' for name, value in own.items())}.")
     for average, rows in evaluation.get("sizes_by_average", {}).items():
         if rows != evaluation["sizes"]:
             lines += ["", f"{EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
