@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it without extras into a new environment and uses it there. Takes a
-# minute or two and 2.5 GB of disk, which are free again at the end:
+# few minutes, and 2.5 GB of disk until it ends:
 #
 #   bash scripts/smoke.sh [arguments of pip install, e.g. --constraint=FILE]
 #

@@ -85,6 +85,14 @@ def test_all_is_all_extras():
     assert everything.extras == extras.keys() - {"all"}
 
 
+def test_the_version_is_the_same_everywhere():
+    for name, pattern in (
+        ("MODULE.bazel", r'^    version = "(.*)",$'),
+        ("CITATION.cff", "^version: (.*)$"),
+    ):
+        assert re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE) == [PROJECT["version"]]
+
+
 def test_the_package_loads_without_tensorflow():
     code = "import json, hne_tf; hne_tf.__version__; print(json.dumps(sorted(sys.modules)))"
     loaded = run_bare(code)

@@ -10,7 +10,6 @@ from sklearn import datasets
 
 from hne_tf.bin import predict
 from hne_tf.data.pixels import Pixels, decode, read_bytes
-from hne_tf.evaluation import evaluation
 from hne_tf.export import exporter
 from hne_tf.exported.manifest import MANIFEST, read_manifest
 from hne_tf.server import servable, service
@@ -70,7 +69,7 @@ def run(folder, tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def version(run, tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "photos"
-    return exporter.export(run, base, report=lambda line: None)
+    return exporter.export(run.model, base, test=run.batches("test"), report=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def test_predict_answers_as_evaluation_does(run, version, evaluated, files, run_
     answers = [int(re.search(r": (\d) \(", line)[1]) for line in lines]
     _, labels, expected = evaluated
     assert answers == expected.tolist()
-    accuracy = evaluation.evaluate(run, "test", sizes=[2])["sizes"][-1]["accuracy"]
+    accuracy = run.evaluate("test", sizes=[2])["sizes"][-1]["accuracy"]
     assert np.mean(answers == labels) == pytest.approx(accuracy)
     # Chance is 0.1: it is the pictures that are told apart.
     assert accuracy > 0.3

@@ -43,6 +43,13 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     seconds("poll_interval_s", 1.0, "Seconds between two looks for new versions; 0 for never.")
     count("threads", 0, "Predictions or batches computed at a time; 0 for one per core.")
     count("max_queued_requests", 128, "Predictions that wait; beyond it they are refused at once.")
+    flags.DEFINE_integer(
+        "max_rows",
+        128,
+        "Rows of a request, which bound what it may cost; with batching also a batch's.",
+        lower_bound=1,
+        flag_values=values,
+    )
     count("max_batch_size", 0, "Rows of a batch of requests of one signature; 0 for no batching.")
     count("batch_timeout_micros", 1000, "How long the first request of a batch waits for others.")
     count(
@@ -92,7 +99,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
 
 def _options(values: flags.FlagValues) -> dict[str, typing.Any]:
     """The flags of `service.Options`, checked before TensorFlow is loaded."""
-    names = ("threads", "max_queued_requests", "max_batch_size", "batch_timeout_micros")
+    names = (
+        "threads",
+        "max_queued_requests",
+        "max_rows",
+        "max_batch_size",
+        "batch_timeout_micros",
+    )
     if not values.max_message_bytes:
         raise InputError("--max_message_bytes must be positive, got 0")
     return {

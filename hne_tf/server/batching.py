@@ -54,22 +54,17 @@ class Batcher:
     def run(self, signature: LoadedSignature, inputs: Arrays, call: Caller) -> Arrays:
         """Runs a signature on checked inputs and returns its outputs by name.
 
+        With batches they have been checked to have no more rows than one.
+
         Raises:
           RequestError: DEADLINE_EXCEEDED or CANCELLED if the call is over before
-            the work starts; INVALID_ARGUMENT for more rows than a batch takes, as
-            in TF Serving, or inputs of unequal batch dimensions; the graph's own
-            errors.
+            the work starts; INVALID_ARGUMENT for inputs of unequal batch dimensions;
+            the graph's own errors.
         """
         if not self._max_batch_size or not signature.batchable:
             with self._slots.hold(call):
                 return self._compute(signature, inputs, 1)
         task = _Task(inputs, _rows(inputs), call)
-        if task.rows > self._max_batch_size:
-            raise RequestError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"a request must have at most {self._max_batch_size} rows, the size of a batch, "
-                f"got {task.rows}",
-            )
         batch, leads = self._join(signature, task)
         if leads:
             self._lead(signature, batch)

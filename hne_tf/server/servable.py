@@ -74,6 +74,8 @@ class Servable:
       name: as given.
       version: the version folder's integer.
       signature_defs: the SavedModel's own signature definitions by name.
+      row_bytes: what a row of any signature takes in a request at most; None if
+        there is no limit.
 
     Raises:
       InputError: if there is no readable SavedModel in the version's folder.
@@ -102,6 +104,8 @@ class Servable:
             # TensorFlow's own initialisation function is listed with the signatures.
             if definition.method_name in _METHODS
         }
+        rows = [signature.checks.row_bytes for signature in self._signatures.values()]
+        self.row_bytes = None if None in rows else max(rows, default=0)
 
     @property
     def signatures(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class _CountingProxy:
 
 
 def test_an_oversized_request_is_refused_without_being_read(serve, sums_request, catalog):
-    channel = serve(max_message_bytes=_MIB)
+    channel = serve(max_message_bytes=_MIB, max_rows=_MIB)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     # Eight bytes a row.
     stub.Predict(sums_request(1.0, rows=_MIB // 8 - 100))

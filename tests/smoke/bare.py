@@ -71,8 +71,6 @@ def check_model() -> None:
     from scipy import special
 
     import hne_tf
-    from hne_tf.exported import steps
-    from hne_tf.exported.session import AnytimeSession
 
     model = hne_tf.from_pretrained("cifar10_cpu")
     images = np.random.default_rng(0).integers(0, 256, (4, *model.images.shape), np.uint8)
@@ -82,7 +80,7 @@ def check_model() -> None:
     version = hne_tf.export(model, "models/cifar10_cpu")
     hne_tf.convert_tflite(model, "models/cifar10_cpu.tflite")
     for path in (version, "models/cifar10_cpu.tflite"):
-        answer = AnytimeSession(steps.load(path), images).run()
+        answer = hne_tf.load(path).predict(images)
         np.testing.assert_allclose(answer.probabilities, expected, atol=TOLERANCE)
         print(f"{path} answers as the live model does")
 
