@@ -104,7 +104,7 @@ def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(shown) < len(occurring):
         which += f", those of the lowest accuracy of size {sizes[-1]}"
     return [
-        aligned(["class", "examples", *sizes, "precision"], cells, left=1),
+        aligned(["class", "examples", *sizes, "precision"], cells, words={"class"}),
         "",
         f"{which}: the share of its examples that each size answers right, and of the answers of "
         f"size {sizes[-1]} that name it, the share that is right.",
