@@ -194,10 +194,7 @@ def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[floa
     if values.budget_ms and values.budget_for:
         raise InputError("one of --budget_ms and --budget_for must be given, got both")
     if not (values.budget_ms or values.budget_for or values.latencies):
-        raise InputError(
-            "--budget_ms must give the milliseconds per request, --budget_for the sizes that they "
-            "are for, or --latencies ask for the choice, got none"
-        )
+        raise InputError("--budget_ms, --budget_for or --latencies must be given, got none")
     if values.score and not (values.batch and values.manifest):
         raise InputError(
             "--score needs --batch and --manifest, got "
