@@ -62,7 +62,7 @@ def run(
     warnings.filterwarnings("ignore", module=r"PIL\.")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _last_overrides(sys.argv[1:] if argv is None else argv)
     try:
         with _working_folder_on_path():
             code = _run(name, values, define_flags, main, arguments)
@@ -103,6 +103,26 @@ def _run(
         found = error.args[0] if error.args else error
         return _fail(name, f"the config must have the field that is set, got {found}", 2)
     return main(values, positional) or 0
+
+
+def _last_overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments without overrides of a config that are given again.
+
+    Or those of a tuple would add up.
+    """
+    kept: list[str] = []
+    given: set[str] = set()
+    for index in reversed(range(len(arguments))):
+        name, equals, _ = arguments[index].partition("=")
+        if name.lstrip("-").startswith("config.") and name.startswith("-"):
+            if name in given:
+                # Its value may be an argument of its own.
+                if not equals and kept and not kept[-1].startswith("-"):
+                    kept.pop()
+                continue
+            given.add(name)
+        kept.append(arguments[index])
+    return kept[::-1]
 
 
 def _unusable_file(error: Exception) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
-from ml_collections.config_flags import tuple_parser
 
 from hne_tf.errors import InputError
 
@@ -22,18 +21,10 @@ def define(values: flags.FlagValues, argv: Sequence[str], text: str) -> None:
       argv: the arguments of the binary.
       text: help of the flag.
     """
-    config_flags.register_flag_parser_for_type(tuple, _LastTuple())
     config_flags.DEFINE_config_file(
         "config", None, text, flag_values=values, lock_config=True, sys_argv=list(argv)
     )
     values["config"].parser = _ConfigParser()
-
-
-class _LastTuple(tuple_parser.TupleParser):
-    """A tuple that is given twice is the last one, as a number is."""
-
-    def parse(self, argument: Any) -> tuple[Any, ...]:
-        return super().parse(argument[-1] if isinstance(argument, list) else argument)
 
 
 class _ConfigParser(flags.ArgumentParser):
