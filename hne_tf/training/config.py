@@ -132,6 +132,7 @@ def default() -> ml_collections.ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 0.2,
+                # Half of a run that is no longer than the default.
                 "warmup_epochs": 1.0,
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
@@ -166,7 +167,7 @@ def default() -> ml_collections.ConfigDict:
                 # Splits the CPU into this many devices where there is no GPU.
                 "logical_devices": 1,
                 # CPU threads that compute an operation, while others compute those of other
-                # branches. 0: what `distribution.operation_threads` finds best.
+                # branches. 0: what is best in commands, TensorFlow's own number elsewhere.
                 "operation_threads": 0,
                 # auto: synchronised on more than one replica; else on or off.
                 "synchronized_norm": "auto",

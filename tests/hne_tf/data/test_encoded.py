@@ -256,7 +256,8 @@ def settings_of(folder, workdir):
     settings = {
         "data.name": "image_folder", "data.data_dir": folder, "data.image_size": 8,
         "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.resnet.unit": "basic",
-        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)", "model.resnet.strides": "(1, 2)",
+        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)",
+        "model.resnet.strides": "(1, 2)",
         "model.resnet.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 6,
         "training.steps_per_call": 3, "optimizer.warmup_epochs": 0.5,
     }  # fmt: skip

@@ -184,7 +184,8 @@ def test_training_tells_what_was_found(folder, tmp_path, run_binary):
     settings = {
         "data.name": "image_folder", "data.data_dir": folder, "data.image_size": 8,
         "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.resnet.unit": "basic",
-        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)", "model.resnet.strides": "(1, 2)",
+        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)",
+        "model.resnet.strides": "(1, 2)",
         "model.resnet.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 10,
         "optimizer.warmup_epochs": 0.5,
     }  # fmt: skip

@@ -264,6 +264,19 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_default_warm_up_bends_to_a_short_run(tiny_config):
+    config = tiny_config(training__epochs=1.0, optimizer__warmup_epochs=1.0)
+    schedule = Schedule.of(config, 320)
+    rates = training_run.sgd(config, schedule).get_config()["learning_rate"]["config"]
+    assert (rates["warmup_steps"], rates["decay_steps"]) == (5, 5)
+    config.training.epochs = 0.1
+    assert training_run.sgd(config, Schedule.of(config, 320)) is not None
+    # What somebody has chosen is refused where it does not fit.
+    config.optimizer.warmup_epochs = 2.0
+    with pytest.raises(InputError, match=r"shorter than the run, got 2\.0"):
+        training_run.sgd(config, schedule)
+
+
 CONFIG_FILE = """
 from hne_tf.training.config import default
 
