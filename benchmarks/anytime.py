@@ -76,9 +76,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     flags.DEFINE_integer("rounds", 100, "Timed calls of each.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("runs", 200, "Runs with a deadline.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "results", None, "Also write the tables to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the tables to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:

@@ -23,9 +23,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
     del argv
     flags.DEFINE_integer("rounds", 200, "Timed calls of each.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:

@@ -72,9 +72,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "composed; float32, bfloat16; 1, 2.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
@@ -144,7 +142,7 @@ class TimedStep:
 
             from hne_tf.training.config import default
             from hne_tf.training.machines.cluster import Cluster
-            from hne_tf.training.machines.devices import strategy_of
+            from hne_tf.training.machines.devices import strategy_of, use_best_threads
             from hne_tf.training.run import TrainingRun
             from hne_tf.training.schedule import Schedule
 
@@ -161,6 +159,7 @@ class TimedStep:
                 **BESIDES.get(row.besides, {}),
             }
         )
+        use_best_threads(config)
         strategy = strategy_of(config, Cluster())
         self._run = TrainingRun(config, _cifar(), Schedule.of(config, 50_000), strategy)
         random = np.random.default_rng(0)

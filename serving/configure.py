@@ -21,18 +21,15 @@ from hne_tf.files import write_text
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the flags of this binary to `values`."""
     del arguments
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "export",
         None,
         "A published version, or the folder of a model's versions for the newest.",
-        flag_values=values,
     )
-    flags.DEFINE_string("output", None, "Folder of the configuration files.", flag_values=values)
-    flags.DEFINE_string(
-        "configmap",
-        None,
-        "Also this Kubernetes ConfigMap (YAML) with the same files.",
-        flag_values=values,
+    app.define_path(values, "output", None, "Folder of the configuration files.")
+    app.define_path(
+        values, "configmap", None, "Also this Kubernetes ConfigMap (YAML) with the same files."
     )
     flags.DEFINE_bool(
         "check", False, "Write nothing; say what in the files does not fit.", flag_values=values

@@ -12,6 +12,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from hne_tf.client.async_client import AsyncBudgetClient
 from hne_tf.client.messages import CHANNEL_OPTIONS, call_error
 from hne_tf.errors import InputError
+from hne_tf.exported import output_filters
 from hne_tf.exported.manifest import read_manifest
 from serving.load_generator import Ask
 
@@ -54,7 +55,7 @@ class Target:
     @contextlib.asynccontextmanager
     async def fixed(self, size: int) -> AsyncIterator[Ask]:
         """Always asks for one size, with the time left as the deadline."""
-        request = predict_pb2.PredictRequest()
+        request = predict_pb2.PredictRequest(output_filter=output_filters.ENSEMBLE)
         request.model_spec.name = self._model
         request.model_spec.signature_name = f"ensemble_{size}"
         request.inputs["images"].CopyFrom(tf.make_tensor_proto(self._images))

@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "target", "127.0.0.1:8500", "host:port of the server, on this machine.", flag_values=values
     )
     text("model", None, "Name of the model there.", flag_values=values)
-    text("manifest", None, "hne_manifest.json of the model.", flag_values=values)
+    app.define_path(values, "manifest", None, "hne_manifest.json of the model.")
     whole("batch_size", 32, "Images per request.", lower_bound=1, flag_values=values)
     number("budget_ms", None, "Milliseconds that an answer may take.", flag_values=values)
     flags.DEFINE_list(
@@ -56,11 +56,11 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     number("search_s", 20.0, "Per load while the knee is searched.", 1.0, 600.0, flag_values=values)
     number("rush_s", 10.0, "Rush before recovery is timed.", 1.0, 600.0, flag_values=values)
     whole("seed", 0, "Of the arrivals and the images.", flag_values=values)
-    text(
+    app.define_path(
+        values,
         "results",
         None,
         "Also write this Markdown page, and its picture beside it as .png.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["model", "manifest", "budget_ms"], values)
 

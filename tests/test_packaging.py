@@ -145,7 +145,7 @@ print(json.dumps(pages))
 MISSING = {
     ("hne_tf.bin.train", "--config=configs/digits.py", "--workdir={new}"): "tensorboard",
     ("hne_tf.bin.evaluate", "--workdir={new}"): "matplotlib",
-    ("hne_tf.bin.export", "--workdir={run}", "--model_base_path={new}"): "sklearn",
+    ("hne_tf.bin.export", "--workdir=tests/artefacts/run", "--model_base_path={new}"): "sklearn",
     ("hne_tf.bin.export", "--pretrained=cifar10_cpu", "--model_base_path={new}"): (
         "tensorflow_datasets"
     ),
@@ -163,11 +163,11 @@ MISSING = {
 
 
 @pytest.fixture(scope="module")
-def answers(trained_workdir, tmp_path_factory):
+def answers(tmp_path_factory):
     """Exit code and standard error of each command of `MISSING`, without optional packages."""
     folder = tmp_path_factory.mktemp("bare")
-    places = {"new": folder / "new", "run": trained_workdir.path}
-    commands = [[argument.format(**places) for argument in command] for command in MISSING]
+    new = folder / "new"
+    commands = [[argument.format(new=new) for argument in command] for command in MISSING]
     code = f"""
 import contextlib, importlib, io, json
 answers = []

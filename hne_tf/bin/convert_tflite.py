@@ -22,9 +22,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
-    flags.DEFINE_string(
-        "output", None, "File to write, e.g. models/digits.tflite.", flag_values=values
-    )
+    app.define_path(values, "output", None, "File to write, e.g. models/digits.tflite.")
     flags.DEFINE_enum(
         "mode",
         "float32",

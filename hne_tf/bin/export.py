@@ -19,11 +19,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
-    flags.DEFINE_string(
-        "model_base_path",
-        None,
-        "Folder of the model's versions; its name is the model's.",
-        flag_values=values,
+    app.define_path(
+        values, "model_base_path", None, "Folder of the model's versions; its name is the model's."
     )
     flags.DEFINE_integer(
         "version",
@@ -37,11 +34,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "weights",
         None,
         "Also write the weights, for hne_tf.from_pretrained, to this .npz file.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["model_base_path"], values)
 

@@ -78,20 +78,28 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "a picture's folder is its class, as in digits/3/12.png. Needs --batch and --manifest.",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "manifest",
         None,
         "hne_manifest.json of the model, or a folder that holds it: names the classes, tells "
         "accuracy and cost, and says how pictures of any size are cropped and resized.",
-        flag_values=values,
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "tls_ca",
         None,
         "File with the certificates (PEM) that the server's must be signed by: "
         "the connection is encrypted.",
-        flag_values=values,
     )
+    app.define_path(
+        values,
+        "tls_certificate",
+        None,
+        "PEM file of the client's certificate chain, for a server that asks for one "
+        "(hne-serve --tls_client_ca).",
+    )
+    app.define_path(values, "tls_key", None, "PEM file of that certificate's private key.")
     flags.DEFINE_multi_string(
         "metadata",
         [],
@@ -125,7 +133,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         values.server,
         values.model,
         manifest=manifest,
-        credentials=_credentials(values.tls_ca),
+        credentials=_credentials(values),
         metadata=_metadata(values.metadata),
         grace_ms=_GRACE_MS,
     ) as client:
@@ -194,10 +202,7 @@ def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[floa
     if values.budget_ms and values.budget_for:
         raise InputError("one of --budget_ms and --budget_for must be given, got both")
     if not (values.budget_ms or values.budget_for or values.latencies):
-        raise InputError(
-            "--budget_ms must give the milliseconds per request, --budget_for the sizes that they "
-            "are for, or --latencies ask for the choice, got none"
-        )
+        raise InputError("--budget_ms, --budget_for or --latencies must be given, got none")
     if values.score and not (values.batch and values.manifest):
         raise InputError(
             "--score needs --batch and --manifest, got "
@@ -216,15 +221,21 @@ def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[floa
     return budgets_ms
 
 
-def _credentials(tls_ca: str | None) -> "grpc.ChannelCredentials | None":
-    if tls_ca is None:
+def _credentials(values: flags.FlagValues) -> "grpc.ChannelCredentials | None":
+    given = {flag: values[flag].value for flag in ("tls_ca", "tls_key", "tls_certificate")}
+    if not any(given.values()):
         return None
+    if (values.tls_key is None) != (values.tls_certificate is None):
+        raise InputError(
+            "a client certificate takes both --tls_certificate and --tls_key, got "
+            f"--tls_certificate={values.tls_certificate} and --tls_key={values.tls_key}"
+        )
     import grpc
 
-    try:
-        return grpc.ssl_channel_credentials(pathlib.Path(tls_ca).read_bytes())
-    except OSError as error:
-        raise InputError(f"--tls_ca must be a readable file, got {tls_ca!r}: {error}") from error
+    ca, key, certificate = (
+        None if path is None else app.pem(flag, path) for flag, path in given.items()
+    )
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def _metadata(texts: Sequence[str]) -> list[tuple[str, str]]:

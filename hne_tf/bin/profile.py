@@ -19,12 +19,12 @@ from hne_tf.bin import app
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
-    flags.DEFINE_list(
+    app.define_paths(
+        values,
         "models",
         None,
         "Versions' folders, folders of versions for the newest, and TFLite files, with commas "
         "between them.",
-        flag_values=values,
     )
     flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads.", flag_values=values)
     flags.DEFINE_list("batch_sizes", ["1"], "Images per call.", flag_values=values)
@@ -37,11 +37,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "Keep the figures in manifests; --nopublish only prints them.",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "results",
         None,
         "Also write a page of results, e.g. results/mobile.md, and a picture beside it.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["models"], values)
 

@@ -22,13 +22,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     # Flags may come after the workdirs.
     values.set_gnu_getopt()
-    flags.DEFINE_string("output", "report.html", "The page to write.", flag_values=values)
-    flags.DEFINE_list(
+    app.define_path(values, "output", "report.html", "The page to write.")
+    app.define_paths(
+        values,
         "models",
         [],
         "Versions' folders and TFLite files exported from the runs, with commas between them, "
         "whose manifests tell latencies.",
-        flag_values=values,
     )
     flags.DEFINE_integer(
         "pictures",
@@ -38,9 +38,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         upper_bound=1000,
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data sets lie, if they have moved.", flag_values=values
-    )
+    app.define_path(values, "data_dir", None, "Where the data sets lie, if they have moved.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:

@@ -9,7 +9,6 @@ otherwise. New versions are taken into service as they are published.
 
 import contextlib
 import functools
-import pathlib
 import signal
 import sys
 import threading
@@ -30,9 +29,10 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the server's flags to `values`."""
     del arguments
     text = functools.partial(flags.DEFINE_string, flag_values=values)
+    path = functools.partial(app.define_path, values)
     count = functools.partial(flags.DEFINE_integer, lower_bound=0, flag_values=values)
     seconds = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
-    text("model_base_path", None, "Folder with one folder per version; the largest is served.")
+    path("model_base_path", None, "Folder with one folder per version; the largest is served.")
     text(
         "model_name",
         None,
@@ -58,9 +58,9 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "Largest request; larger ones are refused unread.",
         upper_bound=2**31 - 1,
     )
-    text("tls_certificate", None, "PEM file of the server's certificate chain; plaintext without.")
-    text("tls_key", None, "PEM file of the certificate's private key.")
-    text("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
+    path("tls_certificate", None, "PEM file of the server's certificate chain; plaintext without.")
+    path("tls_key", None, "PEM file of the certificate's private key.")
+    path("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
     count("metrics_port", 0, "Port of Prometheus metrics on --host; 0 for none.", upper_bound=65535)
     seconds("drain_s", 10.0, "How long predictions have to finish after SIGTERM.")
 
@@ -123,7 +123,7 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
             f"--tls_certificate={values.tls_certificate} and --tls_key={values.tls_key}"
         )
     certificate, key, client_ca = (
-        None if values[flag].value is None else _pem(flag, values[flag].value)
+        None if values[flag].value is None else app.pem(flag, values[flag].value)
         for flag in ("tls_certificate", "tls_key", "tls_client_ca")
     )
     import grpc
@@ -131,18 +131,6 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
     return grpc.ssl_server_credentials(
         [(key, certificate)], client_ca, require_client_auth=client_ca is not None
     )
-
-
-def _pem(flag: str, path: str) -> bytes:
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"--{flag} must be a readable file, got {path!r}: {error.strerror}"
-        ) from None
-    if b"-----BEGIN " not in content:
-        raise InputError(f"--{flag} must be a PEM file, got {path!r}")
-    return content
 
 
 def _report(line: str) -> None:

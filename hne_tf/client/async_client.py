@@ -20,6 +20,7 @@ from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
+from hne_tf.exported import output_filters
 from hne_tf.exported.manifest import Manifest
 
 
@@ -162,7 +163,7 @@ class AsyncBudgetClient(AsyncClosing):
             return await self._client.run(
                 f"ensemble_{action.size}",
                 {"images": images},
-                ("probabilities",),
+                output_filters.ENSEMBLE,
                 action.timeout_s,
             )
         if isinstance(action, Learn):

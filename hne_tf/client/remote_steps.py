@@ -11,6 +11,7 @@ import numpy as np
 
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.messages import CallError, MixedBatchError, Outputs
+from hne_tf.exported import output_filters
 from hne_tf.exported.interface import StepSignature
 from hne_tf.exported.manifest import Manifest
 
@@ -76,7 +77,11 @@ class RemoteSteps:
             timeout_s = min(_STEP_TIMEOUT_S, self._end_s - time.perf_counter())
             try:
                 return self._client.run(
-                    signature, inputs, timeout_s=timeout_s, version=self._version
+                    signature,
+                    inputs,
+                    output_filters.STEP,
+                    timeout_s=timeout_s,
+                    version=self._version,
                 )
             except MixedBatchError:
                 if attempt == _MIXED_CALLS:

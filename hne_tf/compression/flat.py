@@ -12,6 +12,7 @@ import tensorflow as tf
 from hne_tf.errors import extra
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.plain import DATA_FORMAT
 from hne_tf.models.nodes import node_output
 
 with extra("compress"):
@@ -50,6 +51,7 @@ class FlatLayers:
         options = {
             "strides": convolution.strides,
             "padding": "same",
+            "data_format": DATA_FORMAT,
             "activation": convolution.activation,
             "name": self._named(name),
         }
@@ -74,7 +76,9 @@ class FlatLayers:
         return tf_keras.layers.Concatenate(name=self._named(name))(inputs)
 
     def pool(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        return tf_keras.layers.GlobalAveragePooling2D(name=self._named(name))(x)
+        return tf_keras.layers.GlobalAveragePooling2D(
+            data_format=DATA_FORMAT, name=self._named(name)
+        )(x)
 
     def head(self, x: tf.Tensor, name: str, classes: int) -> tf.Tensor:
         return tf_keras.layers.Dense(

@@ -115,7 +115,7 @@ def _held_out(files: Files, folder: pathlib.Path) -> np.ndarray:
     By the names of the files, so that those held out stay so when pictures are added.
     """
     names = [os.fsencode(os.path.relpath(path, folder)) for path in files.paths]
-    hashes = np.array([int.from_bytes(hashlib.sha256(name).digest()[:4]) for name in names])
+    hashes = np.array([int.from_bytes(hashlib.sha256(name).digest()[:4], "big") for name in names])
     return subsets.a_tenth(files.labels, hashes / 2**32)
 
 

@@ -57,6 +57,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
         "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
         "that answer.",
     ]
+    if own := evaluation.get("metrics"):
+        lines.append(f"{', '.join(f'{name} {value:.4g}' for name, value in own.items())}.")
     for average, rows in evaluation.get("sizes_by_average", {}).items():
         if rows != evaluation["sizes"]:
             lines += ["", f"{EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
@@ -102,7 +104,7 @@ def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(shown) < len(occurring):
         which += f", those of the lowest accuracy of size {sizes[-1]}"
     return [
-        aligned(["class", "examples", *sizes, "precision"], cells, left=1),
+        aligned(["class", "examples", *sizes, "precision"], cells, words={"class"}),
         "",
         f"{which}: the share of its examples that each size answers right, and of the answers of "
         f"size {sizes[-1]} that name it, the share that is right.",

@@ -74,7 +74,7 @@ def export(
     with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
         endpoints = signatures.signatures(folded, sizes)
-        warmup.check_count(len(endpoints), batch_sizes)
+        warmup.check_count(endpoints, batch_sizes)
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from hne_tf import hardware
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
@@ -148,7 +149,7 @@ def convert_tflite(
             f"{agreement:.0%} of the classes are the live model's"
         )
         if test is not None:
-            steps = load(written, os.cpu_count()).steps
+            steps = load(written, hardware.cores()).steps
             measured = _measured(steps, converted, test, validation)
             manifest = dataclasses.replace(manifest, **measured)
     check_path(path)

@@ -1,6 +1,5 @@
 """A published version: a SavedModel with its manifest."""
 
-import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.exported import versions
 from hne_tf.exported.manifest import Manifest
@@ -53,7 +53,7 @@ class SavedModel(ExportedModel):
     @property
     def default_threads(self) -> int:
         """All cores that this process may use."""
-        return len(os.sched_getaffinity(0))
+        return hardware.cores()
 
     @property
     def threads(self) -> int:

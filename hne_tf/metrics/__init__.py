@@ -3,6 +3,8 @@
 Every metric is updated with labels (see `hne_tf.objectives.labels`) and leaf logits
 `[batch, leaves, classes]`; `result()` is a dictionary such as `{"accuracy_1": …,
 "accuracy_2": …}`.
+
+A new file beside the others needs a line here.
 """
 
 from hne_tf.metrics.accuracy import BalancedAccuracy, EnsembleAccuracy, LeafAccuracy
@@ -10,15 +12,3 @@ from hne_tf.metrics.calibration import ExpectedCalibrationError
 from hne_tf.metrics.columns import PerSize
 from hne_tf.metrics.diversity import Disagreement, LeafVariance
 from hne_tf.metrics.scores import BrierScore, NegativeLogLikelihood
-
-__all__ = [
-    "BalancedAccuracy",
-    "BrierScore",
-    "Disagreement",
-    "EnsembleAccuracy",
-    "ExpectedCalibrationError",
-    "LeafAccuracy",
-    "LeafVariance",
-    "NegativeLogLikelihood",
-    "PerSize",
-]

@@ -64,7 +64,9 @@ class GroupedEnsemble(Ensemble):
         inputs, normalise = images_and_normalisation(images)
         height, width, channels = images.shape
         # One root sees the images.
-        x = keras.layers.Reshape((height, width, 1, channels), name="root")(normalise(inputs))
+        x = keras.layers.Reshape((height, width, 1, channels), dtype="float32", name="root")(
+            normalise(inputs)
+        )
         classes = len(images.class_names)
         networks, outputs = _connect(architecture, tree, layers, x, classes)
         logits = [

@@ -15,6 +15,7 @@ def images_and_normalisation(images: ImageSpec) -> tuple[keras.KerasTensor, kera
     normalise = keras.layers.Rescaling(
         [1.0 / std for std in images.std],
         [-mean / std for mean, std in zip(images.mean, images.std, strict=True)],
+        dtype="float32",
         name="normalise",
     )
     return keras.Input(images.shape, dtype="uint8", name="images"), normalise

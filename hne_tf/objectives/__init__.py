@@ -44,20 +44,18 @@ class ObjectiveEntry:
 
 _DISTILLATION = {"alpha": 0.5, "temperature": 2.0, "combine": "added", "ramp_epochs": 0.0}
 
+_ROOM = "hne_tf.objectives"
+
 # By the name that a config gives them.
 OBJECTIVES: Mapping[str, ObjectiveEntry] = {
-    "independent": ObjectiveEntry("hne_tf.objectives.independent:Independent"),
-    "subtree": ObjectiveEntry("hne_tf.objectives.subtree:Subtree"),
-    "codistillation": ObjectiveEntry(
-        "hne_tf.objectives.distillation:CoDistillation", _DISTILLATION
-    ),
-    "hierarchical": ObjectiveEntry(
-        "hne_tf.objectives.distillation:HierarchicalDistillation", _DISTILLATION
-    ),
+    "independent": ObjectiveEntry(f"{_ROOM}.independent:Independent"),
+    "subtree": ObjectiveEntry(f"{_ROOM}.subtree:Subtree"),
+    "codistillation": ObjectiveEntry(f"{_ROOM}.distillation:CoDistillation", _DISTILLATION),
+    "hierarchical": ObjectiveEntry(f"{_ROOM}.distillation:HierarchicalDistillation", _DISTILLATION),
 }
 
 _PATHS = {
-    "Objective": "hne_tf.objectives.objective:Objective",
+    "Objective": f"{_ROOM}.objective:Objective",
     **{entry.path.split(":")[1]: entry.path for entry in OBJECTIVES.values()},
 }
 

@@ -52,7 +52,8 @@ def collect(
     names = _names(workdirs)
     settings = [workdir.read_config() for workdir in workdirs]
     evaluations = [read_evaluation(workdir) for workdir in workdirs]
-    latencies = _match(models, settings, evaluations)
+    digests = [workdir.digest() for workdir in workdirs]
+    latencies = _match(models, digests, evaluations)
     runs = []
     for number, workdir in enumerate(workdirs):
         evaluation = evaluations[number]
@@ -156,14 +157,14 @@ def _described(
 
 def _match(
     models: Sequence[ExportedModel],
-    settings: Sequence[ml_collections.FrozenConfigDict],
+    digests: Sequence[str],
     evaluations: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any] | None]:
     """The latencies of each run, by the model that was exported from it."""
     # A compressed run has the settings of the run that it comes from, but other steps.
     keys = [
-        (configs.digest(config), evaluation["step"])
-        for config, evaluation in zip(settings, evaluations, strict=True)
+        (digest, evaluation["step"])
+        for digest, evaluation in zip(digests, evaluations, strict=True)
     ]
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for model in models:

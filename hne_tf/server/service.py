@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from hne_tf import hardware
 from hne_tf.client import transport
 from hne_tf.errors import InputError
 from hne_tf.server.admission import PredictionThreads, Slots
@@ -124,7 +124,7 @@ def start(
     """
     options = options or Options()
     catalog = model if isinstance(model, Catalog) else _only(model)
-    slots = options.threads or os.cpu_count() or 1
+    slots = options.threads or hardware.cores()
     batcher = Batcher(
         Slots(slots),
         catalog.metrics,

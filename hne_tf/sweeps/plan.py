@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Run:
     seed: int
     config: ml_collections.FrozenConfigDict = dataclasses.field(repr=False)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What its settings are known by, in whichever sweep."""
         return digest(self.config)

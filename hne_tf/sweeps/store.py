@@ -11,7 +11,6 @@ from typing import Any
 from hne_tf.errors import InputError
 from hne_tf.files import locked
 from hne_tf.sweeps.plan import Run
-from hne_tf.training.config import digest
 from hne_tf.training.workdir import Workdir
 
 # Digits of the digest that name a folder; the settings inside are compared in full.
@@ -128,6 +127,6 @@ class Store:
             if "." in folder.name:
                 continue  # Moved aside.
             if folder not in self._digests:
-                self._digests[folder] = digest(Workdir(folder).read_config())
+                self._digests[folder] = Workdir(folder).digest()
             found[self._digests[folder]] = Workdir(folder)
         return found

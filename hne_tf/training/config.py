@@ -1,14 +1,18 @@
 """The settings of a run. Imports no TensorFlow, so that flags are checked at once."""
 
+import contextlib
 import hashlib
 import json
 import math
+import os
+import pathlib
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from hne_tf.data import fingerprint
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import ARCHITECTURES, ArchitectureEntry
 from hne_tf.objectives import OBJECTIVES
@@ -22,6 +26,9 @@ _CIRCUMSTANCES = (
     "training.factory",
     "distribution.operation_threads",
 )
+
+# Settings of classes of the user's own have names of their own.
+_FREE = ("model.settings.", "objective.settings.")
 
 # Before architectures and objectives had sub-sections, settings had a flat form. Files in that
 # form are read, and digests are taken of it: they name the folders of sweeps and stand in
@@ -125,6 +132,7 @@ def default() -> ml_collections.ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 0.2,
+                # Half of a run that is no longer than the default.
                 "warmup_epochs": 1.0,
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
@@ -159,7 +167,7 @@ def default() -> ml_collections.ConfigDict:
                 # Splits the CPU into this many devices where there is no GPU.
                 "logical_devices": 1,
                 # CPU threads that compute an operation, while others compute those of other
-                # branches. 0: what `distribution.operation_threads` finds best.
+                # branches. 0: what is best in commands, TensorFlow's own number elsewhere.
                 "operation_threads": 0,
                 # auto: synchronised on more than one replica; else on or off.
                 "synchronized_norm": "auto",
@@ -214,25 +222,57 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Checks what holds for numbers in general; ranges are up to what takes a setting.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what holds for settings in general; ranges are up to what takes a setting.
 
     Raises:
-      InputError: for a setting that is infinite or not a number, or a seed outside
-        0 to 2**32 - 1.
+      InputError: for fields that are missing or unknown, a setting that is infinite or
+        not a number, or a seed outside 0 to 2**32 - 1.
     """
-    for field, value in _dotted(config).items():
+    fields = dict(_leaves(config.to_dict(), ""))
+    known = dict(_leaves(default().to_dict(), ""))
+    unknown = [name for name in fields if name not in known and not name.startswith(_FREE)]
+    missing = [name for name in known if name not in fields]
+    if unknown or missing:
+        what = [f"unknown {', '.join(unknown)}"] if unknown else []
+        what += [f"missing {', '.join(missing)}"] if missing else []
+        raise InputError(
+            "settings must be the fields of hne_tf.training.config.default(), got "
+            f"{' and '.join(what)}"
+        )
+    for field, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{field} must be a finite number, got {value}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed must lie in 0 to {2**32 - 1}, got {config.seed}")
 
 
-def digest(config: ml_collections.ConfigDict) -> str:
-    """SHA-256 of the settings, whatever their order and wherever the data lie."""
+def digest(config: ml_collections.ConfigDict, pictures: str | None = None) -> str:
+    """SHA-256 of the settings, whatever their order and wherever the data lie.
+
+    The pictures of an image folder count, not its place.
+
+    Args:
+      config: the settings.
+      pictures: fingerprint of the image folder; by default of the one that the settings
+        name, if it is there.
+    """
     fields = _dotted(config)
     counted = _flat(fields, _used(fields), _dotted(default()))
+    if config.data.name == "image_folder" and (
+        found := pictures or _fingerprint(config.data.data_dir)
+    ):
+        counted["data.pictures"] = found
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(data_dir: str) -> str | None:
+    folder = os.path.expanduser(data_dir)
+    # Whatever is wrong with it is told when the data are loaded.
+    with contextlib.suppress(InputError):
+        if data_dir and os.path.isdir(folder):
+            return fingerprint.of_folder(pathlib.Path(folder))
+    return None
 
 
 def differences(

@@ -13,6 +13,7 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
+from hne_tf.training.config import default
 from hne_tf.training.machines.devices import accelerated
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
@@ -198,7 +199,7 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
 
     Raises:
       InputError: for a learning rate of 0 or below, a momentum outside [0, 1)
-        or a warm-up below 0 or as long as the run.
+        or a warm-up below 0 or as long as the run; the default one is shortened.
     """
     section = config.optimizer
     warmup = round(section.warmup_epochs * schedule.steps_per_epoch)
@@ -206,6 +207,9 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
         raise InputError(f"optimizer.learning_rate must be above 0, got {section.learning_rate}")
     if not 0 <= section.momentum < 1:
         raise InputError(f"optimizer.momentum must lie in [0, 1), got {section.momentum}")
+    if warmup >= schedule.total and section.warmup_epochs == default().optimizer.warmup_epochs:
+        # Nobody has chosen it for so short a run.
+        warmup = schedule.total // 2
     if not 0 <= warmup < schedule.total:
         raise InputError(
             "optimizer.warmup_epochs must be 0 or more and shorter than the run, "

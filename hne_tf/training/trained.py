@@ -57,7 +57,7 @@ class TrainedRun:
         return {
             "step": self.step,
             "total_steps": self.total_steps,
-            "config_digest": configs.digest(self.config),
+            "config_digest": configs.digest(self.config, self.data_set.record.fingerprint),
         }
 
     def representative(self, count: int) -> Iterator[tf.Tensor]:

@@ -16,7 +16,7 @@ from hne_tf import files
 from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
-from hne_tf.training.config import differences, from_json
+from hne_tf.training.config import differences, digest, from_json
 
 _LOCK = ".lock"
 # What is in the folder of a run that has not begun.
@@ -81,6 +81,15 @@ class Workdir:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
         return from_json(fields)
+
+    def digest(self) -> str:
+        """What the settings and data of the run are known by, see `config.digest`.
+
+        Raises:
+          InputError: if this is not the folder of a run.
+        """
+        kept = self.read_data()
+        return digest(self.read_config(), kept.fingerprint if kept else None)
 
     def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
         """Makes the folder this run's: a new one, or one of the same settings.

@@ -7,7 +7,7 @@ import keras
 from keras import KerasTensor
 
 from hne_tf.models.layers.factory import Convolution
-from hne_tf.models.layers.plain import PlainLayers
+from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -20,6 +20,8 @@ class DeployLayers(PlainLayers):
         options: dict[str, Any] = {
             "strides": convolution.strides,
             "padding": "same",
+            "data_format": DATA_FORMAT,
+            "dtype": self._policy,
             "activation": convolution.activation,
             "name": name,
         }
@@ -28,7 +30,7 @@ class DeployLayers(PlainLayers):
         return convolve(convolution.filters, convolution.kernel_size, **options)(x)
 
     def head(self, x: KerasTensor, name: str, classes: int) -> KerasTensor:
-        return keras.layers.Dense(classes, name=name)(x)
+        return keras.layers.Dense(classes, dtype=self._policy, name=name)(x)
 
     @property
     def _layers(self) -> tuple[type[keras.layers.Conv2D], type[keras.layers.DepthwiseConv2D]]:

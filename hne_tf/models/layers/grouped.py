@@ -17,6 +17,7 @@ import keras
 from keras import KerasTensor, ops
 
 from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.plain import DATA_FORMAT
 from hne_tf.models.layers.training import TrainingLayers
 
 
@@ -159,7 +160,7 @@ class GroupedConv2D(_GroupedLayer):
         return self._conv(side_by_side, ops.reshape(kernel, (height, width, channels, -1)))
 
     def _conv(self, x: Any, kernel: Any) -> Any:
-        return ops.conv(x, kernel, self.strides, "same", data_format="channels_last")
+        return ops.conv(x, kernel, self.strides, "same", data_format=DATA_FORMAT)
 
 
 class GroupedDepthwiseConv2D(_GroupedLayer):
@@ -194,7 +195,7 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
             ops.reshape(kernel, (size, size, nodes * channels, 1)),
             self.strides,
             "same",
-            data_format="channels_last",
+            data_format=DATA_FORMAT,
         )
         return ops.reshape(y, (-1, *y.shape[1:3], nodes, channels))
 

@@ -6,6 +6,9 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+# Stated by every layer, so that the user's Keras configuration changes no network.
+DATA_FORMAT = "channels_last"
+
 
 class PlainLayers:
     """Entries of nodes, sums, concatenations, averages and activations.
@@ -38,10 +41,12 @@ class PlainLayers:
         return self._activate(x, name, activation)
 
     def concat(self, inputs: list[KerasTensor], name: str) -> KerasTensor:
-        return keras.layers.Concatenate(dtype=self._policy, name=name)(inputs)
+        return keras.layers.Concatenate(axis=-1, dtype=self._policy, name=name)(inputs)
 
     def pool(self, x: KerasTensor, name: str) -> KerasTensor:
-        return keras.layers.GlobalAveragePooling2D(dtype="float32", name=name)(x)
+        return keras.layers.GlobalAveragePooling2D(
+            data_format=DATA_FORMAT, dtype="float32", name=name
+        )(x)
 
     def _activate(self, x: KerasTensor, name: str, activation: str | None) -> KerasTensor:
         return keras.layers.Activation(activation, dtype=self._policy, name=f"{name}.activation")(x)

@@ -69,7 +69,7 @@ class QuantizedLayers(DeployLayers):
 
     def _ranged(self, x: KerasTensor, name: str) -> KerasTensor:
         layer = ObservedRange if self.observe else QuantizedRange
-        return layer(name=f"{name}.range")(x)
+        return layer(dtype=self._policy, name=f"{name}.range")(x)
 
 
 class _Range(keras.layers.Layer):
@@ -111,7 +111,9 @@ class QuantizedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: Any) -> Any:
         kernel = quantize_depthwise_kernel(ops.convert_to_tensor(self.kernel))
-        y = ops.depthwise_conv(inputs, kernel, strides=self.strides, padding=self.padding)
+        y = ops.depthwise_conv(
+            inputs, kernel, self.strides, self.padding, data_format=self.data_format
+        )
         return self.activation(y + self.bias)
 
 

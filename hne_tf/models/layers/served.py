@@ -34,5 +34,8 @@ class ServedLayers(DeployLayers):
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
     ) -> KerasTensor:
-        apart = [Opaque(name=f"{name}.input{index}")(x) for index, x in enumerate(inputs)]
+        apart = [
+            Opaque(dtype=self._policy, name=f"{name}.input{index}")(x)
+            for index, x in enumerate(inputs)
+        ]
         return super().add(apart, name, activation)

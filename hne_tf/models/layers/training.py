@@ -8,7 +8,7 @@ from keras import KerasTensor
 
 from hne_tf.errors import InputError
 from hne_tf.models.layers.factory import Convolution
-from hne_tf.models.layers.plain import PlainLayers
+from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
 
 # Shared with folding, which needs it to turn a batch norm into a bias.
 NORM_EPSILON = 1e-3
@@ -80,6 +80,7 @@ class TrainingLayers(PlainLayers):
         options: dict[str, Any] = {
             "strides": convolution.strides,
             "padding": "same",
+            "data_format": DATA_FORMAT,
             "use_bias": False,
             "dtype": self._policy,
             "name": name,

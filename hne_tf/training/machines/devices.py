@@ -1,15 +1,28 @@
-"""The devices that a run is mirrored over, on one machine or several, and a CPU's threads."""
+"""The devices, threads and seeds of a run, on one machine or several."""
 
 import contextlib
-import os
+import random
+from collections.abc import Iterator
 
+import keras
 import ml_collections
+import numpy as np
 import tensorflow as tf
 
+# Neither library has a public way to read a seed, or to end determinism.
+from keras.src.backend.common import global_state
+from tensorflow.python.eager import context
+from tensorflow.python.framework.config import disable_op_determinism, is_op_determinism_enabled
+
+from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.training import build
+from hne_tf.training.config import check
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.tree import Paths
+
+# Keras's names of its seed, and of the generator that it draws from.
+_KERAS_SEEDS = ("global_random_seed", "global_seed_generator")
 
 
 def accelerated() -> bool:
@@ -22,9 +35,7 @@ def strategy_of(
 ) -> tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy:
     """Mirrors over the GPUs of every worker, or over CPU devices where there is none.
 
-    Also divides a CPU's cores between branches and the threads of an operation, see
-    `operation_threads`. Returns when all workers are there, for which it waits up to
-    an hour.
+    Returns when all workers are there, for which it waits up to an hour.
 
     Args:
       config: settings of the run. More than one of `distribution.logical_devices`,
@@ -43,7 +54,15 @@ def strategy_of(
         )
     # Before the workers connect, so that all of them say so at once.
     _check_divides(batch_size, cluster.workers, "workers")
-    _use_threads(config)
+    choice = config.distribution.operation_threads
+    if choice < 0:
+        raise InputError(f"distribution.operation_threads must be 0 or more, got {choice}")
+    if choice and not _set_threads(choice):
+        running = tf.config.threading.get_intra_op_parallelism_threads()
+        raise InputError(
+            "distribution.operation_threads must be set before TensorFlow starts, which runs "
+            f"with {running or 'its own number'}, got {choice}"
+        )
     if cluster.workers > 1:
         strategy = _multi_worker(cluster, section.logical_devices)
     else:
@@ -66,29 +85,61 @@ def operation_threads(tree: Paths, logical_devices: int, cores: int) -> int:
     return max(1, round(cores / (tree.parallel_nodes * logical_devices)))
 
 
-def _use_threads(config: ml_collections.ConfigDict) -> None:
-    """Has TensorFlow compute operations with as many threads as chosen, or as are best.
+def use_best_threads(config: ml_collections.ConfigDict) -> None:
+    """Divides a CPU's cores between the branches of a run and the threads of an operation.
 
-    Without a choice, a TensorFlow that has started is left as it is, and so are
-    operations that compute all branches, or are a GPU's.
+    For the process of a run: it changes TensorFlow's threads for whatever else the
+    process computes. A choice of `distribution.operation_threads` is left to
+    `strategy_of`. A TensorFlow that has started keeps its threads, and so do operations
+    that compute all branches, or a GPU's.
+
+    Args:
+      config: settings of the run.
+
+    Raises:
+      InputError: for settings that describe no run.
     """
-    choice = config.distribution.operation_threads
-    if choice < 0:
-        raise InputError(f"distribution.operation_threads must be 0 or more, got {choice}")
-    if not choice and (accelerated() or build.is_grouped(config, accelerated=False)):
+    check(config)
+    if config.distribution.operation_threads or accelerated():
         return
-    threads = choice or operation_threads(
-        build.tree(config), config.distribution.logical_devices, os.cpu_count() or 1
-    )
-    running = tf.config.threading.get_intra_op_parallelism_threads()
-    try:
+    if not build.is_grouped(config, accelerated=False):
+        devices = max(1, config.distribution.logical_devices)
+        _set_threads(operation_threads(build.tree(config), devices, hardware.cores()))
+
+
+def _set_threads(threads: int) -> bool:
+    """Whether an operation has that many threads now, which a started TensorFlow fixes."""
+    with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    except RuntimeError:
-        if choice and choice != running:
-            raise InputError(
-                "distribution.operation_threads must be set before TensorFlow starts, which runs "
-                f"with {running or 'its own number'}, got {choice}"
-            ) from None
+    return tf.config.threading.get_intra_op_parallelism_threads() == threads
+
+
+@contextlib.contextmanager
+def seeded(seed: int, deterministic: bool) -> Iterator[None]:
+    """Seeds Python, NumPy, TensorFlow and Keras while the block runs.
+
+    What they had before is theirs again afterwards.
+
+    Args:
+      seed: for all of them.
+      deterministic: whether TensorFlow's operations are deterministic meanwhile.
+    """
+    states = random.getstate(), np.random.get_state()
+    keras_seeds = {name: global_state.get_global_attribute(name) for name in _KERAS_SEEDS}
+    tensorflow_seed, was_deterministic = context.global_seed(), is_op_determinism_enabled()
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not was_deterministic:
+            disable_op_determinism()
+        context.set_global_seed(tensorflow_seed)
+        for name, value in keras_seeds.items():
+            global_state.set_global_attribute(name, value)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _check_divides(batch_size: int, parts: int, what: str) -> None:

@@ -3,10 +3,9 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from configs import digits
-from hne_tf.bin import app
+from hne_tf.bin import app, config_file
 from hne_tf.errors import InputError
 
 
@@ -85,7 +84,7 @@ def test_the_command_is_what_was_given():
         "--only=a,b",
     ]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    config_file.define(values, arguments, "Settings.")
     flags.DEFINE_list("only", [], "Some.", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Not given.", flag_values=values)
     values(["tool", *arguments])
@@ -117,7 +116,7 @@ def test_a_config_imports_modules_of_the_working_folder(tmp_path, monkeypatch, c
     )
 
     def define_config(values, argv):
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        config_file.define(values, argv, "Settings.")
 
     def counts(argument):
         seen = []

@@ -149,6 +149,27 @@ def test_folders_are_named_by_the_digest_and_known_by_their_settings(tmp_path):
     assert Store(tmp_path).evaluations(run, ("test",))
 
 
+def test_runs_on_other_pictures_are_other_runs(tmp_path):
+    for folder in ("one", "other"):
+        for path in ("train/ant/0.png", "train/bee/0.png", "test/ant/0.png", "test/bee/0.png"):
+            (tmp_path / folder / path).parent.mkdir(parents=True)
+            (tmp_path / folder / path).write_bytes(folder.encode())
+
+    def run_on(folder):
+        config = described(seeds=(0,))
+        config.base.data.update({"name": "image_folder", "data_dir": str(tmp_path / folder)})
+        return plan.parse(config).runs[0]
+
+    store, run, other = Store(tmp_path / "root"), run_on("one"), run_on("other")
+    assert run.digest != other.digest
+    evaluated(store, run, {1: 0.5})
+    assert store.evaluations(run, ("test",))
+    assert store.evaluations(other, ("test",)) is None
+    # Pictures that have only moved are the same.
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert store.evaluations(run_on("moved"), ("test",))
+
+
 def test_what_is_left_of_a_run_killed_at_its_first_breath_is_removed(tmp_path):
     store, (run, *_) = Store(tmp_path), plan.parse(described()).runs
     path = store.workdir(run).path

@@ -6,7 +6,7 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.models import architectures
-from hne_tf.models.architectures import Architecture, MSDNet, ResNet
+from hne_tf.models.architectures import Architecture, MobileNetV2, MSDNet, ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,15 @@ def test_architectures_load_without_keras():
 
 
 def test_a_name_stands_for_a_class_and_the_shape_of_its_tree():
-    assert architectures.find("resnet") == architectures.ArchitectureEntry(ResNet)
-    assert architectures.find("multi_exit") == architectures.ArchitectureEntry(ResNet, exits=True)
-    assert architectures.find("msdnet") == architectures.ArchitectureEntry(MSDNet, exits=True)
+    found = {name: architectures.find(name) for name in architectures.ARCHITECTURES}
+    assert {name: (entry.kind, entry.exits) for name, entry in found.items()} == {
+        "resnet": (ResNet, False),
+        "mobilenet_v2": (MobileNetV2, False),
+        "multi_exit": (ResNet, True),
+        "msdnet": (MSDNet, True),
+    }
+    with pytest.raises(AttributeError, match="no attribute 'VGG'"):
+        _ = architectures.VGG
 
 
 def test_settings_have_the_types_of_the_presets():
@@ -43,7 +49,7 @@ def test_settings_have_the_types_of_the_presets():
 
 def test_an_import_path_stands_for_a_class_of_the_user_s_own():
     entry = architectures.find(f"{__name__}:Chain")
-    assert entry == architectures.ArchitectureEntry(Chain, exits=True)
+    assert (entry.kind, entry.exits) == (Chain, True)
 
 
 @pytest.mark.parametrize(

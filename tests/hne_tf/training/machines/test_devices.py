@@ -38,23 +38,25 @@ import json, sys
 import tensorflow as tf
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.config import default
-from hne_tf.training.machines.devices import strategy_of
-overrides, begins = json.loads(sys.argv[1])
+from hne_tf.training.machines.devices import strategy_of, use_best_threads
+overrides, begins, best = json.loads(sys.argv[1])
 config = default()
 config.update_from_flattened_dict({
     name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
 })
 if begins:
     tf.constant(1)
+if best:
+    use_best_threads(config)
 strategy_of(config, Cluster())
 print(tf.config.threading.get_intra_op_parallelism_threads())
 """
 
 
-def threads_of(overrides, begins=False):
+def threads_of(overrides, begins=False, best=True):
     """Threads of an operation in a process of its own, where TensorFlow runs already or not."""
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([overrides, begins])],
+        [sys.executable, "-c", PROGRAM, json.dumps([overrides, begins, best])],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -75,6 +77,13 @@ def test_operations_of_all_branches_have_all_cores_unless_told_otherwise():
     # 0 is TensorFlow's word for all.
     assert threads_of(grouped) == 0
     assert threads_of(grouped | {"distribution.operation_threads": 3}) == 3
+
+
+def test_the_library_leaves_threads_alone_unless_told_otherwise():
+    tree = {"model.branching": [1, 2, 2, 2, 64]}
+    # 0 is TensorFlow's word for all.
+    assert threads_of(tree, best=False) == 0
+    assert threads_of(tree | {"distribution.operation_threads": 3}, best=False) == 3
 
 
 def test_without_a_choice_a_running_tensorflow_is_left_as_it_is():
