@@ -1,5 +1,6 @@
 """The `hne-predict` binary, run in this process against a real server."""
 
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,8 @@ from hne_tf.client.budget_client import BudgetClient
 from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.metadata import MetadataSource
 from hne_tf.data.pixels import Pixels
+from hne_tf.exported.interface import ModelInput
+from hne_tf.exported.measurements import Accuracy, Cost
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -249,18 +252,13 @@ def test_latencies_are_those_that_budgets_are_held_against(ask, picture, estimat
     ]
 
 
-def test_the_table_of_latencies_has_what_the_manifest_tells(
-    ask, picture, manifest_path, manifest_content
-):
-    told = {
-        "accuracy": {"by_size": {"1": 0.9806, "2": 0.98, "4": 0.9889}},
-        "cost": {
-            "1": {"multiply_adds": 1200},
-            "2": {"multiply_adds": 3},
-            "4": {"multiply_adds": 4},
-        },
-    }
-    manifest_path.write_text(json.dumps({**manifest_content, **told}))
+def test_the_table_of_latencies_has_what_the_manifest_tells(ask, picture, manifest_path, manifest):
+    told = dataclasses.replace(
+        manifest,
+        accuracy=Accuracy("test", 360, {1: 0.9806, 2: 0.98, 4: 0.9889}),
+        cost={1: Cost(1200, 7), 2: Cost(3, 7), 4: Cost(4, 7)},
+    )
+    manifest_path.write_text(told.to_text())
     code, printed, _ = ask("--latencies", f"--manifest={manifest_path}", picture)
     assert code == 0
     assert printed[0].split() == [
@@ -399,15 +397,22 @@ def test_something_else_as_manifest_is_refused(ask, picture):
     _check_refused(ask("--budget_ms=5", f"--manifest={picture}", picture), "must be JSON")
 
 
-def test_another_models_manifest_is_refused(ask, picture, manifest_path):
-    text = manifest_path.read_text().replace("8, 8, 1", "32, 32, 3")
-    manifest_path.write_text(text)
+def test_another_models_manifest_is_refused(ask, picture, manifest_path, manifest):
+    other = dataclasses.replace(manifest, input=ModelInput("images", "uint8", (None, 32, 32, 3)))
+    manifest_path.write_text(other.to_text())
     answer = ask("--budget_ms=60000", f"--manifest={manifest_path}", picture)
     _check_refused(answer, "manifest must be that of the model served")
 
 
-def test_class_names_of_another_number_are_refused(ask, picture, manifest_path):
-    manifest_path.write_text(manifest_path.read_text().replace('"zero", ', ""))
+def test_a_manifest_without_latencies_is_refused(ask, picture, manifest_path, manifest):
+    manifest_path.write_text(dataclasses.replace(manifest, latency=None).to_text())
+    answer = ask("--budget_ms=60000", f"--manifest={manifest_path}", picture)
+    _check_refused(answer, "must hold a latency at batch size 1 for every ensemble size")
+
+
+def test_class_names_of_another_number_are_refused(ask, picture, manifest_path, manifest):
+    fewer = dataclasses.replace(manifest, classes=CLASSES[1:])
+    manifest_path.write_text(fewer.to_text())
     answer = ask("--budget_ms=60000", f"--manifest={manifest_path}", picture)
     _check_refused(answer, "10 classes, got 9 names")
 

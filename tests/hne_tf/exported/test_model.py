@@ -25,7 +25,7 @@ from hne_tf.exported.versions import MANIFEST
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 SPEC = ImageSpec((8, 8, 1), tuple("0123456789"), (120.0,), (70.0,))
