@@ -24,11 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.units = (1, 1, 1)
     config.model.strides = (2, 2, 1)
     config.optimizer.learning_rate = 0.1
-    config.training.epochs = 20.0
+    config.training.epochs = 25.0
     config.training.batch_size = 64
     config.training.deterministic = True
     # The bar moves often, and nothing is printed before the end.
     config.training.steps_per_call = 25
-    config.training.checkpoint_every_epochs = 20.0
-    config.training.validate_every_epochs = 20.0
+    config.training.checkpoint_every_epochs = 25.0
+    config.training.validate_every_epochs = 25.0
     return config

@@ -65,6 +65,9 @@ def commands():
     for page in PAGES:
         for block in fenced(page, "bash"):
             for line in block.replace("\\\n", " ").splitlines():
+                # A value of several lines is no flag of ours.
+                if not line.startswith(("hne-", "python ")):
+                    continue
                 words = shlex.split(line, comments=True)
                 module = module_of(words)
                 if module:

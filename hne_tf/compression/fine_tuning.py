@@ -176,6 +176,7 @@ def _stepper(
         )
     mean_loss = tf_keras.metrics.Mean()
     accuracy = EnsembleAccuracy(ensemble.tree.sizes, ensemble.average)
+    accuracy.build(model.output_shape)
 
     def one_step(images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:

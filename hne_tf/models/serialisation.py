@@ -1,14 +1,13 @@
 """Architectures and layer factories in `.keras` files, by the names that Keras knows them by."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from hne_tf.errors import InputError
+from hne_tf.models import layers
 from hne_tf.models.architectures import ARCHITECTURES, Architecture
-from hne_tf.models.layers import FACTORIES
 from hne_tf.models.layers.factory import LayerFactory
 
 _PACKAGE = "hne_tf"
@@ -38,9 +37,9 @@ def factory(name: str, settings: Mapping[str, Any]) -> LayerFactory:
     Raises:
       InputError: if Keras knows no class by that name.
     """
-    module = FACTORIES.get(name.removeprefix(f"{_PACKAGE}>"))
-    if module is not None:
-        importlib.import_module(f"hne_tf.models.layers.{module}")
+    # Classes of ours register when they are loaded.
+    if (ours := name.removeprefix(f"{_PACKAGE}>")) in layers.FACTORIES:
+        getattr(layers, ours)
     return _registered("layer factory", name).from_config(settings)
 
 

@@ -19,17 +19,17 @@ from hne_tf.models import import_path
 __all__ = [
     "OBJECTIVES",
     "CoDistillation",
-    "Entry",
     "HierarchicalDistillation",
     "Independent",
     "Objective",
+    "ObjectiveEntry",
     "Subtree",
     "find",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ObjectiveEntry:
     """What the name of an objective in a config stands for.
 
     Attributes:
@@ -45,11 +45,15 @@ class Entry:
 _DISTILLATION = {"alpha": 0.5, "temperature": 2.0, "combine": "added", "ramp_epochs": 0.0}
 
 # By the name that a config gives them.
-OBJECTIVES: Mapping[str, Entry] = {
-    "independent": Entry("hne_tf.objectives.independent:Independent"),
-    "subtree": Entry("hne_tf.objectives.subtree:Subtree"),
-    "codistillation": Entry("hne_tf.objectives.distillation:CoDistillation", _DISTILLATION),
-    "hierarchical": Entry("hne_tf.objectives.distillation:HierarchicalDistillation", _DISTILLATION),
+OBJECTIVES: Mapping[str, ObjectiveEntry] = {
+    "independent": ObjectiveEntry("hne_tf.objectives.independent:Independent"),
+    "subtree": ObjectiveEntry("hne_tf.objectives.subtree:Subtree"),
+    "codistillation": ObjectiveEntry(
+        "hne_tf.objectives.distillation:CoDistillation", _DISTILLATION
+    ),
+    "hierarchical": ObjectiveEntry(
+        "hne_tf.objectives.distillation:HierarchicalDistillation", _DISTILLATION
+    ),
 }
 
 _PATHS = {

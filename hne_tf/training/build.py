@@ -12,7 +12,7 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import architectures
+from hne_tf.models import architectures, import_path
 from hne_tf.models.architectures import Architecture
 from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -178,7 +178,7 @@ def objective(
     Raises:
       InputError: for an unknown name or a value out of range.
     """
-    section, sizes = config.objective, tree(config).sizes
+    section = config.objective
     if section.average == "last" and not has_exits(config):
         raise InputError(
             "average must be logits or probabilities for a tree, whose leaves are equals, "
@@ -188,8 +188,32 @@ def objective(
     known = inspect.signature(kind).parameters
     settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
     _check_known("objective", section.name, settings, known)
-    shared = {"sizes": sizes, "average": section.average}
-    return kind(**{name: value for name, value in shared.items() if name in known} | settings)
+    return kind(**_shared(config, known) | settings)
+
+
+def metrics(config: ml_collections.ConfigDict) -> list[keras.metrics.Metric]:
+    """The user's own metrics, which validation and evaluation measure besides.
+
+    A class is given, where its constructor takes them, the `sizes` of the tree's
+    ensembles and the `average`.
+
+    Raises:
+      InputError: for a path at which there is no metric.
+    """
+    kinds = [import_path.load("training.metrics", path) for path in config.training.metrics]
+    for kind in kinds:
+        if not issubclass(kind, keras.metrics.Metric):
+            raise InputError(
+                "training.metrics must name subclasses of keras.metrics.Metric, got "
+                f"{kind.__module__}:{kind.__name__}"
+            )
+    return [kind(**_shared(config, inspect.signature(kind).parameters)) for kind in kinds]
+
+
+def _shared(config: ml_collections.ConfigDict, known: Iterable[str]) -> dict[str, Any]:
+    """What objectives and metrics are given of the model, where they know it."""
+    shared = {"sizes": tree(config).sizes, "average": config.objective.average}
+    return {name: value for name, value in shared.items() if name in known}
 
 
 def _in_steps(settings: Mapping[str, Any], steps_per_epoch: float | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from hne_tf.errors import InputError
-from hne_tf.models.architectures import ARCHITECTURES, Entry
+from hne_tf.models.architectures import ARCHITECTURES, ArchitectureEntry
 from hne_tf.objectives import OBJECTIVES
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
@@ -149,6 +149,8 @@ def default() -> ml_collections.ConfigDict:
                 "precision": "float32",
                 # Parts that a batch is computed in, one after the other, for less memory.
                 "accumulate_steps": 1,
+                # Metrics of your own, ("my_module:MyMetric",), for validation and hne-evaluate.
+                "metrics": (),
                 # Of an average of the weights, which is validated, evaluated and
                 # exported instead of them, e.g. 0.999; 0 for none.
                 "ema_momentum": 0.0,
@@ -166,7 +168,7 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
-def _unset(entry: Entry) -> dict[str, Any]:
+def _unset(entry: ArchitectureEntry) -> dict[str, Any]:
     """The settings of an architecture, none of which is set, but each with its type."""
     return {name: config_dict.placeholder(kind) for name, kind in entry.settings.items()}
 

@@ -53,8 +53,10 @@ class TrainingRun:
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
+            self.accuracy.build(self.model.output_shape)
             self._average = self._weight_average(replicas)
             self._gradient_sums = self._zeros_for_sums(replicas)
+        self._own_metrics = build.metrics(config)
         self.objective = build.objective(config, schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
@@ -96,10 +98,12 @@ class TrainingRun:
         return {"loss": float(self.loss.result()), **accuracies}
 
     def validate(self, data_set: DataSet) -> dict[str, float]:
-        """Accuracy of every size on the validation split, of averaged weights if there are."""
+        """Figures of every size on the validation split, of averaged weights if there are."""
         accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
         batches = data_set.evaluation_batches("validation", self.config.training.batch_size)
-        measured = measure(self._predict, batches, [accuracy])
+        for metric in self._own_metrics:
+            metric.reset_state()
+        measured = measure(self._predict, batches, [accuracy, *self._own_metrics])
         return {f"validation_{name}": value for name, value in measured.items()}
 
     def save(self, workdir: Workdir, step: int) -> None:

@@ -91,7 +91,9 @@ class TrainedRun:
           stopping are fitted on the validation split, and left out for that split.
         """
         validation = None if split == "validation" else self.batches("validation")
-        measured = evaluation.evaluate(self.model, self.batches(split), validation, sizes)
+        measured = evaluation.evaluate(
+            self.model, self.batches(split), validation, sizes, metrics=build.metrics(self.config)
+        )
         return {
             "split": split,
             **measured,

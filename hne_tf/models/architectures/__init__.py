@@ -17,8 +17,8 @@ from hne_tf.models.layers.factory import Convolution, LayerFactory
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "ArchitectureEntry",
     "Convolution",
-    "Entry",
     "LayerFactory",
     "MSDNet",
     "MobileNetV2",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ArchitectureEntry:
     """What the name of an architecture in a config stands for.
 
     Attributes:
@@ -48,15 +48,15 @@ class Entry:
 
 
 # By the name that a config gives them.
-ARCHITECTURES: Mapping[str, Entry] = {
-    "resnet": Entry(ResNet),
-    "mobilenet_v2": Entry(MobileNetV2),
-    "multi_exit": Entry(ResNet, exits=True),
-    "msdnet": Entry(MSDNet, exits=True),
+ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
+    "resnet": ArchitectureEntry(ResNet),
+    "mobilenet_v2": ArchitectureEntry(MobileNetV2),
+    "multi_exit": ArchitectureEntry(ResNet, exits=True),
+    "msdnet": ArchitectureEntry(MSDNet, exits=True),
 }
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> ArchitectureEntry:
     """The architecture of a name in a config, or of an import path, `my_module:MyNetwork`.
 
     Raises:
@@ -72,4 +72,4 @@ def find(name: str) -> Entry:
     kind = import_path.load("model.architecture", name)
     if not issubclass(kind, Architecture):
         raise InputError(f"model.architecture must name a subclass of Architecture, got {name!r}")
-    return Entry(kind, kind.exits)
+    return ArchitectureEntry(kind, kind.exits)

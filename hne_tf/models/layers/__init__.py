@@ -3,7 +3,10 @@
 `FACTORIES` is the registry: a new factory needs a line there.
 """
 
-# The module of each class, loaded when a saved model names it: some need TensorFlow itself.
+import importlib
+from typing import Any
+
+# The module of each class, loaded when the class is used: some need TensorFlow itself.
 FACTORIES = {
     "TrainingLayers": "training",
     "DeployLayers": "deploy",
@@ -13,3 +16,9 @@ FACTORIES = {
     "QuantizedLayers": "quantized",
     "ServedLayers": "served",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FACTORIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{FACTORIES[name]}"), name)

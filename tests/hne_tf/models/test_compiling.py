@@ -27,6 +27,12 @@ def build(kind=TreeEnsemble, tree=None, network=RESNET):
     return kind(network, tree or Tree((1, 2, 2)), IMAGES, layers)
 
 
+def figures_of_fit(model, labels=Y, **options):
+    """What an epoch of `fit` records."""
+    history = model.fit(X, labels, shuffle=False, verbose=0, **options).history
+    return {name: value for name, (value,) in history.items()}
+
+
 def test_losses_and_metrics_take_their_sizes_from_the_leaves(tmp_path):
     model = build()
     model.compile(
@@ -42,8 +48,7 @@ def test_losses_and_metrics_take_their_sizes_from_the_leaves(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(expected, abs=1e-5)
     # It goes on from where it was.
-    one, other = (m.fit(X, Y, shuffle=False, verbose=0).history for m in (model, loaded))
-    assert one == pytest.approx(other, rel=1e-4)
+    assert figures_of_fit(loaded) == pytest.approx(figures_of_fit(model), rel=1e-4)
 
 
 def test_one_hot_labels_and_weights_of_examples_in_fit():
@@ -56,8 +61,7 @@ def test_one_hot_labels_and_weights_of_examples_in_fit():
             metrics=[metrics.EnsembleAccuracy()],
             weighted_metrics=[metrics.NegativeLogLikelihood()],
         )
-        fitted = model.fit(X, labels, sample_weight=np.arange(24) / 12, shuffle=False, verbose=0)
-        weighted[name] = fitted.history
+        weighted[name] = figures_of_fit(model, labels, sample_weight=np.arange(24) / 12)
     assert weighted["one-hot"] == pytest.approx(weighted["numbers"], rel=1e-5)
 
 

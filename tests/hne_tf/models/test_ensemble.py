@@ -237,7 +237,8 @@ def test_a_prefix_is_built_once():
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
-def test_probabilities_of_any_size_are_the_average_of_its_leaves(images, average):
+def test_probabilities_of_any_size_are_the_average_of_its_leaves(average):
+    images = random_images()
     resnet = ResNet("basic", widths=(4, 8), units=(1, 1), strides=(1, 2), stem_width=4)
     model = TreeEnsemble(resnet, Tree((1, 3)), IMAGES, average=average)
     leaves = np.asarray(model(images, training=False))

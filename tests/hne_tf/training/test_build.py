@@ -7,6 +7,7 @@ from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
+from hne_tf.metrics import PerSize
 from hne_tf.models.architectures import (
     Architecture,
     Convolution,
@@ -233,6 +234,24 @@ def test_an_objective_of_one_s_own_is_built_from_its_settings():
     config.objective.settings.mragin = 0.5
     with pytest.raises(InputError, match="some of margin, warm_steps, sizes, name, got mragin"):
         build.objective(config, 10.0)
+
+
+class Confidence(PerSize):
+    """A metric of the user's own."""
+
+
+def test_metrics_of_one_s_own_get_the_sizes_and_the_average():
+    config = default()
+    assert build.metrics(config) == []
+    config.training.metrics = (f"{__name__}:Confidence",)
+    config.objective.average = "probabilities"
+    (metric,) = build.metrics(config)
+    assert metric.name == "confidence"
+    assert metric.get_config()["sizes"] == (1, 2, 4, 8, 16)
+    assert metric.get_config()["average"] == "probabilities"
+    config.training.metrics = (f"{__name__}:Margin",)
+    with pytest.raises(InputError, match=r"subclasses of keras\.metrics\.Metric, got .*:Margin"):
+        build.metrics(config)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def test_architectures_load_without_keras():
 
 
 def test_a_name_stands_for_a_class_and_the_shape_of_its_tree():
-    assert architectures.find("resnet") == architectures.Entry(ResNet)
-    assert architectures.find("multi_exit") == architectures.Entry(ResNet, exits=True)
-    assert architectures.find("msdnet") == architectures.Entry(MSDNet, exits=True)
+    assert architectures.find("resnet") == architectures.ArchitectureEntry(ResNet)
+    assert architectures.find("multi_exit") == architectures.ArchitectureEntry(ResNet, exits=True)
+    assert architectures.find("msdnet") == architectures.ArchitectureEntry(MSDNet, exits=True)
 
 
 def test_settings_have_the_types_of_the_presets():
@@ -43,7 +43,7 @@ def test_settings_have_the_types_of_the_presets():
 
 def test_an_import_path_stands_for_a_class_of_the_user_s_own():
     entry = architectures.find(f"{__name__}:Chain")
-    assert entry == architectures.Entry(Chain, exits=True)
+    assert entry == architectures.ArchitectureEntry(Chain, exits=True)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
 
 @every_average
 def test_balanced_accuracy_equals_sklearn(average):
-    metric = metrics.BalancedAccuracy(SIZES, CLASSES, average)
+    metric = metrics.BalancedAccuracy(SIZES, average)
     answers = {size: probabilities(size, average).argmax(axis=1) for size in SIZES}
     expected = {
         f"balanced_accuracy_{size}": sklearn.metrics.balanced_accuracy_score(LABELS, answers[size])
@@ -155,7 +155,7 @@ def test_balanced_accuracy_equals_sklearn(average):
 
 
 def test_classes_that_do_not_occur_do_not_count():
-    metric = metrics.BalancedAccuracy([1], 4)
+    metric = metrics.BalancedAccuracy([1])
     leaf_logits = 5 * np.eye(4, dtype=np.float32)[[0, 0, 1, 3]][:, None]
     metric.update_state([0, 0, 0, 1], leaf_logits)
     # Two of three right of class 0, none of class 1.
@@ -248,7 +248,7 @@ MEANS = {
     "nll": lambda: metrics.NegativeLogLikelihood(SIZES),
     "brier": lambda: metrics.BrierScore(SIZES),
     "leaf_accuracy": lambda: metrics.LeafAccuracy(LEAVES),
-    "balanced_accuracy": lambda: metrics.BalancedAccuracy(SIZES, CLASSES),
+    "balanced_accuracy": lambda: metrics.BalancedAccuracy(SIZES),
     "disagreement": lambda: metrics.Disagreement(SIZES),
     "variance": lambda: metrics.LeafVariance(SIZES),
 }
@@ -350,6 +350,7 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
 
 LAZY = [
     metrics.EnsembleAccuracy,
+    metrics.BalancedAccuracy,
     metrics.NegativeLogLikelihood,
     metrics.BrierScore,
     metrics.ExpectedCalibrationError,
@@ -374,7 +375,9 @@ def test_all_leaves_are_measured_by_default():
     assert measured(metrics.LeafAccuracy()) == measured(metrics.LeafAccuracy(LEAVES))
 
 
-@pytest.mark.parametrize("name", ["accuracy", "nll", "brier", "ece", "leaf_accuracy"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "balanced_accuracy", "nll", "brier", "ece", "leaf_accuracy"]
+)
 def test_one_hot_labels_are_labels(name):
     classes = LEAF_LOGITS.shape[-1]
     metric = EVERY_METRIC[name]()
@@ -389,7 +392,7 @@ def test_lazy_metrics_in_a_loop_over_two_devices():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         metric = metrics.EnsembleAccuracy()
-        metric.build(LEAVES)
+        metric.build(LEAF_LOGITS.shape)
     update = tf.function(lambda labels, logits: strategy.run(metric.update_state, (labels, logits)))
 
     def part(values):
@@ -402,3 +405,19 @@ def test_lazy_metrics_in_a_loop_over_two_devices():
     assert {name: float(value) for name, value in metric.result().items()} == pytest.approx(
         expected
     )
+
+
+class TopGap(metrics.PerSize):
+    """Gap between the two most probable classes."""
+
+    def score(self, labels, log_probabilities):
+        best = keras.ops.top_k(keras.ops.exp(log_probabilities), 2)[0]
+        return best[..., 0] - best[..., 1]
+
+
+def test_a_score_of_one_s_own_is_a_method():
+    expected = {}
+    for size in SIZES:
+        best = np.sort(probabilities(size, "logits"), axis=-1)
+        expected[f"top_gap_{size}"] = np.mean(best[:, -1] - best[:, -2])
+    assert_measures(TopGap(SIZES), expected)
