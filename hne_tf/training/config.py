@@ -214,14 +214,29 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Checks what holds for numbers in general; ranges are up to what takes a setting.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks names of fields, and what holds for numbers in general.
+
+    Ranges are up to what takes a setting.
 
     Raises:
-      InputError: for a setting that is infinite or not a number, or a seed outside
-        0 to 2**32 - 1.
+      InputError: for a field that there is not, such as a misspelt one, or is missing;
+        for a setting that is infinite or not a number; or a seed outside 0 to 2**32 - 1.
     """
-    for field, value in _dotted(config).items():
+    fields, known = _dotted(config), _dotted(default())
+    # What a class of one's own takes, it knows itself.
+    own = [name for name in fields if name.split(".")[1:2] == ["settings"]]
+    if unknown := sorted(fields.keys() - known.keys() - set(own)):
+        raise InputError(
+            "fields of a config must be some of those in hne_tf/training/config.py, got "
+            f"{', '.join(unknown)}"
+        )
+    if missing := sorted(known.keys() - fields.keys()):
+        raise InputError(
+            "a config must have all fields of hne_tf.training.config.default(), got none of the "
+            f"name {', '.join(missing)}"
+        )
+    for field, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{field} must be a finite number, got {value}")
     if not 0 <= config.seed < 2**32:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
-from hne_tf.training.config import check_numbers
+from hne_tf.training.config import check
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.machines.devices import accelerated, strategy_of
 from hne_tf.training.machines.workers import Workers, lost_workers_told
@@ -54,7 +54,7 @@ def train(
       InputError: for settings that break a rule or a workdir of another run.
       InterruptedRunError: if one of several workers was lost or asked to stop.
     """
-    check_numbers(config)
+    check(config)
     build.tree(config)
     build.architecture(config)
     config = _in_its_form(config, workdir, restart)
