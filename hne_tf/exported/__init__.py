@@ -1,1 +1,1 @@
-"""Published models: the manifest, the steps of a SavedModel or TFLite file, anytime sessions."""
+"""Published models: manifests, SavedModels and TFLite files as one, anytime sessions, profiles."""

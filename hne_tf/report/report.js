@@ -110,7 +110,7 @@ function costFigure(unit) {
 function hardwareText({ model, hardware, threads, runs }) {
   const accelerators = hardware.accelerators?.length ? `, ${hardware.accelerators.join(", ")}` : "";
   return `${model} on ${hardware.processor}, ${hardware.cores} cores${accelerators}, ${hardware.system}; `
-    + `${threads} ${threads === 1 ? "thread" : "threads"}, median of ${runs} calls`;
+    + `${threads === null ? "" : `${threads} ${threads === 1 ? "thread" : "threads"}, `}median of ${runs} calls`;
 }
 
 function latencySide() {
