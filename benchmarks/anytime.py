@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -29,7 +29,9 @@ from scipy import special
 
 from hne_tf.bin import app
 
-_WARM_UP = 10
+if TYPE_CHECKING:
+    from hne_tf.exported.model import ExportedModel
+
 # What a deadline may be overrun by, and the least of the leaves that fit.
 _GRACE = 1.1
 _LEAST_SHARE = 0.8
@@ -41,14 +43,12 @@ class Model:
 
     Attributes:
       name: of its row in the tables.
-      runner: its steps.
-      one_shot: images to the probabilities of the full ensemble.
+      exported: the model.
       leaf_logits: images to logits `[batch, leaves, classes]`, by the live model.
     """
 
     name: str
-    runner: Any
-    one_shot: Callable[[np.ndarray], np.ndarray]
+    exported: "ExportedModel"
     leaf_logits: Callable[[np.ndarray], np.ndarray]
 
 
@@ -76,9 +76,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     flags.DEFINE_integer("rounds", 100, "Timed calls of each.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("runs", 200, "Runs with a deadline.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "results", None, "Also write the tables to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the tables to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
@@ -88,30 +86,37 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         import tensorflow as tf
 
         from hne_tf.evaluation import results
+        from hne_tf.evaluation.tables import aligned
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         saved, lite, large_saved, large_lite = _models(pathlib.Path(folder))
         text = "\n".join(
             [
-                "| model | batch | one shot (ms) | bare steps | session | bar |",
-                "| :--- | ---: | ---: | ---: | ---: | ---: |",
-                _cost_row(saved, 16, values.rounds, bar="1.35"),
-                _cost_row(lite, 1, values.rounds, bar="1.50"),
-                _cost_row(saved, 1, values.rounds),
-                _cost_row(lite, 16, values.rounds),
-                *(
-                    _cost_row(model, batch_size, values.rounds)
-                    for model in (large_saved, large_lite)
-                    for batch_size in (1, 16)
+                aligned(
+                    ["model", "batch", "one shot (ms)", "bare steps", "session", "bar"],
+                    [
+                        _cost_row(saved, 16, values.rounds, bar="1.35"),
+                        _cost_row(lite, 1, values.rounds, bar="1.50"),
+                        _cost_row(saved, 1, values.rounds),
+                        _cost_row(lite, 16, values.rounds),
+                        *(
+                            _cost_row(model, batch_size, values.rounds)
+                            for model in (large_saved, large_lite)
+                            for batch_size in (1, 16)
+                        ),
+                    ],
+                    words={"model"},
                 ),
                 "\nMedians; steps and session as multiples of the one shot.\n",
-                "| model | batch | leaves (ms) | in time | share | in hindsight | right |",
-                "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
-                *(
-                    _deadline_row(model, batch_size, values.runs)
-                    for model in (saved, lite)
-                    for batch_size in (1, 16)
+                aligned(
+                    ["model", "batch", "leaves (ms)", "in time", "share", "in hindsight", "right"],
+                    [
+                        _deadline_row(model, batch_size, values.runs)
+                        for model in (saved, lite)
+                        for batch_size in (1, 16)
+                    ],
+                    words={"model"},
                 ),
                 f"\n{values.runs} runs each, with deadlines between the times of the first and the "
                 "last leaf. In time: within the deadline and a tenth of it, bar 95%. Share: leaves "
@@ -125,71 +130,56 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         results.write_page(pathlib.Path(values.results), "Stopping at any leaf", command, text)
 
 
-def _cost_row(model: Model, batch_size: int, rounds: int, bar: str = "") -> str:
+def _cost_row(model: Model, batch_size: int, rounds: int, bar: str = "") -> list[str]:
+    from hne_tf.exported import latency, steps
     from hne_tf.exported.session import AnytimeSession
 
-    images = _images(model, batch_size)
+    images, runner = _images(model, batch_size), model.exported.steps
     calls = {
-        "one shot": lambda: model.one_shot(images),
-        "bare": lambda: _walk(model.runner, images),
-        "session": lambda: AnytimeSession(model.runner, images).run(),
+        "one shot": lambda: model.exported.predict(images),
+        "bare": lambda: np.asarray(steps.walk(runner, images)[len(runner.steps)]["probabilities"]),
+        "session": lambda: AnytimeSession(runner, images).run(),
     }
-    times = {name: [] for name in calls}
-    order = random.Random(0)
-    for turn in range(-_WARM_UP, rounds):
-        for name in order.sample(list(calls), len(calls)):
-            started = time.perf_counter()
-            calls[name]()
-            if turn >= 0:
-                times[name].append(1000 * (time.perf_counter() - started))
+    timers = {name: latency.timer(call) for name, call in calls.items()}
+    times = latency.take_turns(timers, rounds)
     one_shot, bare, session = (np.median(times[name]) for name in calls)
-    return (
-        f"| {model.name} | {batch_size} | {one_shot:.2f} | {bare / one_shot:.2f} "
-        f"| {session / one_shot:.2f} | {bar} |"
-    )
+    ratios = [f"{bare / one_shot:.2f}", f"{session / one_shot:.2f}"]
+    return [model.name, str(batch_size), f"{one_shot:.2f}", *ratios, bar]
 
 
-def _walk(runner, images: np.ndarray) -> np.ndarray:
-    """All steps without a session."""
-    known = {"images": images}
-    for step in runner.steps:
-        inputs = {step["input"]: known[step["starts_from"]]}
-        if step["size"] > 1:
-            inputs["running_sum"] = known["running_sum"]
-        known |= runner.run(step, inputs)
-        probabilities = np.asarray(known["probabilities"])
-    return probabilities
+def _deadline_row(model: Model, batch_size: int, runs: int) -> list[str]:
+    from hne_tf.exported.session import AnytimeSession
 
-
-def _deadline_row(model: Model, batch_size: int, runs: int) -> str:
-    from hne_tf.exported.session import AnytimeSession, StepTimes
-
-    images = _images(model, batch_size)
+    images, runner = _images(model, batch_size), model.exported.steps
     logits = model.leaf_logits(images)
-    times = StepTimes.measure(model.runner, batch_size)
-    walks = [_leaf_times_ms(AnytimeSession(model.runner, images)) for _ in range(30)]
+    model.exported.warm_up(batch_size)
+    walks = [_leaf_times_ms(AnytimeSession(runner, images)) for _ in range(30)]
     first, *_, last = np.median(walks, axis=0)
     draw = random.Random(0)
     stops = []
     for _ in range(runs):
         deadline_ms = draw.uniform(first, last)
-        session = AnytimeSession(model.runner, images, times)
+        session = model.exported.session(images)
         answer = session.run(deadline_ms=deadline_ms)
         later = answer.elapsed_ms + np.array(_leaf_times_ms(session))
         size = int(answer.sizes[0])
         right = np.allclose(answer.probabilities, _expected(logits, size), rtol=0, atol=1e-4)
         missed = int(np.sum(later <= deadline_ms))
         stops.append(Stop(deadline_ms, answer.elapsed_ms, size, missed, right))
-        walks.append(_leaf_times_ms(AnytimeSession(model.runner, images)))
+        walks.append(_leaf_times_ms(AnytimeSession(runner, images)))
     leaf_times_ms = np.median(walks, axis=0)
     in_time = np.mean([stop.elapsed_ms <= _GRACE * stop.deadline_ms for stop in stops])
     shares = [stop.size / max(1, np.sum(leaf_times_ms <= stop.deadline_ms)) for stop in stops]
     hindsight = [stop.size / (stop.size + stop.missed) for stop in stops]
-    return (
-        f"| {model.name} | {batch_size} | {leaf_times_ms[0]:.2f} to {leaf_times_ms[-1]:.2f} "
-        f"| {in_time:.1%} | {_shares(shares)} | {_shares(hindsight)} "
-        f"| {np.mean([stop.right for stop in stops]):.0%} |"
-    )
+    return [
+        model.name,
+        str(batch_size),
+        f"{leaf_times_ms[0]:.2f} to {leaf_times_ms[-1]:.2f}",
+        f"{in_time:.1%}",
+        _shares(shares),
+        _shares(hindsight),
+        f"{np.mean([stop.right for stop in stops]):.0%}",
+    ]
 
 
 def _shares(shares: Sequence[float]) -> str:
@@ -204,7 +194,7 @@ def _leaf_times_ms(session) -> list[float]:
 
 
 def _images(model: Model, batch_size: int) -> np.ndarray:
-    shape = (batch_size, *model.runner.image_shape)
+    shape = (batch_size, *model.exported.image_shape)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
@@ -217,62 +207,42 @@ def _models(folder: pathlib.Path) -> Iterator[Model]:
     import keras
 
     import hne_tf
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     pretrained = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
     keras.utils.set_random_seed(0)
     tree = Tree((1, 2, 2, 2, 2))
-    large = TreeEnsemble(PRESETS["small"], tree, pretrained.images, DeployLayers())
+    large = TreeEnsemble(ResNet.presets["small"], tree, pretrained.images, DeployLayers())
     yield from _exported(pretrained, "cifar10_cpu, N = 8", folder / "pretrained")
     yield from _exported(large, "small preset, N = 16", folder / "large")
 
 
 def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
     import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
 
     from hne_tf.export import signatures
-    from hne_tf.export.live import LiveSteps
-    from hne_tf.exported import steps, tflite_file
-    from hne_tf.exported.manifest import FORMAT, MANIFEST
-    from hne_tf.files import write_json
+    from hne_tf.exported import tflite_file
+    from hne_tf.exported.manifest import Manifest
+    from hne_tf.exported.model import load
+    from hne_tf.exported.saved_model import SavedModel
 
     def leaf_logits(images: np.ndarray) -> np.ndarray:
         return model(images, training=False).numpy()
 
-    endpoints = signatures.signatures(model, [model.tree.leaves])
-    signatures.save(endpoints, str(folder))
-    live = LiveSteps(model)
-    description = {
-        "format": FORMAT,
-        "input": {"shape": [None, *live.image_shape]},
-        "classes": live.class_names,
-        "steps": live.steps,
-    }
-    (folder / MANIFEST).parent.mkdir()
-    write_json(folder / MANIFEST, description)
-    full = f"ensemble_{model.tree.leaves}"
-    loaded = tf.saved_model.load(str(folder))
-    yield Model(
-        f"SavedModel, {name}",
-        steps.load(folder),
-        lambda images: loaded.signatures[full](images=tf.constant(images))["probabilities"].numpy(),
-        leaf_logits,
+    leaves = model.tree.leaves
+    signatures.save(signatures.signatures(model, [leaves]), str(folder))
+    manifest = Manifest.of_tree(
+        model.tree, name, model.images.class_names, model.images.shape, sizes=[leaves]
     )
-    keys = [full, *(step["signature"] for step in live.steps)]
+    yield Model(f"SavedModel, {name}", SavedModel(folder, manifest), leaf_logits)
+    keys = [f"ensemble_{leaves}", *(step.signature for step in manifest.steps)]
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=keys)
     path = folder / "model.tflite"
-    tflite_file.write(path, converter.convert(), description)
-    one_shot = Interpreter(str(path), num_threads=1).get_signature_runner(full)
-    yield Model(
-        f"TFLite, {name}",
-        steps.load(path, threads=1),
-        lambda images: one_shot(images=images)["probabilities"],
-        leaf_logits,
-    )
+    tflite_file.write(path, converter.convert(), manifest)
+    yield Model(f"TFLite, {name}", load(path, threads=1), leaf_logits)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

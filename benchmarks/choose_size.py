@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.evaluation.tables import aligned
 
 _SIZES = tuple(range(1, 17))
 _FULL_MS = 20.0
@@ -27,20 +28,18 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
     del argv
     flags.DEFINE_integer("rounds", 20_000, "Timed requests.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Prints the table."""
     app.reject_positional(positional)
     times = _times_us(values.rounds)
-    lines = ["| cost | mean (µs) | p50 (µs) | p99 (µs) |", "| :--- | ---: | ---: | ---: |"]
-    for name, values_us in times.items():
-        p50, p99 = np.percentile(values_us, [50, 99])
-        lines.append(f"| {name} | {np.mean(values_us):.1f} | {p50:.1f} | {p99:.1f} |")
-    table = "\n".join(lines)
+    rows = [
+        [name, f"{np.mean(us):.1f}", *(f"{each:.1f}" for each in np.percentile(us, [50, 99]))]
+        for name, us in times.items()
+    ]
+    table = aligned(["cost", "mean (µs)", "p50 (µs)", "p99 (µs)"], rows, words={"cost"})
     print(table)
     if values.results:
         with app.quiet_import():

@@ -19,9 +19,8 @@ from concurrent import futures
 import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
-from hne_tf.bin import app
+from hne_tf.bin import app, config_file
 
 PICTURE_SIZE = (500, 375)
 CLASSES = 10
@@ -29,18 +28,14 @@ CLASSES = 10
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file.", flag_values=values, lock_config=True, sys_argv=argv
-    )
+    config_file.define(values, argv, "Config file.")
     flags.DEFINE_bool("own_data", False, "Read the config's data set.", flag_values=values)
     flags.DEFINE_integer("pictures", 500, "JPEG files made.", lower_bound=50, flag_values=values)
     flags.DEFINE_integer("batches", 20, "Timed batches.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "steps", 20, "Timed training steps; 0 for none.", lower_bound=0, flag_values=values
     )
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
     flags.mark_flags_as_required(["config"], values)
 
 
@@ -50,11 +45,13 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.data import load
         from hne_tf.evaluation import results
-        from hne_tf.training.cluster import Cluster
-        from hne_tf.training.devices import strategy_of
+        from hne_tf.evaluation.tables import aligned
+        from hne_tf.training.machines.cluster import Cluster
+        from hne_tf.training.machines.devices import strategy_of, use_best_threads
 
     config = ml_collections.ConfigDict(values.config)
     # Before data start TensorFlow.
+    use_best_threads(config)
     strategy = strategy_of(config, Cluster())
     with contextlib.ExitStack() as stack:
         if not values.own_data:
@@ -63,9 +60,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         data_set = load(config.data)
         seconds = _measured(values, config, data_set, strategy)
     batch_size = config.training.batch_size
-    lines = ["| alone | ms per batch | images/s |", "| :--- | ---: | ---: |"]
-    for name, each in seconds.items():
-        lines.append(f"| {name} | {1000 * each:.0f} | {batch_size / each:.0f} |")
+    rows = [
+        [name, f"{1000 * each:.0f}", f"{batch_size / each:.0f}"] for name, each in seconds.items()
+    ]
+    lines = [aligned(["alone", "ms per batch", "images/s"], rows, words={"alone"})]
     slowest, fastest = (choose(seconds, key=seconds.get) for choose in (max, min))
     ratio = seconds[slowest] / seconds[fastest]
     size = config.data.image_size

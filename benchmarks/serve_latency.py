@@ -9,10 +9,8 @@ order.
 """
 
 import pathlib
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,16 +18,12 @@ from absl import flags
 
 from hne_tf.bin import app
 
-_WARM_UP = 20
-
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
     del argv
     flags.DEFINE_integer("rounds", 200, "Timed calls of each.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
@@ -37,23 +31,18 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     with app.quiet_import():
         from hne_tf.evaluation import results
+        from hne_tf.evaluation.tables import aligned
+        from hne_tf.exported import latency
 
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))
-        times = {name: [] for name in calls}
-        order = random.Random(0)
-        for turn in range(-_WARM_UP, values.rounds):
-            # What ran just before has filled the caches, so nobody always follows the same.
-            for name in order.sample(list(calls), len(calls)):
-                call = calls[name]
-                started = time.perf_counter()
-                call()
-                if turn >= 0:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    lines = ["| export | p50 (ms) | p95 (ms) |", "| :--- | ---: | ---: |"]
-    for name, values_ms in times.items():
-        p50, p95 = np.percentile(values_ms, [50, 95])
-        lines.append(f"| {name} | {p50:.2f} | {p95:.2f} |")
+        timers = {name: latency.timer(call) for name, call in calls.items()}
+        times = latency.take_turns(timers, values.rounds)
+    rows = [
+        [name, *(f"{each:.2f}" for each in np.percentile(values_ms, [50, 95]))]
+        for name, values_ms in times.items()
+    ]
+    lines = [aligned(["export", "p50 (ms)", "p95 (ms)"], rows, words={"export"})]
     p50 = {name: np.median(values_ms) for name, values_ms in times.items()}
     lines.append(
         f"\nensemble_16 is {p50['Keras, N = 16'] / p50['ensemble_16']:.2f} times as fast as the "
@@ -76,23 +65,24 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     from hne_tf.export import signatures
     from hne_tf.image_spec import ImageSpec
     from hne_tf.models import folding, weights
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+    from hne_tf.models.layers.deploy import DeployLayers
+    from hne_tf.models.layers.training import TrainingLayers
     from hne_tf.tree import Tree
 
     cifar = ImageSpec((32, 32, 3), tuple("0123456789"), (125.0,) * 3, (63.0,) * 3)
 
     def deploy(trained: TreeEnsemble, name: str):
-        model = TreeEnsemble(PRESETS["small"], trained.tree, cifar, DeployLayers())
+        model = TreeEnsemble(ResNet.presets["small"], trained.tree, cifar, DeployLayers())
         weights.load(model, folding.fold(weights.read(trained)))
         sizes = model.tree.sizes
         path = str(folder / name)
         signatures.save(signatures.signatures(model, sizes), path)
         return tf.saved_model.load(path).signatures
 
-    trained = TreeEnsemble(PRESETS["small"], Tree((1, 2, 2, 2, 2)), cifar, TrainingLayers())
-    single = TreeEnsemble(PRESETS["small"], Tree((1,) * 5), cifar, TrainingLayers())
+    trained = TreeEnsemble(ResNet.presets["small"], Tree((1, 2, 2, 2, 2)), cifar, TrainingLayers())
+    single = TreeEnsemble(ResNet.presets["small"], Tree((1,) * 5), cifar, TrainingLayers())
     average = keras.layers.GlobalAveragePooling1D()(trained.output)
     answer = keras.Model(trained.input, keras.layers.Softmax()(average))
     answer.export(str(folder / "keras"), verbose=False)

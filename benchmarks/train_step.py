@@ -72,9 +72,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "composed; float32, bfloat16; 1, 2.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "results", None, "Also write the table to this Markdown page.", flag_values=values
-    )
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
@@ -83,7 +81,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     rows = _rows(values.only)
     with app.quiet_import():
         from hne_tf.evaluation import results
-        from hne_tf.training.devices import accelerated
+        from hne_tf.training.machines.devices import accelerated
 
     default = Row("grouped" if accelerated() else "branched", "fused", "float32", "1")
     single = dataclasses.replace(default, branching=SINGLE)
@@ -142,9 +140,9 @@ class TimedStep:
         with app.quiet_import():
             import tensorflow as tf
 
-            from hne_tf.training.cluster import Cluster
             from hne_tf.training.config import default
-            from hne_tf.training.devices import strategy_of
+            from hne_tf.training.machines.cluster import Cluster
+            from hne_tf.training.machines.devices import strategy_of, use_best_threads
             from hne_tf.training.run import TrainingRun
             from hne_tf.training.schedule import Schedule
 
@@ -161,6 +159,7 @@ class TimedStep:
                 **BESIDES.get(row.besides, {}),
             }
         )
+        use_best_threads(config)
         strategy = strategy_of(config, Cluster())
         self._run = TrainingRun(config, _cifar(), Schedule.of(config, 50_000), strategy)
         random = np.random.default_rng(0)
@@ -193,38 +192,36 @@ def _cifar():
 
 def _multiply_adds(branching: tuple[int, ...]) -> int:
     from hne_tf.evaluation import cost
-    from hne_tf.models.architectures.resnet import PRESETS
+    from hne_tf.models.architectures import ResNet
     from hne_tf.models.ensemble import TreeEnsemble
-    from hne_tf.models.layers.factory import DeployLayers
+    from hne_tf.models.layers.deploy import DeployLayers
     from hne_tf.tree import Tree
 
     tree = Tree(branching)
-    model = TreeEnsemble(PRESETS["small"], tree, _cifar(), DeployLayers())
+    model = TreeEnsemble(ResNet.presets["small"], tree, _cifar(), DeployLayers())
     return cost.per_size(model, [tree.leaves])[tree.leaves].multiply_adds
 
 
 def _table(seconds: dict[Row, float], single: Row, default: Row, batch_size: int) -> str:
     """Markdown: the single network, then the tree's rows, fastest first."""
+    from hne_tf.evaluation.tables import aligned
+
     single_s = seconds.pop(single)
     ratio = _multiply_adds(TREE) / _multiply_adds(SINGLE)
-    lines = [
-        "| network | layers | norms | precision | devices | besides | step (ms) | images/s "
-        "| share of predicted time |",
-        "| :--- | :--- | :--- | :--- | ---: | :--- | ---: | ---: | ---: |",
-    ]
+    words = ["network", "layers", "norms", "precision", "besides"]
+    header = [*words, "devices", "step (ms)", "images/s", "share of predicted time"]
 
-    def line(network: str, row: Row, step_s: float, predicted_s: float) -> str:
-        return (
-            f"| {network} | {row.factory} | {row.norms} | {row.precision} | {row.devices} "
-            f"| {row.besides} | {1000 * step_s:.0f} | {batch_size / step_s:.0f} "
-            f"| {step_s / predicted_s:.3f} |"
-        )
+    def cells(network: str, row: Row, step_s: float, predicted_s: float) -> list[str]:
+        described = [network, row.factory, row.norms, row.precision, row.besides, row.devices]
+        figures = [f"{1000 * step_s:.0f}", f"{batch_size / step_s:.0f}"]
+        return [*described, *figures, f"{step_s / predicted_s:.3f}"]
 
-    lines.append(line("single network", single, single_s, single_s))
+    rows = [cells("single network", single, single_s, single_s)]
     for row, step_s in sorted(seconds.items(), key=lambda item: item[1]):
         network = "tree, N = 16" + (" (the default)" if row == default else "")
-        lines.append(line(network, row, step_s, single_s * ratio))
-    return "\n".join(lines) + f"\n\nThe tree has {ratio:.2f} times the multiply-adds."
+        rows.append(cells(network, row, step_s, single_s * ratio))
+    table = aligned(header, rows, words)
+    return f"{table}\n\nThe tree has {ratio:.2f} times the multiply-adds."
 
 
 def run(argv: Sequence[str] | None = None) -> int:

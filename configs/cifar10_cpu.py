@@ -19,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.pad_pixels = 4
     config.data.flip = True
     config.model.branching = (1, 2, 2, 2)
-    config.model.unit = "basic"
-    config.model.widths = (16, 16, 32, 32)
-    config.model.units = (1, 1, 1, 1)
-    config.model.strides = (1, 2, 1, 2)
-    config.objective.ramp_epochs = 4.0
+    config.model.resnet.unit = "basic"
+    config.model.resnet.widths = (16, 16, 32, 32)
+    config.model.resnet.units = (1, 1, 1, 1)
+    config.model.resnet.strides = (1, 2, 1, 2)
+    config.objective.hierarchical.ramp_epochs = 4.0
     config.optimizer.learning_rate = 0.1
     config.training.epochs = 22.0
     return config

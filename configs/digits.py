@@ -1,4 +1,4 @@
-"""Real handwritten digits, sixteen small networks: the quickstart.
+"""Real handwritten digits, sixteen small networks.
 
     hne-train --config=configs/digits.py --workdir=runs/digits
 
@@ -15,9 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = default()
     config.data.name = "digits"
     config.data.pad_pixels = 1
-    config.model.widths = (16, 32, 32, 32, 32)
-    config.model.units = (1, 1, 1, 1, 1)
-    config.model.strides = (1, 2, 1, 1, 1)
+    config.model.resnet.widths = (16, 32, 32, 32, 32)
+    config.model.resnet.units = (1, 1, 1, 1, 1)
+    config.model.resnet.strides = (1, 2, 1, 1, 1)
     config.optimizer.learning_rate = 0.1
     config.training.epochs = 30.0
     config.training.batch_size = 64

@@ -30,11 +30,13 @@ if typing.TYPE_CHECKING:
     from hne_tf.exits import Exits
     from hne_tf.export.exporter import export
     from hne_tf.export.tflite import convert_tflite
+    from hne_tf.exported.model import load
     from hne_tf.image_spec import ImageSpec
     from hne_tf.models import architectures, layers
     from hne_tf.models.ensemble import TreeEnsemble
     from hne_tf.models.grouped_ensemble import GroupedEnsemble
     from hne_tf.pretrained import from_pretrained
+    from hne_tf.server.serve import serve
     from hne_tf.tree import Tree
 
 # Where each public name is found when it is first used: `import hne_tf` loads no TensorFlow.
@@ -60,6 +62,8 @@ _NAMES = {
     "evaluate": "hne_tf.evaluation.evaluation",
     "export": "hne_tf.export.exporter",
     "from_pretrained": "hne_tf.pretrained",
+    "load": "hne_tf.exported.model",
+    "serve": "hne_tf.server.serve",
 }
 
 __all__ = [
@@ -81,8 +85,10 @@ __all__ = [
     "export",
     "from_pretrained",
     "layers",
+    "load",
     "losses",
     "metrics",
+    "serve",
 ]
 
 

@@ -1,11 +1,13 @@
 """Files that appear complete or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -28,3 +30,34 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, patience_s: float = 0.0) -> Iterator[int | None]:
+    """Holds a lock file while the block runs; a process that dies lets go of it.
+
+    Processes that inherit the descriptor hold the lock with this one.
+
+    Args:
+      path: the file, made if it is missing.
+      patience_s: how long to wait for another holder.
+
+    Yields:
+      The descriptor, or None where another process holds the lock.
+    """
+    deadline = time.monotonic() + patience_s
+    with path.open("w") as lock:
+        while not _try_lock(lock):
+            if time.monotonic() >= deadline:
+                yield None
+                return
+            time.sleep(0.1)
+        yield lock.fileno()
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

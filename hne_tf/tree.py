@@ -22,6 +22,12 @@ def is_positive_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def ensemble_sizes(leaves: int) -> tuple[int, ...]:
+    """Ensemble sizes of a tree with so many leaves: powers of two below them, then all."""
+    powers = (2**b for b in range(leaves.bit_length()))
+    return (*(p for p in powers if p < leaves), leaves)
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """What going from `size - 1` to `size` leaves computes.
@@ -174,8 +180,7 @@ class Tree(Paths):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Ensemble sizes of objectives and export: powers of two below N, then N."""
-        powers = (2**b for b in range(self.leaves.bit_length()))
-        return (*(p for p in powers if p < self.leaves), self.leaves)
+        return ensemble_sizes(self.leaves)
 
     def nodes(self, block: int) -> int:
         """Number of nodes in `block`."""

@@ -10,9 +10,9 @@ rm -rf "$base"
 # Few examples, so that it matters how many networks answer.
 "$venv/bin/python" -m hne_tf.bin.train --config=configs/digits.py --workdir="runs/$name" \
   --config.data.train_examples=150 --config.training.epochs=100 \
-  --config.model.branching="(4, 2, 2)" --config.model.unit=basic \
-  --config.model.widths="(16, 32, 64)" --config.model.units="(1, 1, 1)" \
-  --config.model.strides="(1, 1, 1)"
+  --config.model.branching="(4, 2, 2)" --config.model.resnet.unit=basic \
+  --config.model.resnet.widths="(16, 32, 64)" --config.model.resnet.units="(1, 1, 1)" \
+  --config.model.resnet.strides="(1, 1, 1)"
 "$venv/bin/python" -m hne_tf.bin.export --workdir="runs/$name" --model_base_path="$base" \
   --version=1 --batch_sizes=64
 

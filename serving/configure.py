@@ -14,24 +14,22 @@ from absl import flags
 
 from hne_tf.bin import app
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import read_manifest
 from hne_tf.files import write_text
 
 
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the flags of this binary to `values`."""
     del arguments
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "export",
         None,
         "A published version, or the folder of a model's versions for the newest.",
-        flag_values=values,
     )
-    flags.DEFINE_string("output", None, "Folder of the configuration files.", flag_values=values)
-    flags.DEFINE_string(
-        "configmap",
-        None,
-        "Also this Kubernetes ConfigMap (YAML) with the same files.",
-        flag_values=values,
+    app.define_path(values, "output", None, "Folder of the configuration files.")
+    app.define_path(
+        values, "configmap", None, "Also this Kubernetes ConfigMap (YAML) with the same files."
     )
     flags.DEFINE_bool(
         "check", False, "Write nothing; say what in the files does not fit.", flag_values=values
@@ -57,8 +55,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     with app.quiet_import():
         from serving import server_config
 
-        manifest = _manifest(pathlib.Path(values.export))
-    model, batch_sizes = server_config.read_export(manifest)
+    manifest = read_manifest(values.export)
+    model, batch_sizes = manifest.model, manifest.batch_sizes
     settings = server_config.ServerSettings(
         model,
         values.model_base_path or f"/models/{model}",
@@ -86,15 +84,6 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     print(f"written {output} for {model}: batch sizes {', '.join(map(str, batch_sizes))}")
     if batch_sizes[-1] == 1:
         print("batches of 1 share nothing; hne-export --batch_sizes=1,2,4,8 warms up more")
-
-
-def _manifest(export: pathlib.Path) -> pathlib.Path:
-    from hne_tf.exported.manifest import MANIFEST
-    from hne_tf.server.servable import latest_version_path
-
-    if (export / MANIFEST).is_file():
-        return export / MANIFEST
-    return latest_version_path(export) / MANIFEST
 
 
 def _refuse(found: list[str]) -> None:

@@ -1,8 +1,6 @@
 """The two clients of a load test: one that always asks for all leaves, one that adapts."""
 
 import contextlib
-import json
-import pathlib
 import time
 from collections.abc import AsyncIterator
 
@@ -12,9 +10,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from hne_tf.client.async_client import AsyncBudgetClient
-from hne_tf.client.manifest import read_manifest
-from hne_tf.client.messages import CHANNEL_OPTIONS
+from hne_tf.client.messages import CHANNEL_OPTIONS, call_error
 from hne_tf.errors import InputError
+from hne_tf.exported import output_filters
+from hne_tf.exported.manifest import read_manifest
 from serving.load_generator import Ask
 
 _CONNECT_S = 10.0
@@ -36,13 +35,13 @@ class Target:
       full: the largest size.
 
     Raises:
-      InputError: if the manifest does not tell sizes, input and accuracy.
+      InputError: if the manifest cannot be read or holds no accuracy.
     """
 
     def __init__(self, address: str, model: str, manifest: str, batch_size: int, seed: int) -> None:
         self._address, self._model = address, model
         self._manifest = read_manifest(manifest)
-        self.accuracy = _accuracy(manifest)
+        self.accuracy = self._manifest.accuracy_by_size
         self.least, self.full = min(self.accuracy), max(self.accuracy)
         shape = (batch_size, *self._manifest.image_shape)
         self._images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
@@ -56,7 +55,7 @@ class Target:
     @contextlib.asynccontextmanager
     async def fixed(self, size: int) -> AsyncIterator[Ask]:
         """Always asks for one size, with the time left as the deadline."""
-        request = predict_pb2.PredictRequest()
+        request = predict_pb2.PredictRequest(output_filter=output_filters.ENSEMBLE)
         request.model_spec.name = self._model
         request.model_spec.signature_name = f"ensemble_{size}"
         request.inputs["images"].CopyFrom(tf.make_tensor_proto(self._images))
@@ -70,7 +69,7 @@ class Target:
                 return size
 
             # Connecting is not part of any request's time.
-            await _first_answer(ask, self._address)
+            await _first_answer(ask, self._address, self._model)
             yield ask
 
     @contextlib.asynccontextmanager
@@ -84,26 +83,13 @@ class Target:
             yield ask
 
 
-def _accuracy(manifest: str) -> dict[int, float]:
-    content = json.loads(pathlib.Path(manifest).read_text(encoding="utf-8"))
-    try:
-        by_size = content["accuracy"]["by_size"]
-        return {int(size): float(by_size[str(size)]) for size in content["sizes"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"manifest must hold the accuracy of every size, got {manifest!r}: {error!r}"
-        ) from error
-
-
-async def _first_answer(ask: Ask, address: str) -> None:
+async def _first_answer(ask: Ask, address: str, model: str) -> None:
     """Connects by asking once; raises `InputError` if no answer comes."""
     try:
         await ask(1000 * _CONNECT_S)
     except grpc.RpcError as error:
-        details = " ".join((error.details() or "").split())
-        raise InputError(
-            f"--target must answer for the model, got {error.code().name} from {address}: {details}"
-        ) from error
+        reason = call_error(error, address, model, _CONNECT_S)
+        raise InputError(f"--target must answer for the model: {reason}") from error
 
 
 async def at_rest(target: Target, quick_ms: float, patience_s: float = 30.0) -> bool:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from hne_tf.errors import extra
+from hne_tf.evaluation.tables import aligned
 from hne_tf.files import replacing
 from serving.load import Bar, Outcome, Point
 
@@ -31,12 +32,8 @@ _COLUMNS = (
 
 def table(points: Sequence[Point], knee: float | None) -> str:
     """A Markdown table with a row per load and client."""
-    lines = [
-        "| " + " | ".join(_COLUMNS) + " |",
-        "| " + " | ".join(":---" if name == "client" else "---:" for name in _COLUMNS) + " |",
-    ]
-    for point in sorted(points, key=lambda point: (point.load, point.client)):
-        cells = [
+    rows = [
+        [
             f"{point.load:.1f}",
             f"{point.load / knee:.2f}" if knee else "",
             point.client,
@@ -53,16 +50,16 @@ def table(points: Sequence[Point], knee: float | None) -> str:
             _unless_nan(point.accuracy, ".2%"),
             f"{point.right_in_time:.2%}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for point in sorted(points, key=lambda point: (point.load, point.client))
+    ]
+    return aligned(_COLUMNS, rows, words={"client"})
 
 
 def bars_table(bars: Sequence[Bar]) -> str:
     """A Markdown table of what should be reached beside what was."""
     words = {True: "yes", False: "**no**", None: ""}
-    lines = ["| bar | wanted | measured | met |", "| :--- | ---: | ---: | :--- |"]
-    lines += [f"| {bar.what} | {bar.wanted} | {bar.measured} | {words[bar.met]} |" for bar in bars]
-    return "\n".join(lines)
+    rows = [[bar.what, bar.wanted, bar.measured, words[bar.met]] for bar in bars]
+    return aligned(["bar", "wanted", "measured", "met"], rows, words={"bar", "met"})
 
 
 def plot(

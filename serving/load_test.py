@@ -11,9 +11,7 @@ Needs an extra: pip install 'hne_tf[serving]'
 """
 
 import dataclasses
-import ipaddress
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from hne_tf.bin import app
+from hne_tf.client.metadata import is_loopback
 from hne_tf.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "target", "127.0.0.1:8500", "host:port of the server, on this machine.", flag_values=values
     )
     text("model", None, "Name of the model there.", flag_values=values)
-    text("manifest", None, "hne_manifest.json of the model.", flag_values=values)
+    app.define_path(values, "manifest", None, "hne_manifest.json of the model.")
     whole("batch_size", 32, "Images per request.", lower_bound=1, flag_values=values)
     number("budget_ms", None, "Milliseconds that an answer may take.", flag_values=values)
     flags.DEFINE_list(
@@ -57,11 +56,11 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     number("search_s", 20.0, "Per load while the knee is searched.", 1.0, 600.0, flag_values=values)
     number("rush_s", 10.0, "Rush before recovery is timed.", 1.0, 600.0, flag_values=values)
     whole("seed", 0, "Of the arrivals and the images.", flag_values=values)
-    text(
+    app.define_path(
+        values,
         "results",
         None,
         "Also write this Markdown page, and its picture beside it as .png.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["model", "manifest", "budget_ms"], values)
 
@@ -69,7 +68,11 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Prints the tables and writes the page."""
     app.reject_positional(arguments)
-    check_loopback(values.target)
+    if not is_loopback(values.target):
+        raise InputError(
+            f"--target must be this machine, such as 127.0.0.1:8500, got {values.target!r}: "
+            "load is for servers of one's own"
+        )
     if not values.budget_ms > 0:
         raise InputError(f"--budget_ms must be more than 0, got {values.budget_ms:g}")
     loads = _loads(values.loads)
@@ -194,21 +197,6 @@ def _write(results: pathlib.Path, body: str, measured: Measured, values: flags.F
     except OSError as error:
         raise InputError(f"--results must be writable, got {results}: {error}") from error
     print(f"written {results} and {picture}")
-
-
-def check_loopback(target: str) -> None:
-    """Raises `InputError` unless `target` is a port of this machine's loopback address."""
-    found = re.fullmatch(r"\[(?P<six>[^\]]+)\]:\d+|(?P<name>[^:/]+):\d+", target)
-    host = found and (found["six"] or found["name"])
-    try:
-        allowed = host == "localhost" or (host and ipaddress.ip_address(host).is_loopback)
-    except ValueError:
-        allowed = False
-    if not allowed:
-        raise InputError(
-            f"--target must be a port of this machine, such as 127.0.0.1:8500, got {target!r}: "
-            "load is for servers of one's own"
-        )
 
 
 def _loads(texts: Sequence[str]) -> list[float] | None:

@@ -1,8 +1,6 @@
 """What TF Serving's configuration files say of an export, and whether they fit it."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Iterator, Mapping
 
 from hne_tf.errors import InputError
@@ -35,34 +33,6 @@ class ServerSettings:
     batch_timeout_micros: int = 1000
     max_enqueued_batches: int = 16
     num_batch_threads: int = 2
-
-
-def read_export(manifest: str | pathlib.Path) -> tuple[str, tuple[int, ...]]:
-    """Returns the model's name and the batch sizes that its export warmed up and profiled.
-
-    Args:
-      manifest: the export's `hne_manifest.json`.
-
-    Raises:
-      InputError: if it cannot be read or an ensemble size lacks a batch size that others have.
-    """
-    try:
-        content = json.loads(pathlib.Path(manifest).read_text(encoding="utf-8"))
-        model = str(content["model"])
-        measured: dict[str, set[int]] = {f"ensemble_{size}": set() for size in content["sizes"]}
-        for row in content["latency"]["measurements"]:
-            measured[row["signature"]].add(int(row["batch_size"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"an export must hold its manifest, got {str(manifest)!r}: {error!r}"
-        ) from error
-    batch_sizes = sorted(set().union(*measured.values()))
-    if not batch_sizes or any(sizes != set(batch_sizes) for sizes in measured.values()):
-        raise InputError(
-            "a manifest must hold latencies of the same batch sizes for every ensemble size, "
-            f"got { {name: sorted(sizes) for name, sizes in measured.items()} }"
-        )
-    return model, tuple(batch_sizes)
 
 
 def files(settings: ServerSettings) -> dict[str, str]:

@@ -1,107 +1,100 @@
-"""The Python in the pages of docs/ runs as it stands there."""
+"""README and docs: Python runs as it stands there, and commands have the flags that they name."""
 
-import itertools
+import importlib
 import pathlib
 import re
+import shlex
 
-import numpy as np
 import pytest
-from PIL import Image
+from absl import flags
 
-import hne_tf
-from hne_tf.data.pixels import Pixels, decode, read_bytes
-from hne_tf.export import tflite
-from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import step_entry
+import hne_tf as hne
 
-MOBILE = (pathlib.Path(__file__).parents[1] / "docs/mobile.md").read_text()
+CHECKOUT = pathlib.Path(__file__).parents[1]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 
-def fenced(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", MOBILE, re.DOTALL | re.MULTILINE)
+def fenced(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def named(language):
+    """Every block of a language, with its page and number as the test's name."""
+    return [
+        pytest.param(page, block, id=f"{page.stem}-{number}")
+        for page in PAGES
+        # The page on phones has tests of its own.
+        if page.stem != "mobile"
+        for number, block in enumerate(fenced(page, language))
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands of the page have been: models/cifar10_cpu.tflite, and a photo."""
-    model = hne_tf.from_pretrained("cifar10_cpu", deploy=True)
-    manifest = {
-        "input": {"shape": [None, *model.images.shape]},
-        "pixels": Pixels.of(model.images).to_json(),
-        "classes": model.images.class_names,
-        "steps": [step_entry(step) for step in model.tree.steps],
-    }
+    """Where the commands of the pages have been: models/digits."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "models").mkdir()
-    flatbuffer = tflite.convert(model, model.tree.sizes, "float32")
-    tflite_file.write(folder / "models/cifar10_cpu.tflite", flatbuffer, manifest)
-    Image.fromarray(photo()).save(folder / "photo.jpg")
+    resnet = hne.architectures.ResNet("basic", widths=(4, 8, 8), units=(1, 1, 1), strides=(1, 2, 1))
+    digits = hne.ImageSpec((8, 8, 1), tuple("0123456789"), mean=(78.0,), std=(96.0,))
+    model = hne.TreeEnsemble(resnet, hne.Tree((1, 2, 2)), digits)
+    hne.export(model, folder / "models/digits", report=str)
     return folder
 
 
-def photo():
-    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+@pytest.fixture(scope="module")
+def address(folder):
+    with hne.serve(folder / "models/digits", report=str) as server:
+        yield server.address
 
 
-def run(code):
-    """The names that a page's code defines."""
-    names = {}
-    exec(compile(code, "docs/mobile.md", "exec"), names)
-    return names
+@pytest.mark.parametrize(("page", "code"), named("python"))
+def test_python_runs(page, code, folder, address, monkeypatch, tmp_path):
+    # The notebook makes all of its files itself.
+    monkeypatch.chdir(tmp_path if page.name == "README.md" else folder)
+    code = code.replace("127.0.0.1:8500", address).replace("http_server(9464", "http_server(0")
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("code", fenced("python"), ids=["resize", "litert", "anytime"])
-def test_python_runs(code, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    run(code)
-    printed = capsys.readouterr().out.splitlines()
-    promised = re.findall(r"^print\(.*  # (.*)$", code, re.MULTILINE)
-    if promised:
-        assert printed == promised
-    else:
-        assert re.search(r"\[\d\]", printed[-1]), "a class is printed"
+def test_the_notebook_has_25_lines():
+    (notebook,) = fenced(PAGES[0], "python")
+    assert len([line for line in notebook.splitlines() if line.strip()]) <= 25
 
 
-def test_the_code_for_phones_gives_the_pixels_of_evaluation(
-    folder, monkeypatch, tmp_path, turned, capsys
-):
-    """In every orientation, cropped or not, grey or coloured, smaller or larger."""
-    monkeypatch.chdir(folder)
-    image_of = run(fenced("python")[1])["image_of"]
-    for orientation, pixels in itertools.product(
-        range(1, 9), (Pixels(32, 32), Pixels(8, 12, 1, 0.875), Pixels(99, 80, 3, 0.5))
-    ):
-        stored, exif = turned(Image.fromarray(photo()), orientation)
-        for name in ("photo.jpg", "photo.png"):
-            stored.save(tmp_path / name, exif=exif)
-            got = image_of(tmp_path / name, pixels.to_json())
-            expected = pixels.image(decode(read_bytes(tmp_path / name)))
-            np.testing.assert_array_equal(got, expected)
+def commands():
+    """Commands of the pages that take flags, by page."""
+    found = []
+    for page in PAGES:
+        for block in fenced(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                # A value of several lines is no flag of ours.
+                if not line.startswith(("hne-", "python ")):
+                    continue
+                words = shlex.split(line, comments=True)
+                module = module_of(words)
+                if module:
+                    found.append(pytest.param(*module, id=f"{page.stem}-{' '.join(words[:3])}"))
+    return found
 
 
-@pytest.mark.parametrize("size", [(7, 9), (48, 64), (100, 50), (1, 1)])
-def test_the_formula_of_the_resize_is_that_of_evaluation(size, capsys):
-    resize_axis = run(fenced("python")[0])["resize_axis"]
-    rows = resize_axis(photo().astype(float), size[0])
-    resized = resize_axis(rows.swapaxes(0, 1), size[1]).swapaxes(0, 1)
-    got = Pixels(*size).image(Image.fromarray(photo()))
-    assert np.abs(got - np.rint(resized)).max() <= 1
+def module_of(words):
+    """Module and arguments of a command of ours, if it is one."""
+    words = [word for word in words if word != "&"]
+    if words and words[0].startswith("hne-"):
+        return f"hne_tf.bin.{words[0].removeprefix('hne-').replace('-', '_')}", words[1:]
+    if words[:2] == ["python", "-m"] and words[2].startswith("serving."):
+        return words[2], words[3:]
+    if words[:1] == ["python"] and words[1].startswith("benchmarks/"):
+        return words[1].removesuffix(".py").replace("/", "."), words[2:]
+    return None
 
 
-def test_every_rule_is_explained():
-    table = set(re.findall(r"^\| `([a-z_]+)` \|", MOBILE, re.MULTILINE))
-    assert set(Pixels(8, 8).to_json()) <= table
+@pytest.mark.parametrize(("module", "arguments"), commands())
+def test_commands_have_the_flags_that_pages_name(module, arguments):
+    values = flags.FlagValues()
+    importlib.import_module(module).define_flags(values, list(arguments))
+    values(["command", *arguments])
 
 
-def test_other_languages_call_signatures_that_are_there(folder):
-    manifest = tflite_file.read_manifest(folder / "models/cifar10_cpu.tflite")
-    outputs = {"logits", "probabilities"}
-    classifier, photo_reader = fenced("kotlin")
-    for code in (classifier, *fenced("swift")):
-        assert re.search(r'"ensemble_(\$size|\\\(size\))"', code)
-        quoted = set(re.findall(r'"([a-z]+)"', code))
-        assert "images" in quoted
-        assert quoted & outputs
-        assert quoted <= outputs | {"images"}
-    assert set(re.findall(r'"([a-z_]+)"', photo_reader)) == {"central_crop", "size"}
-    assert manifest["steps"][0]["input"] == "images"
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

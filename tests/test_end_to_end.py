@@ -10,7 +10,7 @@ from PIL import Image
 from hne_tf.bin import predict
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.export import exporter
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.versions import MANIFEST, latest_version_path
 from hne_tf.server import servable, service
 from hne_tf.training import trained
 
@@ -35,7 +35,7 @@ def version(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(version):
-    model = servable.Servable("tiny", servable.latest_version_path(version.parent))
+    model = servable.Servable("tiny", latest_version_path(version.parent))
     running = service.start(model)
     yield running
     running.stop()

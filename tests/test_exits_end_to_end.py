@@ -1,7 +1,5 @@
 """Networks with exits from settings to a published version: train, evaluate, export, stop early."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy import special
@@ -9,9 +7,7 @@ from scipy import special
 from hne_tf.evaluation import cost, tables
 from hne_tf.exits import Exits
 from hne_tf.export import exporter
-from hne_tf.exported import steps
-from hne_tf.exported.manifest import MANIFEST
-from hne_tf.exported.session import AnytimeSession
+from hne_tf.exported.model import load
 from hne_tf.training import trained
 from hne_tf.training.loop import train
 from hne_tf.training.workdir import Workdir
@@ -20,12 +16,11 @@ SETTINGS = {
     "multi_exit": {"model__architecture": "multi_exit"},
     "msdnet": {
         "model__architecture": "msdnet",
-        **{"model__unit": "", "model__widths": (), "model__strides": ()},
-        "model__units": (1, 1, 1),
-        "model__growth": 2,
-        "model__scale_factors": (1, 2),
-        "model__bottlenecks": (1, 2),
-        "model__head_width": 8,
+        "model__msdnet__units": (1, 1, 1),
+        "model__msdnet__growth": 2,
+        "model__msdnet__scale_factors": (1, 2),
+        "model__msdnet__bottlenecks": (1, 2),
+        "model__msdnet__head_width": 8,
     },
 }
 
@@ -110,19 +105,17 @@ def test_budgets_are_met_by_stopping_at_an_exit(run, measured):
 
 
 def test_a_version_has_a_signature_per_exit_and_tells_its_cost(run, version):
-    manifest = json.loads((version / MANIFEST).read_text())
-    assert manifest["exits"] == 3
-    assert "branching" not in manifest
-    assert (manifest["sizes"], manifest["average"]) == ([1, 2, 3], "last")
+    manifest = load(version).manifest
+    assert (manifest.exits, manifest.branching) == (3, None)
+    assert (manifest.sizes, manifest.average) == ((1, 2, 3), "last")
     costs = cost.per_size(run.model, [1, 2, 3], "last")
     for size in (1, 2, 3):
-        assert manifest["cost"][str(size)]["multiply_adds"] == costs[size].multiply_adds
+        assert manifest.cost[size] == costs[size]
 
 
 def test_a_published_session_stops_at_any_exit(version, examples):
     images, _, logits = examples
-    session = AnytimeSession(steps.load(version), images[:4])
-    for size, probabilities in session:
+    for size, probabilities in load(version).session(images[:4]):
         expected = special.softmax(logits[:4, size - 1], axis=-1)
         np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     assert size == 3

@@ -35,7 +35,7 @@ BARE = (
     "hne_tf.compression.compressor",
     "hne_tf.evaluation.evaluation",
     "hne_tf.export.exporter",
-    "hne_tf.export.profiles",
+    "hne_tf.exported.profile",
     "hne_tf.export.tflite",
     "hne_tf.exported.session",
     "hne_tf.pretrained",
@@ -83,6 +83,14 @@ def test_all_is_all_extras():
     extras = PROJECT["optional-dependencies"]
     (everything,) = map(Requirement, extras["all"])
     assert everything.extras == extras.keys() - {"all"}
+
+
+def test_the_version_is_the_same_everywhere():
+    for name, pattern in (
+        ("MODULE.bazel", r'^    version = "(.*)",$'),
+        ("CITATION.cff", "^version: (.*)$"),
+    ):
+        assert re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE) == [PROJECT["version"]]
 
 
 def test_the_package_loads_without_tensorflow():
@@ -137,7 +145,7 @@ print(json.dumps(pages))
 MISSING = {
     ("hne_tf.bin.train", "--config=configs/digits.py", "--workdir={new}"): "tensorboard",
     ("hne_tf.bin.evaluate", "--workdir={new}"): "matplotlib",
-    ("hne_tf.bin.export", "--workdir={run}", "--model_base_path={new}"): "sklearn",
+    ("hne_tf.bin.export", "--workdir=tests/artefacts/run", "--model_base_path={new}"): "sklearn",
     ("hne_tf.bin.export", "--pretrained=cifar10_cpu", "--model_base_path={new}"): (
         "tensorflow_datasets"
     ),
@@ -155,11 +163,11 @@ MISSING = {
 
 
 @pytest.fixture(scope="module")
-def answers(trained_workdir, tmp_path_factory):
+def answers(tmp_path_factory):
     """Exit code and standard error of each command of `MISSING`, without optional packages."""
     folder = tmp_path_factory.mktemp("bare")
-    places = {"new": folder / "new", "run": trained_workdir.path}
-    commands = [[argument.format(**places) for argument in command] for command in MISSING]
+    new = folder / "new"
+    commands = [[argument.format(new=new) for argument in command] for command in MISSING]
     code = f"""
 import contextlib, importlib, io, json
 answers = []

@@ -13,12 +13,15 @@ from configs.sweeps import grid_architectures_cifar10 as grid
 from configs.sweeps import objectives_cifar10
 from hne_tf.sweeps import plan
 
-_SHAPE = ("model.widths", "model.units", "model.strides")
+_SHAPE = ("widths", "units", "strides")
 
 
 def _until_exit(exit_number: int) -> plan.Overrides:
     """The blocks of the multi-exit ResNet up to an exit, as a single network."""
-    shape = {field: grid.MULTI_EXIT[field][:exit_number] for field in _SHAPE}
+    shape = {
+        f"model.resnet.{field}": grid.MULTI_EXIT[f"model.multi_exit.{field}"][:exit_number]
+        for field in _SHAPE
+    }
     return {**grid.APART, **shape, "model.branching": (1,) * exit_number}
 
 

@@ -25,9 +25,9 @@ def _blocks(
     """Blocks of one unit."""
     return {
         "model.branching": branching,
-        "model.widths": widths,
-        "model.strides": strides,
-        "model.units": (1,) * len(widths),
+        "model.resnet.widths": widths,
+        "model.resnet.strides": strides,
+        "model.resnet.units": (1,) * len(widths),
     }
 
 
@@ -46,23 +46,22 @@ WIDE_INDEPENDENT = {**APART, **_blocks((3, 1, 1), (14, 28, 60), _WIDE)}
 FLAT_INDEPENDENT = {**APART, **_blocks((3, 1, 1), (14, 28, 28), _FLAT)}
 MULTI_EXIT = {
     "model.architecture": "multi_exit",
-    "model.widths": (16, 32, 32, 32, 64, 64),
-    "model.units": (2, 1, 1, 1, 1, 1),
-    "model.strides": (1, 2, 1, 1, 2, 1),
+    "model.multi_exit.unit": "basic",
+    "model.multi_exit.widths": (16, 32, 32, 32, 64, 64),
+    "model.multi_exit.units": (2, 1, 1, 1, 1, 1),
+    "model.multi_exit.strides": (1, 2, 1, 1, 2, 1),
     "objective.average": "last",
 }
 FLAT_MULTI_EXIT = {
     **MULTI_EXIT,
-    "model.widths": (16, *(32,) * 6),
-    "model.units": (1,) * 7,
-    "model.strides": (1, 2, *(1,) * 5),
+    "model.multi_exit.widths": (16, *(32,) * 6),
+    "model.multi_exit.units": (1,) * 7,
+    "model.multi_exit.strides": (1, 2, *(1,) * 5),
 }
 MSDNET = {
     "model.architecture": "msdnet",
-    # Of the residual networks that the others are.
-    **{"model.unit": "", "model.widths": (), "model.strides": ()},
-    "model.units": (3, 2, 2, 2, 2),
-    "model.head_width": 64,
+    "model.msdnet.units": (3, 2, 2, 2, 2),
+    "model.msdnet.head_width": 64,
     "objective.average": "last",
 }
 

@@ -78,9 +78,9 @@ def _hierarchical(
     name += f", rate {rate}" if rate != LEARNING_RATE else ""
     return name, {
         "objective.name": "hierarchical",
-        "objective.alpha": alpha,
-        "objective.combine": combine,
-        "objective.temperature": temperature,
-        "objective.ramp_epochs": ramp_epochs,
+        "objective.hierarchical.alpha": alpha,
+        "objective.hierarchical.combine": combine,
+        "objective.hierarchical.temperature": temperature,
+        "objective.hierarchical.ramp_epochs": ramp_epochs,
         "optimizer.learning_rate": rate,
     }

@@ -39,7 +39,7 @@ def base() -> ml_collections.ConfigDict:
     config.data.train_examples = 1500
     config.data.pad_pixels = 0
     config.optimizer.learning_rate = 0.2
-    config.objective.ramp_epochs = 0.0
+    config.objective.hierarchical.ramp_epochs = 0.0
     config.training.epochs = 40.0
     # There are more images to validate on than to train on.
     config.training.checkpoint_every_epochs = 2.0

@@ -19,9 +19,18 @@ from hne_tf.training.config import default
 OBJECTIVES = (
     ("independent", {"objective.name": "independent"}),
     ("sub-tree", {"objective.name": "subtree"}),
-    ("co-distillation", {"objective.name": "codistillation", "objective.combine": "traded"}),
-    ("hierarchical, added", {"objective.name": "hierarchical", "objective.combine": "added"}),
-    ("hierarchical, traded", {"objective.name": "hierarchical", "objective.combine": "traded"}),
+    (
+        "co-distillation",
+        {"objective.name": "codistillation", "objective.codistillation.combine": "traded"},
+    ),
+    (
+        "hierarchical, added",
+        {"objective.name": "hierarchical", "objective.hierarchical.combine": "added"},
+    ),
+    (
+        "hierarchical, traded",
+        {"objective.name": "hierarchical", "objective.hierarchical.combine": "traded"},
+    ),
 )
 
 
@@ -43,10 +52,10 @@ def base() -> ml_collections.ConfigDict:
     config.data.name = "digits"
     config.data.train_examples = 150
     config.model.branching = (1, 2, 2, 2)
-    config.model.unit = "basic"
-    config.model.widths = (16, 16, 32, 32)
-    config.model.units = (1, 1, 1, 1)
-    config.model.strides = (1, 2, 1, 1)
+    config.model.resnet.unit = "basic"
+    config.model.resnet.widths = (16, 16, 32, 32)
+    config.model.resnet.units = (1, 1, 1, 1)
+    config.model.resnet.strides = (1, 2, 1, 1)
     config.training.epochs = 60.0
     config.training.batch_size = 32
     # An epoch is five steps, shorter than saving or validating takes.

@@ -1,6 +1,7 @@
 """What every binary shares: flags in, one line per error, an exit code out."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import sys
@@ -19,12 +20,21 @@ if typing.TYPE_CHECKING:
 # for those to restart from; a process killed by SIGUSR1, which this would be, is
 # the one that it leaves to programs.
 EXIT_INTERRUPTED = 138
+# As of a process that SIGINT has killed.
+EXIT_KEYBOARD = 130
+
+# Errors of files and folders that are the user's, not a defect's.
+_UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
@@ -37,12 +47,14 @@ def run(
       name: command name for messages, e.g. `"hne-train"`.
       define_flags: adds the binary's flags; the arguments come along for
         config files, whose overrides become flags.
-      main: called with the parsed flags and the remaining arguments.
+      main: called with the parsed flags and the remaining arguments; may return an
+        exit code.
       argv: arguments without the program name; `sys.argv[1:]` by default.
 
     Returns:
-      The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
-      138 for a run that the same command continues.
+      The exit code: 0, 1 for bad input found by the library and for files that cannot
+      be written, 2 for bad flags, 130 after Ctrl-C, 138 for a run that the same command
+      continues; or what `main` returns.
     """
     # TensorFlow greets CPU machines with CUDA complaints.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,16 +62,31 @@ def run(
     warnings.filterwarnings("ignore", module=r"PIL\.")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with _working_folder_on_path():
-        return _run(name, values, define_flags, main, arguments)
+    arguments = _last_overrides(sys.argv[1:] if argv is None else argv)
+    try:
+        with _working_folder_on_path():
+            code = _run(name, values, define_flags, main, arguments)
+        # A full disk is told by this, rather than while Python ends.
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", EXIT_KEYBOARD)
+    except InputError as error:
+        return _fail(name, error, 1)
+    except InterruptedRunError as error:
+        return _fail(name, error, EXIT_INTERRUPTED)
+    except Exception as error:
+        told = raised_in_graph(error) or _unusable_file(error)
+        if told is None:
+            raise
+        return _fail(name, told, 1)
 
 
 def _run(
     name: str,
     values: flags.FlagValues,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     arguments: list[str],
 ) -> int:
     define_flags(values, arguments)
@@ -71,24 +98,45 @@ def _run(
         positional = values([name, *arguments])[1:]
     except flags.Error as error:
         return _fail(name, error, 2)
-    except AttributeError as error:
-        # What ml_collections raises for an override of an unknown field.
-        return _fail(name, f"the config must have the field that is set, got {error}", 2)
-    except ImportError as error:
-        rule = "a config file imports installed packages and modules of the working folder"
-        return _fail(name, f"{rule}, got {error}", 2)
-    try:
-        main(values, positional)
-    except InputError as error:
-        return _fail(name, error, 1)
-    except InterruptedRunError as error:
-        return _fail(name, error, EXIT_INTERRUPTED)
-    except Exception as error:
-        refused = raised_in_graph(error)
-        if refused is None:
-            raise
-        return _fail(name, refused, 1)
-    return 0
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        # What ml_collections raises for an override of an unknown section or field.
+        found = error.args[0] if error.args else error
+        return _fail(name, f"the config must have the field that is set, got {found}", 2)
+    return main(values, positional) or 0
+
+
+def _last_overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments without overrides of a config that are given again.
+
+    Or those of a tuple would add up.
+    """
+    kept: list[str] = []
+    given: set[str] = set()
+    for index in reversed(range(len(arguments))):
+        name, equals, _ = arguments[index].partition("=")
+        if name.lstrip("-").startswith("config.") and name.startswith("-"):
+            if name in given:
+                # Its value may be an argument of its own.
+                if not equals and kept and not kept[-1].startswith("-"):
+                    kept.pop()
+                continue
+            given.add(name)
+        kept.append(arguments[index])
+    return kept[::-1]
+
+
+def _unusable_file(error: Exception) -> str | None:
+    """What a file or folder of the user's does not allow, if that is the error."""
+    rule = "files and folders must be readable and writable"
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
+        where = f"{error.filename!r}: " if error.filename is not None else ""
+        return f"{rule}, got {where}{error.strerror}"
+    # TensorFlow's own, by its words.
+    if type(error).__module__.startswith("tensorflow"):
+        text = " ".join(str(error).split())
+        if any(os.strerror(number) in text for number in _UNUSABLE):
+            return f"{rule}, got {text[:200]}"
+    return None
 
 
 @contextlib.contextmanager
@@ -129,18 +177,37 @@ def reject_positional(arguments: Sequence[str]) -> None:
         raise InputError(f"only flags are taken here, got {' '.join(arguments)!r}")
 
 
+def define_path(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
+    """Adds a flag for a path; a `~` at its beginning is the user's home."""
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE(_PathParser(), name, default, text, values, serializer)
+
+
+def define_paths(values: flags.FlagValues, name: str, default: list[str] | None, text: str) -> None:
+    """Adds a flag for paths with commas between them."""
+    flags.DEFINE(_PathsParser(), name, default, text, values, flags.CsvListSerializer(","))
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+class _PathsParser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
 def define_run_flags(values: flags.FlagValues) -> None:
     """Adds the flags by which a binary takes a trained run; `restore_run` reads them."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    define_path(values, "workdir", None, "Folder of the run.")
     flags.DEFINE_string(
         "pretrained",
         None,
         "Instead of a workdir: a model that comes with the package, e.g. cifar10_cpu.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
-    )
+    define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
 
 
 def restore_run(values: flags.FlagValues) -> "TrainedRun":
@@ -186,6 +253,24 @@ def integers(flag: str, texts: Sequence[str]) -> list[int]:
         raise InputError(f"--{flag} takes integers, got {','.join(texts)!r}") from None
 
 
+def pem(flag: str, path: str) -> bytes:
+    """The content of the PEM file that a flag names; raises `InputError` for another file."""
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"--{flag} must be a readable file, got {path!r}: {error.strerror}"
+        ) from None
+    if b"-----BEGIN " not in content:
+        raise InputError(f"--{flag} must be a PEM file, got {path!r}")
+    return content
+
+
 def _fail(name: str, error: Exception | str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Or Python would say it again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     return code

@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_enum(
         "method", None, ["quantize", "prune", "cluster"], "What to do.", flag_values=values
     )
-    flags.DEFINE_string("output", None, "Folder to make.", flag_values=values)
+    app.define_path(values, "output", None, "Folder to make.")
     flags.DEFINE_float(
         "epochs",
         None,

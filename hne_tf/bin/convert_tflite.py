@@ -22,9 +22,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
-    flags.DEFINE_string(
-        "output", None, "File to write, e.g. models/digits.tflite.", flag_values=values
-    )
+    app.define_path(values, "output", None, "File to write, e.g. models/digits.tflite.")
     flags.DEFINE_enum(
         "mode",
         "float32",
@@ -68,16 +66,16 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             sizes=sizes,
             record=run.record,
         )
-    leaves = max(manifest["sizes"])
-    parameter_bytes = _FLOAT32_BYTES * manifest["cost"][str(leaves)]["parameters"]
+    leaves = manifest.sizes[-1]
+    parameter_bytes = _FLOAT32_BYTES * manifest.cost[leaves].parameters
     size_bytes = output.stat().st_size
     print(
         f"{size_bytes} bytes, {size_bytes / parameter_bytes:.2f} times the "
         f"{parameter_bytes} bytes of its parameters in float32"
     )
-    accuracy = manifest["accuracy"]
-    print(f"accuracy of the file on {accuracy['examples']} {accuracy['split']} images:")
-    for size, value in accuracy["by_size"].items():
+    accuracy = manifest.accuracy
+    print(f"accuracy of the file on {accuracy.examples} {accuracy.split} images:")
+    for size, value in accuracy.by_size.items():
         print(f"  {size:>3} of {leaves}: {value:.4f}")
     print(f"written {output}")
 

@@ -22,13 +22,11 @@ from hne_tf.training.config import default, differences
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    app.define_path(values, "workdir", None, "Folder of the run.")
     flags.DEFINE_enum(
         "split", "test", ["test", "validation", "train"], "Split to use.", flag_values=values
     )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data set lies, if it has moved.", flag_values=values
-    )
+    app.define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
     flags.DEFINE_integer(
         "corruption_examples",
         0,
@@ -37,11 +35,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         lower_bound=0,
         flag_values=values,
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "results",
         None,
         "Also write a page of results, e.g. results/digits.md, and the picture beside it.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["workdir"], values)
 

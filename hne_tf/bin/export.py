@@ -6,7 +6,6 @@ it appears.
 The data set of a run needs an extra: pip install 'hne_tf[data]'
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
-    flags.DEFINE_string(
-        "model_base_path",
-        None,
-        "Folder of the model's versions; its name is the model's.",
-        flag_values=values,
+    app.define_path(
+        values, "model_base_path", None, "Folder of the model's versions; its name is the model's."
     )
     flags.DEFINE_integer(
         "version",
@@ -38,11 +34,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "weights",
         None,
         "Also write the weights, for hne_tf.from_pretrained, to this .npz file.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["model_base_path"], values)
 
@@ -55,7 +51,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
-        from hne_tf.exported.manifest import MANIFEST
+        from hne_tf.exported.manifest import read_manifest
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
     run = app.restore_run(values)
@@ -73,7 +69,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
     print(f"published {folder}")
     if weights_path:
-        pretrained.save(run, json.loads((folder / MANIFEST).read_text()), weights_path)
+        pretrained.save(run, read_manifest(folder), weights_path)
         print(f"written {weights_path}")
 
 

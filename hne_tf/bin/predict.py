@@ -1,19 +1,23 @@
 """Classifies pictures with the largest ensemble that a time budget allows.
 
-Asks a running server, TF Serving or `hne-serve`. The budget is per picture, from
-call to answer; decoding the picture is not in it, nor is measuring every ensemble
-size beforehand.
+Asks a running server, TF Serving or `hne-serve`. The budget is per request, from
+call to answer. A request is one picture, or all of them with --batch. Decoding
+pictures is not in the budget, nor is measuring every ensemble size beforehand.
 
-  python -m hne_tf.bin.predict --model=digits --budget_ms=5 picture.png
-  python -m hne_tf.bin.predict --model=digits --latencies picture.png
+A budget that is refused gets a line on standard error, and the next one is tried.
+The exit code is 3 if all were refused, and 1 as soon as anything else fails.
+
+  hne-predict --model=digits --budget_ms=5 picture.png
+  hne-predict --model=digits --manifest=hne_manifest.json --latencies picture.png
+  hne-predict --model=digits --manifest=hne_manifest.json --budget_for=1,4 --batch --score \\
+      pictures/test/*/*.png
 """
 
-import json
 import math
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,10 +30,14 @@ if TYPE_CHECKING:
     import grpc
 
     from hne_tf.client.answers import Answer
-    from hne_tf.client.manifest import ServingManifest
+    from hne_tf.client.budget_client import BudgetClient
+    from hne_tf.exported.manifest import Manifest
 
 # Late answers are reported, not cut off, but a hanging server must not hang the user.
 _GRACE_MS = 10_000.0
+# Of what a size was measured to take, for --budget_for: room for what the next call takes.
+_BUDGET_FACTOR = 1.3
+_EXIT_REFUSED = 3
 
 
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
@@ -40,29 +48,58 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     flags.DEFINE_list(
         "budget_ms",
         [],
-        "Milliseconds allowed per picture; each of several budgets is answered in turn.",
+        "Milliseconds allowed per request; each of several budgets is tried in turn.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "budget_for",
+        [],
+        "Instead of --budget_ms, ensemble sizes: the budget of each is "
+        f"{_BUDGET_FACTOR:g} times the latency measured of it.",
         flag_values=values,
     )
     flags.DEFINE_bool(
         "latencies",
         False,
-        "Print the latency measured of each ensemble size as JSON, and classify nothing.",
+        "Print a table of the latency measured of each ensemble size, and with --manifest of its "
+        "accuracy and cost per picture.",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    flags.DEFINE_bool(
+        "batch",
+        False,
+        "Send all pictures in one request: latencies and budgets are for all together.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "score",
+        False,
+        "Print how many pictures of a request are right instead of what each is. The name of "
+        "a picture's folder is its class, as in digits/3/12.png. Needs --batch and --manifest.",
+        flag_values=values,
+    )
+    app.define_path(
+        values,
         "manifest",
         None,
-        "hne_manifest.json of the model: names the classes, and says how pictures of any size are "
-        "cropped and resized.",
-        flag_values=values,
+        "hne_manifest.json of the model, or a folder that holds it: names the classes, tells "
+        "accuracy and cost, and says how pictures of any size are cropped and resized.",
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "tls_ca",
         None,
         "File with the certificates (PEM) that the server's must be signed by: "
         "the connection is encrypted.",
-        flag_values=values,
     )
+    app.define_path(
+        values,
+        "tls_certificate",
+        None,
+        "PEM file of the client's certificate chain, for a server that asks for one "
+        "(hne-serve --tls_client_ca).",
+    )
+    app.define_path(values, "tls_key", None, "PEM file of that certificate's private key.")
     flags.DEFINE_multi_string(
         "metadata",
         [],
@@ -77,14 +114,16 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     )
 
 
-def main(values: flags.FlagValues, arguments: list[str]) -> None:
-    """Prints one line per budget and picture."""
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Prints one line per budget and picture; returns the exit code."""
     budgets_ms = _check_flags(values, arguments)
-    from hne_tf.client.manifest import read_manifest
-    from hne_tf.client.pictures import read_all
+    from hne_tf.bin.pictures import read_all
     from hne_tf.data.pixels import Pixels
+    from hne_tf.exported.manifest import read_manifest
 
     manifest = read_manifest(values.manifest) if values.manifest else None
+    if values.score:
+        _labels(arguments, manifest)
 
     with app.quiet_import():
         from hne_tf.client.budget_client import BudgetClient
@@ -94,36 +133,80 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         values.server,
         values.model,
         manifest=manifest,
-        credentials=_credentials(values.tls_ca),
+        credentials=_credentials(values),
         metadata=_metadata(values.metadata),
         grace_ms=_GRACE_MS,
     ) as client:
         sizes, shape = ensembles(client.learn().signatures, values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        known = manifest.pixels if manifest else None
+        known = Pixels.of_manifest(manifest) if manifest else None
         pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
         if not pictures.images:
             pictures.check()
-        client.measure(pictures.images[0][1][None])
+        names, arrays = zip(*pictures.images, strict=True)
+        labels = _labels(names, manifest) if values.score else None
+        images = np.stack(arrays)
+        budget_sizes = _budget_sizes(values.budget_for, sizes)
+        batch_size = len(images) if values.batch else 1
+        client.measure(images[:batch_size])
+        latency_ms = client.estimates_ms(batch_size)
         if values.latencies:
-            print(json.dumps({size: round(ms, 4) for size, ms in client.estimates_ms().items()}))
-        for budget_ms in budgets_ms:
-            for name, image in pictures.images:
-                answer = client.predict(image[None], budget_ms)
-                print(f"{name}: {_line(answer, budget_ms, manifest)}")
+            print(_table(latency_ms, batch_size, manifest), flush=True)
+        budgets_ms += [round(_BUDGET_FACTOR * latency_ms[size], 2) for size in budget_sizes]
+        requests = [
+            (names[start : start + batch_size], images[start : start + batch_size])
+            for start in range(0, len(images), batch_size)
+        ]
+        code = _ask(client, budgets_ms, requests, manifest, labels)
     # Those that could be read have their answers by now.
     pictures.check()
+    return code
+
+
+def _ask(
+    client: "BudgetClient",
+    budgets_ms: Sequence[float],
+    requests: Sequence[tuple[Sequence[str], np.ndarray]],
+    manifest: "Manifest | None",
+    labels: Sequence[int] | None,
+) -> int:
+    """Prints what becomes of each request under each budget; returns the exit code."""
+    import grpc
+
+    from hne_tf.client.answers import BudgetError
+
+    # Whatever else keeps a request from being answered would keep the others, too.
+    refusals = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+    codes = set()
+    for budget_ms in budgets_ms:
+        for paths, images in requests:
+            try:
+                answer = client.predict(images, budget_ms)
+            except BudgetError as error:
+                if error.code not in refusals:
+                    raise
+                name = paths[0] if len(paths) == 1 else f"{len(paths)} pictures"
+                print(f"hne-predict: {name}: {error}", file=sys.stderr, flush=True)
+                codes.add(_EXIT_REFUSED)
+                continue
+            codes.add(0)
+            print("\n".join(_lines(paths, answer, budget_ms, manifest, labels)), flush=True)
+    return min(codes, default=0)
 
 
 def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[float]:
     """Returns the budgets in milliseconds; raises `InputError` for flags that make no sense."""
     if not values.model:
         raise InputError("--model must name the model, got none")
-    if bool(values.budget_ms) == values.latencies:
+    if values.budget_ms and values.budget_for:
+        raise InputError("one of --budget_ms and --budget_for must be given, got both")
+    if not (values.budget_ms or values.budget_for or values.latencies):
+        raise InputError("--budget_ms, --budget_for or --latencies must be given, got none")
+    if values.score and not (values.batch and values.manifest):
         raise InputError(
-            "--budget_ms must give the milliseconds per picture, or --latencies ask for the "
-            f"choice, got {'both' if values.latencies else 'none'}"
+            "--score needs --batch and --manifest, got "
+            f"--batch={values.batch} and --manifest={values.manifest}"
         )
     budgets_ms = []
     for text in values.budget_ms:
@@ -138,15 +221,21 @@ def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[floa
     return budgets_ms
 
 
-def _credentials(tls_ca: str | None) -> "grpc.ChannelCredentials | None":
-    if tls_ca is None:
+def _credentials(values: flags.FlagValues) -> "grpc.ChannelCredentials | None":
+    given = {flag: values[flag].value for flag in ("tls_ca", "tls_key", "tls_certificate")}
+    if not any(given.values()):
         return None
+    if (values.tls_key is None) != (values.tls_certificate is None):
+        raise InputError(
+            "a client certificate takes both --tls_certificate and --tls_key, got "
+            f"--tls_certificate={values.tls_certificate} and --tls_key={values.tls_key}"
+        )
     import grpc
 
-    try:
-        return grpc.ssl_channel_credentials(pathlib.Path(tls_ca).read_bytes())
-    except OSError as error:
-        raise InputError(f"--tls_ca must be a readable file, got {tls_ca!r}: {error}") from error
+    ca, key, certificate = (
+        None if path is None else app.pem(flag, path) for flag, path in given.items()
+    )
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def _metadata(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -157,28 +246,74 @@ def _metadata(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _line(answer: "Answer", budget_ms: float, manifest: "ServingManifest | None") -> str:
-    """Returns an answer for one image in words."""
+def _labels(paths: Sequence[str], manifest: "Manifest") -> list[int]:
+    """Returns the number of each picture's class, which its folder names."""
+    labels = []
+    for path in paths:
+        folder = pathlib.Path(path).absolute().parent.name
+        if folder not in manifest.classes:
+            raise InputError(
+                "--score needs each picture in a folder named after its class "
+                f"({', '.join(manifest.classes)}), got {path!r}"
+            )
+        labels.append(manifest.classes.index(folder))
+    return labels
+
+
+def _budget_sizes(texts: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """Returns the values of --budget_for."""
+    chosen = app.integers("budget_for", texts)
+    if not set(chosen) <= set(sizes):
+        raise InputError(
+            f"--budget_for must name ensemble sizes of the model, {list(sizes)}, got {chosen}"
+        )
+    return chosen
+
+
+def _table(latency_ms: Mapping[int, float], batch_size: int, manifest: "Manifest | None") -> str:
+    """Returns a row for each ensemble size; what the manifest does not tell has no column."""
+    from hne_tf.evaluation.tables import aligned
+
+    request = "ms" if batch_size == 1 else f"ms for {batch_size} pictures"
+    columns = {"size": list(map(str, latency_ms))}
+    if manifest and manifest.accuracy:
+        accuracy = manifest.accuracy.by_size
+        columns["accuracy"] = [f"{accuracy[size]:.2%}" for size in latency_ms]
+    if manifest and manifest.cost:
+        columns["multiply-adds"] = [f"{manifest.cost[size].multiply_adds:,}" for size in latency_ms]
+    columns[request] = [f"{ms:.2f}" for ms in latency_ms.values()]
+    return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _lines(
+    paths: Sequence[str],
+    answer: "Answer",
+    budget_ms: float,
+    manifest: "Manifest | None",
+    labels: Sequence[int] | None,
+) -> list[str]:
+    """Returns an answer in words, a line for each picture or one for how many are right."""
     late = ", late" if answer.latency_ms > budget_ms else ""
-    return (
-        f"{_best(answer.probabilities[0], manifest)}, ensemble of {answer.size}, "
-        f"{answer.latency_ms:.2f} ms of {budget_ms:g} ms{late}"
-    )
+    how = f"ensemble of {answer.size}, {answer.latency_ms:.2f} ms of {budget_ms:g} ms{late}"
+    best = [_best(probabilities, manifest) for probabilities in answer.probabilities]
+    if labels is None:
+        return [f"{path}: {each}, {how}" for path, each in zip(paths, best, strict=True)]
+    right = int((answer.probabilities.argmax(axis=1) == labels).sum())
+    return [f"{right} of {len(paths)} right, {how}"]
 
 
 def _check_manifest(
-    manifest: "ServingManifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
+    manifest: "Manifest", sizes: tuple[int, ...], shape: tuple[int, int, int]
 ) -> None:
-    described = sorted(manifest.latency_ms[1])
-    if not set(described) <= set(sizes) or manifest.image_shape != shape:
+    if not set(manifest.sizes) <= set(sizes) or manifest.image_shape != shape:
         raise InputError(
             "manifest must be that of the model served (sizes "
             f"{list(sizes)}, images {list(shape)}), "
-            f"got sizes {described}, images {list(manifest.image_shape)}"
+            f"got sizes {list(manifest.sizes)}, images {list(manifest.image_shape)}"
         )
 
 
-def _best(probabilities: np.ndarray, manifest: "ServingManifest | None") -> str:
+def _best(probabilities: np.ndarray, manifest: "Manifest | None") -> str:
     """Returns class and probability of `[classes]` probabilities, for people."""
     if manifest and len(manifest.classes) != len(probabilities):
         raise InputError(

@@ -19,11 +19,12 @@ from hne_tf.bin import app
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
-    flags.DEFINE_list(
+    app.define_paths(
+        values,
         "models",
         None,
-        "Versions' folders and .tflite files, with commas between them.",
-        flag_values=values,
+        "Versions' folders, folders of versions for the newest, and TFLite files, with commas "
+        "between them.",
     )
     flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads.", flag_values=values)
     flags.DEFINE_list("batch_sizes", ["1"], "Images per call.", flag_values=values)
@@ -36,11 +37,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "Keep the figures in manifests; --nopublish only prints them.",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    app.define_path(
+        values,
         "results",
         None,
         "Also write a page of results, e.g. results/mobile.md, and a picture beside it.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["models"], values)
 
@@ -52,16 +53,17 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     with app.quiet_import():
         from hne_tf.evaluation import results, tables
-        from hne_tf.export import profiles
+        from hne_tf.exported.model import load
+        from hne_tf.exported.profile import profile
 
         # Its extra is missed now, not after measuring.
         if values.results:
             from hne_tf.evaluation import plots
 
-    paths = [pathlib.Path(model) for model in values.models]
     # LiteRT greets on standard error as TensorFlow does.
     with app.quiet_import():
-        measured = profiles.profile(paths, threads, batch_sizes, values.runs, values.publish)
+        models = [load(path) for path in values.models]
+        measured = profile(models, threads, batch_sizes, values.runs, values.publish)
     text = tables.profiles_markdown(measured, threads, batch_sizes)
     print(text)
     if values.results:

@@ -22,13 +22,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     # Flags may come after the workdirs.
     values.set_gnu_getopt()
-    flags.DEFINE_string("output", "report.html", "The page to write.", flag_values=values)
-    flags.DEFINE_list(
+    app.define_path(values, "output", "report.html", "The page to write.")
+    app.define_paths(
+        values,
         "models",
         [],
-        "Versions' folders and .tflite files exported from the runs, with commas between them, "
+        "Versions' folders and TFLite files exported from the runs, with commas between them, "
         "whose manifests tell latencies.",
-        flag_values=values,
     )
     flags.DEFINE_integer(
         "pictures",
@@ -38,19 +38,18 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         upper_bound=1000,
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data sets lie, if they have moved.", flag_values=values
-    )
+    app.define_path(values, "data_dir", None, "Where the data sets lie, if they have moved.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Reports with the parsed flags."""
     with app.quiet_import():
+        from hne_tf.exported.model import load
         from hne_tf.report import data, page
         from hne_tf.training.workdir import Workdir
 
     workdirs = [Workdir(pathlib.Path(path)) for path in positional]
-    models = [pathlib.Path(path) for path in values.models]
+    models = [load(path) for path in values.models]
     collected = data.collect(workdirs, models, values.pictures, values.data_dir)
     output = pathlib.Path(values.output)
     page.write(output, collected)

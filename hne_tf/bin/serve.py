@@ -9,8 +9,6 @@ otherwise. New versions are taken into service as they are published.
 
 import contextlib
 import functools
-import logging
-import pathlib
 import signal
 import sys
 import threading
@@ -31,9 +29,10 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the server's flags to `values`."""
     del arguments
     text = functools.partial(flags.DEFINE_string, flag_values=values)
+    path = functools.partial(app.define_path, values)
     count = functools.partial(flags.DEFINE_integer, lower_bound=0, flag_values=values)
     seconds = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
-    text("model_base_path", None, "Folder with one folder per version; the largest is served.")
+    path("model_base_path", None, "Folder with one folder per version; the largest is served.")
     text(
         "model_name",
         None,
@@ -44,6 +43,13 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     seconds("poll_interval_s", 1.0, "Seconds between two looks for new versions; 0 for never.")
     count("threads", 0, "Predictions or batches computed at a time; 0 for one per core.")
     count("max_queued_requests", 128, "Predictions that wait; beyond it they are refused at once.")
+    flags.DEFINE_integer(
+        "max_rows",
+        128,
+        "Rows of a request, which bound what it may cost; with batching also a batch's.",
+        lower_bound=1,
+        flag_values=values,
+    )
     count("max_batch_size", 0, "Rows of a batch of requests of one signature; 0 for no batching.")
     count("batch_timeout_micros", 1000, "How long the first request of a batch waits for others.")
     count(
@@ -52,9 +58,9 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "Largest request; larger ones are refused unread.",
         upper_bound=2**31 - 1,
     )
-    text("tls_certificate", None, "PEM file of the server's certificate chain; plaintext without.")
-    text("tls_key", None, "PEM file of the certificate's private key.")
-    text("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
+    path("tls_certificate", None, "PEM file of the server's certificate chain; plaintext without.")
+    path("tls_key", None, "PEM file of the certificate's private key.")
+    path("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
     count("metrics_port", 0, "Port of Prometheus metrics on --host; 0 for none.", upper_bound=65535)
     seconds("drain_s", 10.0, "How long predictions have to finish after SIGTERM.")
 
@@ -64,39 +70,42 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     app.reject_positional(arguments)
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
-    base_path = pathlib.Path(values.model_base_path)
-    name = values.model_name or base_path.resolve().name
     options = _options(values)
-    with _stop_signals() as stopped, contextlib.ExitStack() as cleanup:
+    with _stop_signals() as stopped:
         with app.quiet_import():
             from hne_tf.server import service
-            from hne_tf.server.catalog import Catalog
-            from hne_tf.server.metrics import ServerMetrics
-            from hne_tf.server.watcher import VersionWatcher
-        # A traceback for every message that is none.
-        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
-        catalog = Catalog(name, ServerMetrics())
-        watcher = VersionWatcher(catalog, base_path, values.poll_interval_s, _report)
-        watcher.start()
-        cleanup.callback(watcher.stop, values.drain_s)
-        if values.metrics_port:
-            cleanup.callback(catalog.metrics.serve(values.host, values.metrics_port))
-        server = service.start(catalog, values.host, values.port, service.Options(**options))
-        print(
-            f"hne-serve: embedded Python server, not TF Serving: model={name} "
-            f"version={catalog.served.version} address={server.address}",
-            flush=True,
-        )
-        # A signal that the system hands to another thread does not end an untimed wait.
-        while not stopped.wait(timeout=0.2):
-            pass
-        server.stop(values.drain_s)
+            from hne_tf.server.serve import serve
+        with serve(
+            values.model_base_path,
+            model_name=values.model_name,
+            host=values.host,
+            port=values.port,
+            options=service.Options(**options),
+            metrics_port=values.metrics_port,
+            poll_interval_s=values.poll_interval_s,
+            drain_s=values.drain_s,
+            report=_report,
+        ) as server:
+            print(
+                f"hne-serve: embedded Python server, not TF Serving: model={server.model} "
+                f"version={server.version} address={server.address}",
+                flush=True,
+            )
+            # A signal that the system hands to another thread does not end an untimed wait.
+            while not stopped.wait(timeout=0.2):
+                pass
     print("hne-serve: stopped", flush=True)
 
 
 def _options(values: flags.FlagValues) -> dict[str, typing.Any]:
     """The flags of `service.Options`, checked before TensorFlow is loaded."""
-    names = ("threads", "max_queued_requests", "max_batch_size", "batch_timeout_micros")
+    names = (
+        "threads",
+        "max_queued_requests",
+        "max_rows",
+        "max_batch_size",
+        "batch_timeout_micros",
+    )
     if not values.max_message_bytes:
         raise InputError("--max_message_bytes must be positive, got 0")
     return {
@@ -114,7 +123,7 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
             f"--tls_certificate={values.tls_certificate} and --tls_key={values.tls_key}"
         )
     certificate, key, client_ca = (
-        None if values[flag].value is None else _pem(flag, values[flag].value)
+        None if values[flag].value is None else app.pem(flag, values[flag].value)
         for flag in ("tls_certificate", "tls_key", "tls_client_ca")
     )
     import grpc
@@ -122,18 +131,6 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
     return grpc.ssl_server_credentials(
         [(key, certificate)], client_ca, require_client_auth=client_ca is not None
     )
-
-
-def _pem(flag: str, path: str) -> bytes:
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"--{flag} must be a readable file, got {path!r}: {error.strerror}"
-        ) from None
-    if b"-----BEGIN " not in content:
-        raise InputError(f"--{flag} must be a PEM file, got {path!r}")
-    return content
 
 
 def _report(line: str) -> None:

@@ -18,10 +18,9 @@ from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
-from hne_tf.bin import app
-from hne_tf.errors import InputError
+from hne_tf.bin import app, config_file
+from hne_tf.errors import InputError, InterruptedRunError
 
 if typing.TYPE_CHECKING:
     from hne_tf.sweeps.plan import Sweep
@@ -29,25 +28,18 @@ if typing.TYPE_CHECKING:
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file of the sweep, e.g. configs/sweeps/objectives_digits.py.",
-        flag_values=values,
-        lock_config=True,
-        sys_argv=argv,
+    config_file.define(
+        values, argv, "Config file of the sweep, e.g. configs/sweeps/objectives_digits.py."
     )
-    flags.DEFINE_string("root", None, "Folder that keeps the runs.", flag_values=values)
+    app.define_path(values, "root", None, "Folder that keeps the runs.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data set lies, if not in its usual place.", flag_values=values
-    )
-    flags.DEFINE_string(
+    app.define_path(values, "data_dir", None, "Where the data set lies, if not in its usual place.")
+    app.define_path(
+        values,
         "results",
         None,
         "Also write a page of results, e.g. results/objectives.md, and beside it the picture and "
         "the figures of every run as JSON.",
-        flag_values=values,
     )
     flags.mark_flags_as_required(["config", "root"], values)
 
@@ -55,11 +47,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Runs the sweep with the parsed flags."""
     app.reject_positional(positional)
-    try:
-        # A file that cannot be loaded is an error only when it is looked into.
-        config = ml_collections.ConfigDict(values.config)
-    except OSError as error:
-        raise InputError(f"--config must name a config file: {error}") from None
+    config = ml_collections.ConfigDict(values.config)
     # TensorFlow is loaded for the page only: the runs have processes of their own.
     from hne_tf.sweeps import plan, report
     from hne_tf.sweeps.runner import Runner
@@ -83,7 +71,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     print(report.markdown(summary))
     print(report.comparisons(sweep, summary))
     if outcome.stopped:
-        raise InputError("stopped before the end; the same command goes on from there")
+        raise InterruptedRunError("stopped before the end; the same command goes on from there")
     if values.results:
         _write_page(pathlib.Path(values.results), sweep, summary, _command(values))
     if outcome.failed:

@@ -12,23 +12,14 @@ from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
-from hne_tf.bin import app
-from hne_tf.errors import InputError
+from hne_tf.bin import app, config_file
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file of the experiment, e.g. configs/digits.py.",
-        flag_values=values,
-        lock_config=True,
-        sys_argv=argv,
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    config_file.define(values, argv, "Config file of the experiment, e.g. configs/digits.py.")
+    app.define_path(values, "workdir", None, "Folder of the run.")
     flags.DEFINE_bool(
         "restart", False, "Move an older run in the folder aside first.", flag_values=values
     )
@@ -38,15 +29,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Trains with the parsed flags."""
     app.reject_positional(positional)
-    try:
-        # A file that cannot be loaded is an error only when it is looked into.
-        config = ml_collections.FrozenConfigDict(values.config)
-    except OSError as error:
-        raise InputError(f"--config must name a config file: {error}") from None
+    config = ml_collections.FrozenConfigDict(values.config)
     with app.quiet_import():
         from hne_tf.training.loop import train
+        from hne_tf.training.machines.devices import use_best_threads
         from hne_tf.training.workdir import Workdir
 
+    use_best_threads(config)
     train(
         config,
         Workdir(pathlib.Path(values.workdir)),

@@ -15,10 +15,10 @@ import numpy as np
 from hne_tf.client.answers import Attempt, BudgetError
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.closing import Closing
-from hne_tf.client.manifest import ServingManifest
 from hne_tf.client.messages import CallError, as_array
 from hne_tf.client.metadata import CallMetadata
 from hne_tf.client.remote_steps import RemoteSteps, VersionGoneError
+from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import AnytimeSession, StepTimes, checked_deadline
 
 COMPLETE = "complete"
@@ -73,7 +73,6 @@ class Walk:
         self._end_s = end_s
         self._session = begin()
         self._batch_size = len(self._session.sizes)
-        self._size = 0
         self._restarted = False
 
     def __iter__(self) -> Iterator[AnytimeAnswer]:
@@ -83,44 +82,45 @@ class Walk:
           BudgetError: if not even the first step gives an answer.
         """
         while self.stopped is None:
-            if self._size == self._leaves:
-                self.stopped = COMPLETE
-            elif self.best and not self._fits():
-                self.stopped = DEADLINE
-            elif self._step():
+            size = self._size
+            if size > (self.best.size if self.best else 0):
+                self.best = AnytimeAnswer(self._session.probabilities, size, self._elapsed_ms())
                 yield self.best
+            elif size == self._leaves:
+                self.stopped = COMPLETE
+            elif self.best and not self._fits(size):
+                self.stopped = DEADLINE
+            else:
+                self._step()
 
-    def _fits(self) -> bool:
+    @property
+    def _size(self) -> int:
+        """Leaves of the session's answer, which an interrupt can leave behind untold."""
+        return int(self._session.sizes.min())
+
+    def _fits(self, size: int) -> bool:
         """Whether there is time for the steps to a better answer, one unless it started again."""
         if self._end_s == math.inf:
             return True
-        sizes = range(self._size + 1, max(self._size, self.best.size) + 2)
-        estimate_ms = sum(self._times.estimate_ms(size, self._batch_size) for size in sizes)
+        steps = range(size + 1, self.best.size + 2)
+        estimate_ms = sum(self._times.estimate_ms(step, self._batch_size) for step in steps)
         return time.perf_counter() + estimate_ms / 1000 <= self._end_s
 
-    def _step(self) -> bool:
-        """Takes a step; returns whether it gave a better answer."""
+    def _step(self) -> None:
         try:
             # A new iterator goes on where an interrupted one has stopped.
-            size, probabilities = next(iter(self._session))
+            next(iter(self._session))
         except VersionGoneError as error:
             self._start_again(error)
-            return False
         except CallError as error:
             self._stop(error)
-            return False
-        self._size = size
-        if self.best and size <= self.best.size:
-            return False
-        self.best = AnytimeAnswer(probabilities, size, self._elapsed_ms())
-        return True
 
     def _start_again(self, error: VersionGoneError) -> None:
         if self._restarted:
             # Servers of several versions behind one name could go on like this for ever.
             self._stop(error)
             return
-        self._session, self._size, self._restarted = self._begin(), 0, True
+        self._session, self._restarted = self._begin(), True
 
     def _stop(self, error: CallError) -> None:
         if self.best is None:
@@ -149,8 +149,7 @@ class AnytimeClient(Closing):
       plaintext_secrets: see `budget_client.ServingClient`.
 
     Raises:
-      InputError: if the manifest describes no steps, or for metadata that cannot
-        be sent.
+      InputError: for metadata that cannot be sent.
 
     Example:
       >>> with AnytimeClient("127.0.0.1:8500", "digits", read_manifest(path)) as client:
@@ -163,7 +162,7 @@ class AnytimeClient(Closing):
         self,
         target: str,
         model: str,
-        manifest: ServingManifest,
+        manifest: Manifest,
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
@@ -178,7 +177,6 @@ class AnytimeClient(Closing):
         )
         self._manifest = manifest
         self._times = StepTimes()
-        RemoteSteps(self._client, manifest)
 
     def close(self) -> None:
         """Closes the connection."""

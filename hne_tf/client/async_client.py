@@ -15,12 +15,13 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import AsyncClosing
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.manifest import ServingManifest
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
+from hne_tf.exported import output_filters
+from hne_tf.exported.manifest import Manifest
 
 
 class AsyncServingClient(AsyncClosing):
@@ -104,7 +105,7 @@ class AsyncBudgetClient(AsyncClosing):
         target: str,
         model: str,
         *,
-        manifest: ServingManifest | None = None,
+        manifest: Manifest | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
         plaintext_secrets: bool = False,
@@ -162,7 +163,7 @@ class AsyncBudgetClient(AsyncClosing):
             return await self._client.run(
                 f"ensemble_{action.size}",
                 {"images": images},
-                ("probabilities",),
+                output_filters.ENSEMBLE,
                 action.timeout_s,
             )
         if isinstance(action, Learn):

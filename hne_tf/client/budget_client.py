@@ -15,15 +15,14 @@ from tensorflow_serving.apis import (
 from hne_tf.client import messages
 from hne_tf.client.answers import Answer
 from hne_tf.client.closing import Closing
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.manifest import ServingManifest
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
-
-# The first calls of a size can be slow.
-_WARM_UP_CALLS = 3
+from hne_tf.exported import output_filters
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.session import WARM_UP_CALLS
 
 
 class ServingClient(Closing):
@@ -165,7 +164,8 @@ class BudgetClient(Closing):
       registry: of the metrics, see `ClientMetrics`.
 
     Raises:
-      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`.
+      InputError: for metadata that cannot be sent, see `metadata.MetadataSource`, or a
+        manifest without latencies.
 
     Example:
       >>> with BudgetClient("127.0.0.1:8500", "digits") as client:
@@ -179,7 +179,7 @@ class BudgetClient(Closing):
         target: str,
         model: str,
         *,
-        manifest: ServingManifest | None = None,
+        manifest: Manifest | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: CallMetadata = (),
         plaintext_secrets: bool = False,
@@ -214,7 +214,11 @@ class BudgetClient(Closing):
         return info
 
     def estimates_ms(self, batch_size: int = 1) -> dict[int, float]:
-        """Latency expected now of each ensemble size; infinite where nothing is known."""
+        """Latency expected now of each ensemble size; infinite where nothing is known.
+
+        Raises:
+          InputError: for a batch size below 1.
+        """
         return self._latencies.estimates_ms(batch_size)
 
     def measure(self, images: np.ndarray, rounds: int = 10, timeout_s: float = 10.0) -> None:
@@ -236,7 +240,7 @@ class BudgetClient(Closing):
         images = messages.as_array("images", images)
         if not self._latencies.sizes:
             self.learn(timeout_s)
-        for turn in range(-_WARM_UP_CALLS, rounds):
+        for turn in range(-WARM_UP_CALLS, rounds):
             for size in self._latencies.sizes:
                 ticket = self._latencies.sent(size, len(images)) if turn >= 0 else None
                 try:
@@ -283,7 +287,7 @@ class BudgetClient(Closing):
             return self._client.run(
                 f"ensemble_{action.size}",
                 {"images": images},
-                ("probabilities",),
+                output_filters.ENSEMBLE,
                 action.timeout_s,
             )
         if isinstance(action, Learn):

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 
 from hne_tf.client.answers import Answer, Attempt, BudgetError
-from hne_tf.client.latencies import PROBE_ROOM, Choice, Latencies
+from hne_tf.client.latency.latencies import PROBE_ROOM, Choice, Latencies
 from hne_tf.client.messages import (
     CallError,
     MixedBatchError,

@@ -10,9 +10,10 @@ import grpc
 import numpy as np
 
 from hne_tf.client.budget_client import ServingClient
-from hne_tf.client.manifest import ServingManifest
 from hne_tf.client.messages import CallError, MixedBatchError, Outputs
-from hne_tf.errors import InputError
+from hne_tf.exported import output_filters
+from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.manifest import Manifest
 
 # Of a step whose walk has no deadline: a hanging server must not hang the caller.
 _STEP_TIMEOUT_S = 10.0
@@ -35,16 +36,9 @@ class RemoteSteps:
       client: of the model.
       manifest: of the model.
       end_s: when calls are given up, on the clock of `time.perf_counter`.
-
-    Raises:
-      InputError: if the manifest describes no steps.
     """
 
-    def __init__(
-        self, client: ServingClient, manifest: ServingManifest, end_s: float = math.inf
-    ) -> None:
-        if not manifest.steps:
-            raise InputError("manifest must describe the model's steps, got none")
+    def __init__(self, client: ServingClient, manifest: Manifest, end_s: float = math.inf) -> None:
         self.steps = manifest.steps
         self.image_shape = manifest.image_shape
         self.class_names = manifest.classes
@@ -52,7 +46,7 @@ class RemoteSteps:
         self._end_s = end_s
         self._version: int | None = None
 
-    def run(self, step: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, step: StepSignature, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Computes one step on the server; see `StepRunner.run`.
 
         Raises:
@@ -60,10 +54,10 @@ class RemoteSteps:
           CallError: if the server does not answer in time, refuses, or answers other
             than the manifest says.
         """
-        if step["size"] == 1:
+        if step.size == 1:
             self._version = None
         try:
-            outputs = self._call(step["signature"], inputs)
+            outputs = self._call(step.signature, inputs)
         except CallError as error:
             if self._version is not None and error.code is grpc.StatusCode.NOT_FOUND:
                 raise VersionGoneError(str(error), error.code) from error
@@ -83,7 +77,11 @@ class RemoteSteps:
             timeout_s = min(_STEP_TIMEOUT_S, self._end_s - time.perf_counter())
             try:
                 return self._client.run(
-                    signature, inputs, timeout_s=timeout_s, version=self._version
+                    signature,
+                    inputs,
+                    output_filters.STEP,
+                    timeout_s=timeout_s,
+                    version=self._version,
                 )
             except MixedBatchError:
                 if attempt == _MIXED_CALLS:
@@ -92,15 +90,15 @@ class RemoteSteps:
             time.sleep(random.uniform(0.0, _MIXED_PAUSE_S))
         raise AssertionError("the last call returns or raises")
 
-    def _check(self, step: Mapping[str, Any], arrays: Mapping[str, Any], rows: int) -> None:
+    def _check(self, step: StepSignature, arrays: Mapping[str, Any], rows: int) -> None:
         """Raises `CallError` unless the arrays are what the manifest says of a step."""
-        names = ("running_sum", "probabilities", *step["caches"])
+        names = ("running_sum", "probabilities", *step.caches)
         classes = (rows, len(self.class_names))
         fits = all(name in arrays and arrays[name].shape[:1] == (rows,) for name in names)
         if not fits or not arrays["running_sum"].shape == arrays["probabilities"].shape == classes:
             got = {name: list(array.shape) for name, array in arrays.items()}
             raise CallError(
-                f"manifest must be that of the model served: {step['signature']} must give "
+                f"manifest must be that of the model served: {step.signature} must give "
                 f"{list(names)} for {rows} images and {len(self.class_names)} classes, got {got}",
                 grpc.StatusCode.INTERNAL,
             )

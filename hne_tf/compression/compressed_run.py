@@ -1,6 +1,7 @@
 """A compressed run: a new folder that is taken as a run."""
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 import uuid
@@ -58,6 +59,7 @@ def compress_run(
     with _new_workdir(output) as workdir:
         weights.save_npz(workdir.weights_path, weights.read(result.model))
         write_json(workdir.config_path, run.config.to_dict())
+        write_json(workdir.data_path, dataclasses.asdict(run.data_set.record))
         description = {
             "format": FORMAT,
             "settings": settings.used(),

@@ -18,9 +18,9 @@ from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
-from hne_tf.objectives.losses import HierarchicalDistillationLoss
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.objectives import HierarchicalDistillation
 
 if typing.TYPE_CHECKING:
     import tf_keras
@@ -119,7 +119,7 @@ def compress(
     """
     chosen = Settings(method, **settings)
     model = branched(model)
-    loss = HierarchicalDistillationLoss(model.tree.sizes) if loss is None else loss
+    loss = HierarchicalDistillation(model.tree.sizes) if loss is None else loss
     training = Training.of_data(train, model, loss, batch_size, seed)
     result = compressed(model, chosen, training)
     report(kernel_table(result.kernels))
@@ -153,6 +153,11 @@ def compressed(model: TreeEnsemble, settings: Settings, training: Training) -> C
 
 def check(model: TreeEnsemble, settings: Settings) -> None:
     """Raises `InputError` if a model cannot be compressed this way."""
+    if not model.architecture.quantizable:
+        raise InputError(
+            "only a quantizable architecture is compressed, "
+            f"got {type(model.architecture).__name__}"
+        )
     if isinstance(model.factory, QuantizedLayers):
         raise InputError(
             "a quantised model cannot be compressed again; take the model it was made of"

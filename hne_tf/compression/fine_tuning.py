@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
-import ml_collections
 import numpy as np
 import tensorflow as tf
 
@@ -42,7 +41,8 @@ class Training:
       batches: training batches for a number of steps.
       batch_size: images in each.
       examples: images in an epoch.
-      loss: labels `[batch]` and leaf logits `[batch, leaves, classes]` to `[batch]`.
+      loss: what is minimised, over labels `[batch]` and leaf logits
+        `[batch, leaves, classes]`.
       momentum: of SGD, Nesterov's.
       weight_decay: coefficient of the gradient of the L2 penalty on kernels.
       steps_per_call: steps between two looks at the loss.
@@ -51,7 +51,7 @@ class Training:
     batches: Batches
     batch_size: int
     examples: int
-    loss: Callable[[Any, Any], Any]
+    loss: keras.losses.Loss
     momentum: float = 0.9
     weight_decay: float = 0.0
     steps_per_call: int = 50
@@ -77,7 +77,7 @@ class Training:
             batches,
             config.training.batch_size,
             run.data_set.examples("train"),
-            _final_objective(config).call,
+            build.objective(config, steps_per_epoch=None),
             config.optimizer.momentum,
             config.optimizer.weight_decay,
             config.training.steps_per_call,
@@ -101,7 +101,7 @@ class Training:
             shuffled = examples.shuffle(len(images), seed).repeat()
             return shuffled.batch(batch_size, drop_remainder=True).take(steps)
 
-        return cls(batches, batch_size, len(images), loss.call)
+        return cls(batches, batch_size, len(images), loss)
 
 
 def fine_tune(
@@ -169,13 +169,19 @@ def _stepper(
     )
     # Before the graph is made, which may create no variables.
     optimizer.build(model.trainable_variables)
+    if getattr(training.loss, "activations", ()):
+        raise InputError(
+            "a compressed model is trained further without activations of nodes, which "
+            f"{training.loss.name} asks for"
+        )
     mean_loss = tf_keras.metrics.Mean()
     accuracy = EnsembleAccuracy(ensemble.tree.sizes, ensemble.average)
+    accuracy.build(model.output_shape)
 
     def one_step(images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             leaf_logits = model(images, training=True)
-            per_example = training.loss(labels, leaf_logits)
+            per_example = training.loss.call(labels, leaf_logits)
             loss = tf.reduce_mean(per_example)
             if model.losses:
                 loss += tf.add_n(model.losses)
@@ -197,10 +203,3 @@ def _stepper(
         return {"loss": float(mean_loss.result()), **accuracies}
 
     return take_steps
-
-
-def _final_objective(config: ml_collections.ConfigDict) -> Any:
-    """The run's objective as it was at the end, all ramps done."""
-    final = ml_collections.ConfigDict(config.to_dict())
-    final.objective.ramp_epochs = 0.0
-    return build.objective(final, steps_per_epoch=1.0, iterations=None)

@@ -10,7 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from hne_tf.errors import extra
-from hne_tf.models.ensemble import TreeEnsemble, node_output
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.plain import DATA_FORMAT
+from hne_tf.models.nodes import node_output
 
 with extra("compress"):
     import tf_keras
@@ -44,42 +47,26 @@ class FlatLayers:
     def entry(self, x: tf.Tensor, name: str) -> tf.Tensor:
         return tf_keras.layers.Activation("linear", name=self._named(name))(x)
 
-    def conv(
-        self,
-        x: tf.Tensor,
-        name: str,
-        filters: int,
-        kernel_size: int = 1,
-        strides: int = 1,
-        activation: str | None = "relu",
-        zero_gamma: bool = False,
-    ) -> tf.Tensor:
-        return tf_keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding="same",
-            activation=activation,
-            kernel_regularizer=self._penalty(),
-            name=self._named(name),
-        )(x)
-
-    def depthwise(
-        self,
-        x: tf.Tensor,
-        name: str,
-        kernel_size: int = 3,
-        strides: int = 1,
-        activation: str | None = "relu",
-    ) -> tf.Tensor:
-        return tf_keras.layers.DepthwiseConv2D(
-            kernel_size,
-            strides=strides,
-            padding="same",
-            activation=activation,
-            depthwise_regularizer=self._penalty(),
-            name=self._named(name),
-        )(x)
+    def conv(self, x: tf.Tensor, name: str, convolution: Convolution) -> tf.Tensor:
+        options = {
+            "strides": convolution.strides,
+            "padding": "same",
+            "data_format": DATA_FORMAT,
+            "activation": convolution.activation,
+            "name": self._named(name),
+        }
+        if convolution.is_depthwise:
+            layer = tf_keras.layers.DepthwiseConv2D(
+                convolution.kernel_size, depthwise_regularizer=self._penalty(), **options
+            )
+        else:
+            layer = tf_keras.layers.Conv2D(
+                convolution.filters,
+                convolution.kernel_size,
+                kernel_regularizer=self._penalty(),
+                **options,
+            )
+        return layer(x)
 
     def add(self, inputs: list[tf.Tensor], name: str, activation: str | None = None) -> tf.Tensor:
         x = tf_keras.layers.Add(name=self._named(f"{name}.sum"))(inputs)
@@ -89,7 +76,9 @@ class FlatLayers:
         return tf_keras.layers.Concatenate(name=self._named(name))(inputs)
 
     def pool(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        return tf_keras.layers.GlobalAveragePooling2D(name=self._named(name))(x)
+        return tf_keras.layers.GlobalAveragePooling2D(
+            data_format=DATA_FORMAT, name=self._named(name)
+        )(x)
 
     def head(self, x: tf.Tensor, name: str, classes: int) -> tf.Tensor:
         return tf_keras.layers.Dense(

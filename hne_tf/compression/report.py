@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from hne_tf.evaluation.tables import aligned
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.quantized import (
@@ -71,20 +72,22 @@ def _row(kind: str, kernels: list[tuple[bool, np.ndarray]]) -> dict[str, Any]:
 
 def kernel_table(report: list[dict[str, Any]]) -> str:
     """The report as a Markdown table."""
-    lines = [
-        "| layers    | kernels | treated | parameters | zeros  | most distinct values |",
-        "| :-------- | ------: | ------: | ---------: | -----: | -------------------: |",
-    ]
-    lines += [
-        f"| {row['kind']:9} | {row['kernels']:7d} | {row['treated']:7d} "
-        f"| {row['parameters']:10,d} | {row['zeros']:6.1%} | {row['distinct']:20d} |"
+    header = ["layers", "kernels", "treated", "parameters", "zeros", "most distinct values"]
+    rows = [
+        [
+            row["kind"],
+            str(row["kernels"]),
+            str(row["treated"]),
+            f"{row['parameters']:,}",
+            f"{row['zeros']:.1%}",
+            str(row["distinct"]),
+        ]
         for row in report
     ]
-    return "\n".join(lines)
+    return aligned(header, rows, words={"layers"})
 
 
 def accuracy_table(before: dict[str, float], after: dict[str, float]) -> str:
     """Accuracies by ensemble size as a Markdown table."""
-    lines = ["| size | before | after  |", "| ---: | -----: | -----: |"]
-    lines += [f"| {size:>4} | {before[size]:6.2%} | {after[size]:6.2%} |" for size in before]
-    return "\n".join(lines)
+    rows = [[size, f"{before[size]:.2%}", f"{after[size]:.2%}"] for size in before]
+    return aligned(["size", "before", "after"], rows)

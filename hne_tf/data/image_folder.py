@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -55,8 +57,8 @@ class Files:
 def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers, tuple[str, ...]]:
     """The examples in `data_dir/<split>/<class>/`.
 
-    Without a folder `validation`, every tenth file of each class in `train` is
-    held out for it.
+    Without a folder `validation`, about a tenth of the files of each class in `train` is
+    held out for it, by their names.
 
     Args:
       config: the `data` section of `hne_tf.training.config.default()`.
@@ -68,34 +70,53 @@ def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers, tupl
     Raises:
       InputError: if the folders are not laid out as they must be.
     """
-    if not config.data_dir:
-        raise InputError("data.data_dir must name the folder of an image_folder, got ''")
-    try:
-        root = pathlib.Path(config.data_dir).expanduser()
-    except RuntimeError as error:
-        raise InputError(
-            f"data.data_dir must be a folder, got {config.data_dir!r}: {error}"
-        ) from None
+    folder = root(config)
     ignored = Ignored()
-    folders = find_splits(root, ignored)
+    folders = find_splits(folder, ignored)
     files = {}
     for split in ("train", "validation", "test"):
         if split in folders or split != "validation":
-            files[split] = _list(folders.get(split, root / split), ignored)
+            files[split] = _list(folders.get(split, folder / split), ignored)
             _check_classes(split, files)
     if "validation" not in files:
-        held_out = subsets.every_tenth(files["train"].labels)
+        held_out = _held_out(files["train"], folders["train"])
         files["validation"] = files["train"].part(held_out)
         files["train"] = files["train"].part(~held_out)
     kept = subsets.stratified(files["train"].labels, config.train_examples)
     files["train"] = files["train"].part(kept)
     found = [f"{split}: {files[split]}" for split in ("train", "validation", "test")]
     if "validation" not in folders:
-        found[1] += ", every tenth of train"
+        found[1] += ", a tenth of train"
     if str(ignored):
         found.append(f"ignored: {ignored}")
     readers = {split: (len(each.labels), each.fetch) for split, each in files.items()}
     return files["train"].class_names, readers, tuple(found)
+
+
+def root(config: config_dict.ConfigDict) -> pathlib.Path:
+    """The folder of the splits.
+
+    Raises:
+      InputError: if the settings name none.
+    """
+    if not config.data_dir:
+        raise InputError("data.data_dir must name the folder of an image_folder, got ''")
+    try:
+        return pathlib.Path(config.data_dir).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"data.data_dir must be a folder, got {config.data_dir!r}: {error}"
+        ) from None
+
+
+def _held_out(files: Files, folder: pathlib.Path) -> np.ndarray:
+    """Marks about a tenth of each class for validation, bool `[n]`.
+
+    By the names of the files, so that those held out stay so when pictures are added.
+    """
+    names = [os.fsencode(os.path.relpath(path, folder)) for path in files.paths]
+    hashes = np.array([int.from_bytes(hashlib.sha256(name).digest()[:4], "big") for name in names])
+    return subsets.a_tenth(files.labels, hashes / 2**32)
 
 
 def _list(folder: pathlib.Path, ignored: Ignored) -> Files:

@@ -7,10 +7,13 @@ starts again at step k sees the batches it would have seen uninterrupted.
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.encoded import EncodedSplit
+from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 
@@ -59,6 +62,7 @@ class DataSet:
       splits: the examples of `train`, `validation` and `test`.
       augmentation: what is done to training images.
       found: lines that tell a user what the data set consists of.
+      fingerprint: tells these data from others, see `fingerprint.DataRecord`.
     """
 
     name: str
@@ -66,6 +70,13 @@ class DataSet:
     splits: Mapping[str, Split | EncodedSplit] = dataclasses.field(repr=False)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     found: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    fingerprint: str = dataclasses.field(default="", repr=False)
+
+    @property
+    def record(self) -> DataRecord:
+        """What a run remembers of its data."""
+        examples = {split: self.examples(split) for split in self.splits}
+        return DataRecord(self.fingerprint, self.spec.class_names, examples)
 
     def examples(self, split: str) -> int:
         """Number of examples in `split`.
@@ -116,19 +127,38 @@ class DataSet:
         check_at_least("start_step", start_step, 0)
         check_at_least("total_steps", total_steps, 0)
         rows = shard_rows(batch_size, shard)
-        split = self._split("train")
 
         def batch(step: tf.Tensor) -> Batch:
-            indices = shuffled_indices(step, batch_size, split.examples, seed)[rows]
-            # Drawn for the whole batch, so that a shard changes nothing.
-            draws = self.augmentation.draw(batch_size, tf.stack([seed, step]))
-            draws = type(draws)(*(draw[rows] for draw in draws))
-            images, labels = split.batch(indices, draws.windows)
-            images = tf.ensure_shape(images, (rows.stop - rows.start, *self.spec.shape))
-            return self.augmentation.apply(images, draws), labels
+            return self._train_batch(step, batch_size, seed, rows)
 
         steps = tf.data.Dataset.range(start_step, total_steps)
-        return _pipeline(steps, batch, split.parallel_batches)
+        return _pipeline(steps, batch, self._split("train").parallel_batches)
+
+    def fit_batches(self, batch_size: int, seed: int = 0) -> "FitBatches":
+        """Training batches for Keras's `fit`: those of `train_batches`, epoch after epoch.
+
+        Every epoch has another order and another augmentation.
+
+        Raises:
+          InputError: if `batch_size` is below 1 or above the number of examples.
+
+        Example:
+          >>> model.fit(data_set.fit_batches(64), epochs=10)
+        """
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("training examples", self.examples("train"), batch_size)
+        return FitBatches(self, batch_size, seed)
+
+    def _train_batch(self, step: tf.Tensor, batch_size: int, seed: int, rows: slice) -> Batch:
+        """Some rows of the batch of a step."""
+        split = self._split("train")
+        indices = shuffled_indices(step, batch_size, split.examples, seed)[rows]
+        # Drawn for the whole batch, so that a shard changes nothing.
+        draws = self.augmentation.draw(batch_size, tf.stack([seed, step]))
+        draws = type(draws)(*(draw[rows] for draw in draws))
+        images, labels = split.batch(indices, draws.windows)
+        images = tf.ensure_shape(images, (rows.stop - rows.start, *self.spec.shape))
+        return self.augmentation.apply(images, draws), labels
 
     def evaluation_batches(self, split: str, batch_size: int) -> tf.data.Dataset:
         """The examples of a split in order, each once, never augmented.
@@ -160,6 +190,36 @@ class DataSet:
         if name not in self.splits:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         return self.splits[name]
+
+
+class FitBatches(keras.utils.PyDataset):
+    """An epoch of training batches for `fit`, another one after each epoch.
+
+    Args:
+      data_set: where they come from.
+      batch_size: images per batch.
+      seed: of order and augmentation.
+    """
+
+    def __init__(self, data_set: DataSet, batch_size: int, seed: int) -> None:
+        super().__init__()
+        rows = slice(0, batch_size)
+        self._batches = data_set.examples("train") // batch_size
+        self._epoch = 0
+        self._batch = tf.function(
+            lambda step: data_set._train_batch(step, batch_size, seed, rows),
+            input_signature=[tf.TensorSpec([], tf.int64)],
+        )
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self._batch(self._epoch * self._batches + index)
+        return images.numpy(), labels.numpy()
+
+    def on_epoch_end(self) -> None:
+        self._epoch += 1
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:

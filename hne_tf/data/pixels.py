@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import Manifest
 from hne_tf.image_spec import ImageSpec
 
 # Pillow's name of each format that is read, and the suffixes of its files, in lower case.
@@ -103,6 +104,23 @@ class Pixels:
         if images.shape[-1] not in MODES:
             return None
         return cls(*images.shape, images.central_crop)
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> "Pixels | None":
+        """How a picture becomes an input of a published model; None if it does not say.
+
+        Raises:
+          InputError: unless the manifest asks for just what this module does.
+        """
+        if manifest.pixels is None:
+            return None
+        pixels = cls.from_json(manifest.pixels)
+        if pixels.shape != manifest.image_shape:
+            raise InputError(
+                f"pixels must give images of shape {manifest.image_shape}, as the model takes "
+                f"them, got shape {pixels.shape}"
+            )
+        return pixels
 
     @property
     def shape(self) -> tuple[int, int, int]:

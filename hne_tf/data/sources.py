@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import config_dict
 
-from hne_tf.data import image_folder, subsets, tfds_sets
+from hne_tf.data import fingerprint, image_folder, subsets, tfds_sets
 from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.encoded import EncodedSplit, Readers
 from hne_tf.data.pipeline import SPLITS, DataSet, Split, check_at_least
 from hne_tf.data.pixels import Pixels
-from hne_tf.data.tfds_sets import Arrays
+from hne_tf.data.tfds_sets import SplitArrays
 from hne_tf.errors import InputError, extra
 from hne_tf.image_spec import ImageSpec
 
@@ -63,7 +63,14 @@ def load(config: config_dict.ConfigDict) -> DataSet:
             f"got {config.color_jitter}"
         )
     spec = ImageSpec(pixels.shape, class_names, *STATISTICS[config.name], pixels.central_crop)
-    return DataSet(config.name, spec, splits, augmentation, found)
+    return DataSet(config.name, spec, splits, augmentation, found, _fingerprint(config))
+
+
+def _fingerprint(config: config_dict.ConfigDict) -> str:
+    """Name and version of a data set, or what tells a folder of pictures from others."""
+    if config.name == "image_folder":
+        return fingerprint.of_folder(image_folder.root(config))
+    return config.name if config.name == "digits" else tfds_sets.version(config)
 
 
 def _check_unset(config: config_dict.ConfigDict, fields: Sequence[str]) -> None:
@@ -111,7 +118,7 @@ def _load_cifar(config: config_dict.ConfigDict) -> _Loaded:
 
 
 def _in_memory(
-    class_names: tuple[str, ...], arrays: Mapping[str, Arrays], config: config_dict.ConfigDict
+    class_names: tuple[str, ...], arrays: Mapping[str, SplitArrays], config: config_dict.ConfigDict
 ) -> _Loaded:
     """Splits that hold their images in host memory, and resize those of a batch."""
     height, width, channels = arrays["train"][0].shape[1:]

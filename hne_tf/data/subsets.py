@@ -30,18 +30,32 @@ def stratified(labels: np.ndarray, examples: int) -> np.ndarray | slice:
     return np.sort(kept)
 
 
-def every_tenth(labels: np.ndarray) -> np.ndarray:
-    """Marks every tenth example of each class, bool `[n]`; `labels` is sorted.
+def a_tenth(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Marks about a tenth of the examples of each class, bool `[n]`.
+
+    An example is marked by its own draw alone, so that others change nothing; only a
+    class in which that marks nothing, or everything, has the one with the least draw
+    marked.
+
+    Args:
+      labels: `[n]`.
+      draws: of each example, uniform in [0, 1), `[n]`.
 
     Raises:
       InputError: if no class has two examples.
     """
-    within_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    # From the second on: a class with two examples keeps one to train on.
-    held_out = within_class % 10 == 1
-    if not held_out.any():
+    marked = draws < 0.1
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) == 1:
+            # A single example is for training.
+            marked[rows] = False
+        elif not 0 < marked[rows].sum() < len(rows):
+            marked[rows] = False
+            marked[rows[np.argmin(draws[rows])]] = True
+    if not marked.any():
         raise InputError(
             "an image_folder without validation/ needs at least two training images in a class, "
             f"got {len(labels)} images in {len(np.unique(labels))} classes"
         )
-    return held_out
+    return marked

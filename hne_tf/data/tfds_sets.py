@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 IMAGENET_VALIDATION_EXAMPLES = 50_000
 
 # Arrays of one split: images uint8 [n, height, width, channels], labels [n].
-Arrays = tuple[np.ndarray, np.ndarray]
+SplitArrays = tuple[np.ndarray, np.ndarray]
 
 
-def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays, Arrays]:
+def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], SplitArrays, SplitArrays]:
     """Class names, train and test arrays of an image classification set.
 
     Args:
@@ -41,6 +41,12 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Arrays
             for split in builder.as_dataset(split=["train", "test"], batch_size=-1, decoders=wanted)
         )
     return tuple(builder.info.features["label"].names), train, test
+
+
+def version(config: config_dict.ConfigDict) -> str:
+    """Name and version of a prepared data set, such as `cifar10/3.0.2`."""
+    with _only_errors_logged():
+        return _prepared(config).info.full_name
 
 
 def find_imagenet(

@@ -1,31 +1,14 @@
 """Multiply-adds and parameters of the first n leaves, counted from the layers."""
 
 import collections
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 
+from hne_tf.exported.measurements import Cost
 from hne_tf.models.averaging import leaves
 from hne_tf.models.ensemble import TreeEnsemble
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What an answer costs.
-
-    Attributes:
-      multiply_adds: of convolutions and classifiers, for one image; not the additions
-        of biases and shortcuts.
-      parameters: numbers that a device holds once batch norms are folded.
-    """
-
-    multiply_adds: int
-    parameters: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.multiply_adds + other.multiply_adds, self.parameters + other.parameters)
 
 
 def per_size(

@@ -13,7 +13,7 @@ in any unit, here multiply-adds.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,8 @@ def calibrated(
       sizes: `tree.sizes`.
 
     Returns:
-      JSON values: `split` and `examples` of the fit, and `curve`.
+      JSON values: `split` and `examples` of the fit, and `curve`. A manifest holds them as
+      `exported.measurements.EarlyStopping`.
     """
     return {
         "split": "validation",
@@ -203,36 +204,6 @@ def default_targets(costs: Sequence[int], sizes: Sequence[int], parts: int = 8) 
     inner = (costs[0] + (costs[-1] - costs[0]) * part // parts for part in range(1, parts))
     below = (costs[size - 1] for size in sizes if size < len(costs))
     return sorted({*below, *inner} - {costs[-1]})
-
-
-def thresholds_for(manifest: Mapping[str, Any], multiply_adds: float) -> list[float]:
-    """The thresholds of a published model for a mean cost per image.
-
-    Args:
-      manifest: of a SavedModel or a TFLite file.
-      multiply_adds: mean per image that is allowed.
-
-    Returns:
-      Those of the largest target that is not above it: a threshold for each size
-      from 1 to N - 1, for `AnytimeSession.run(confidence=…)`.
-
-    Raises:
-      InputError: if the manifest has none, or none as low.
-    """
-    rows = (manifest.get("early_stopping") or {}).get("curve") or []
-    if not rows:
-        raise InputError(
-            "the manifest must hold thresholds of early stopping, got one without: export anew "
-            "a model of more than one leaf"
-        )
-    targets = [row["target_multiply_adds"] for row in rows]
-    fitting = [row for row in rows if row["target_multiply_adds"] <= multiply_adds]
-    if not fitting:
-        raise InputError(
-            f"multiply_adds must be at least {min(targets):,}, the lowest target of the manifest, "
-            f"got {multiply_adds:,.10g}"
-        )
-    return list(max(fitting, key=lambda row: row["target_multiply_adds"])["thresholds"])
 
 
 def _checked_costs(confidences: np.ndarray, costs: Sequence[float]) -> np.ndarray:

@@ -47,6 +47,7 @@ def evaluate(
     validation: Labelled | None = None,
     sizes: Sequence[int] | None = None,
     batch_size: int = _BATCH_SIZE,
+    metrics: Sequence[keras.metrics.Metric] = (),
 ) -> dict[str, Any]:
     """Measures every ensemble size of a model in one pass over labelled images.
 
@@ -56,6 +57,7 @@ def evaluate(
       validation: other images, on which thresholds of early stopping are fitted.
       sizes: ensemble sizes, `tree.sizes` by default.
       batch_size: images per call.
+      metrics: others of leaf logits, to be measured besides.
 
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`,
@@ -68,8 +70,8 @@ def evaluate(
       of the exits, whichever the run itself has; empty for a tree; `classes`: a row
       per class with its `name` and the figures of `BalancedAccuracy.by_class`;
       `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
-      `early_stopping.calibrated`, None without `validation`; and `examples`, the
-      number measured.
+      `early_stopping.calibrated`, None without `validation`; `metrics`: the results of
+      those given; and `examples`, the number measured.
 
     Raises:
       InputError: for data that the model cannot take.
@@ -82,12 +84,12 @@ def evaluate(
     sizes = tuple(sizes or tree.sizes)
     averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
     names = model.images.class_names
-    metrics = {each: _size_metrics(sizes, each, len(names)) for each in averages}
-    all_metrics = [*itertools.chain(*metrics.values()), LeafAccuracy(tree.leaves)]
+    by_average = {each: _size_metrics(sizes, each) for each in averages}
+    ours = [*itertools.chain(*by_average.values()), LeafAccuracy(tree.leaves)]
     predict = inference(model)
     gathered = _AnswerGatherer(tree.leaves, average)
     batches = labelled.batches(data, model.images.shape, batch_size)
-    measured = measure(predict, batches, all_metrics, gathered)
+    measured = measure(predict, batches, [*ours, *metrics], gathered)
     answered = gathered.result()
     stopping = None
     if validation is not None:
@@ -99,11 +101,15 @@ def evaluate(
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
     rows = {
         each: _rows(
-            model, sizes, each, measured, _of(ExpectedCalibrationError, metrics[each]).diagrams()
+            model,
+            sizes,
+            each,
+            measured,
+            _of(ExpectedCalibrationError, by_average[each]).diagrams(),
         )
         for each in averages
     }
-    by_class = _of(BalancedAccuracy, metrics[average]).by_class()
+    by_class = _of(BalancedAccuracy, by_average[average]).by_class()
     return {
         "examples": len(answered.correct),
         "sizes": rows[average],
@@ -112,14 +118,15 @@ def evaluate(
         "leaf_accuracy": leaves,
         "mean_leaf_accuracy": sum(leaves) / len(leaves),
         "early_stopping": stopping,
+        "metrics": _results(metrics),
     }
 
 
-def _size_metrics(sizes: Sequence[int], average: str, classes: int) -> list[keras.metrics.Metric]:
+def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metric]:
     """Metrics for the `FIGURES` of each size, which begin with the average's name."""
     return [
         EnsembleAccuracy(sizes, average, f"{average}_accuracy"),
-        BalancedAccuracy(sizes, classes, average, f"{average}_balanced_accuracy"),
+        BalancedAccuracy(sizes, average, f"{average}_balanced_accuracy"),
         NegativeLogLikelihood(sizes, average, f"{average}_nll"),
         ExpectedCalibrationError(sizes, average=average, name=f"{average}_ece"),
         BrierScore(sizes, average, f"{average}_brier"),
@@ -218,7 +225,7 @@ def measure(
     Args:
       predict: images `[batch, height, width, channels]` to leaf logits.
       batches: `(images, labels)`.
-      metrics: metrics with a dictionary as their result, see `metrics.py`.
+      metrics: of labels and leaf logits, see `hne_tf.metrics`.
       observe: called with each batch's labels and leaf logits.
 
     Returns:
@@ -230,4 +237,13 @@ def measure(
             metric.update_state(labels, leaf_logits)
         if observe is not None:
             observe(labels, leaf_logits)
-    return {name: float(value) for metric in metrics for name, value in metric.result().items()}
+    return _results(metrics)
+
+
+def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, float]:
+    """Figures of all metrics, whose results are dictionaries or one number."""
+    results = {}
+    for metric in metrics:
+        result = metric.result()
+        results |= result if isinstance(result, dict) else {metric.name: result}
+    return {name: float(value) for name, value in results.items()}

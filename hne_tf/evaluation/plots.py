@@ -14,7 +14,7 @@ with extra("report"):
     from matplotlib.figure import Figure
 
 if typing.TYPE_CHECKING:
-    from hne_tf.export.profiles import Profile
+    from hne_tf.exported.profile import ProfiledModel
 
 
 def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> None:
@@ -62,21 +62,26 @@ def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> N
 
 
 def plot_profiles(
-    profiles: Sequence["Profile"], threads: int, batch_size: int, paths: Sequence[pathlib.Path]
+    profiles: Sequence["ProfiledModel"],
+    threads: int,
+    batch_size: int,
+    paths: Sequence[pathlib.Path],
 ) -> None:
     """Draws accuracy against median latency: a line per model, a point per ensemble size.
 
     Args:
-      profiles: see `export.profiles.profile`.
+      profiles: see `exported.profile.profile`.
       threads: number of threads of the latencies.
       batch_size: images per call.
       paths: files to write; the ending gives the format.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for each in profiles:
+    # Without an accuracy there is nothing to draw.
+    measured = [each for each in profiles if each.accuracy]
+    for each in measured:
         axes.plot(
-            [each.latency(size, batch_size, threads)["p50_ms"] for size in each.accuracy],
+            [each.latency(size, batch_size, threads).p50_ms for size in each.accuracy],
             [100 * accuracy for accuracy in each.accuracy.values()],
             marker="o",
             markersize=4,
@@ -89,7 +94,7 @@ def plot_profiles(
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     images = "one image" if batch_size == 1 else f"{batch_size} images"
     axes.set_xlabel(f"median latency of {images}, {threads_text(threads)} (ms)")
-    splits = sorted({each.manifest["accuracy"]["split"] for each in profiles})
+    splits = sorted({each.manifest.accuracy.split for each in measured})
     axes.set_ylabel(f"{' and '.join(splits)} accuracy (%)")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")

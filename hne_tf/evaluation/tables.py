@@ -2,11 +2,11 @@
 
 import statistics
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
-    from hne_tf.export.profiles import Profile
+    from hne_tf.exported.profile import ProfiledModel
 
 _COLUMNS = {
     "size": "{:d}",
@@ -57,6 +57,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
         "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
         "that answer.",
     ]
+    if own := evaluation.get("metrics"):
+        lines.append(f"{', '.join(f'{name} {value:.4g}' for name, value in own.items())}.")
     for average, rows in evaluation.get("sizes_by_average", {}).items():
         if rows != evaluation["sizes"]:
             lines += ["", f"{EXIT_ANSWERS[average]}:", "", _formatted(_COLUMNS, rows)]
@@ -102,7 +104,7 @@ def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(shown) < len(occurring):
         which += f", those of the lowest accuracy of size {sizes[-1]}"
     return [
-        aligned(["class", "examples", *sizes, "precision"], cells, left=1),
+        aligned(["class", "examples", *sizes, "precision"], cells, words={"class"}),
         "",
         f"{which}: the share of its examples that each size answers right, and of the answers of "
         f"size {sizes[-1]} that name it, the share that is right.",
@@ -127,7 +129,7 @@ def _corruptions_markdown(corruptions: Mapping[str, Any]) -> list[str]:
     ]
     severities = ", ".join(map(str, corruptions["severities"]))
     return [
-        aligned(["corruption", *sizes], cells, left=1),
+        aligned(["corruption", *sizes], cells, words={"corruption"}),
         "",
         f"Accuracy of each ensemble size on {corruptions['examples']} corrupted test images, mean "
         f"over the severities {severities}.",
@@ -140,24 +142,28 @@ def _skipped(evaluation: dict[str, Any]) -> str:
     return f" ({count} corrupt ones skipped)" if count else ""
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str] = ()
+) -> str:
     """A Markdown table whose columns are aligned in the source too.
 
     Args:
       header: a name per column.
       rows: a cell per column.
-      left: number of first columns that hold words; the others hold numbers.
+      words: names of the columns that hold words, which go to the left. The others hold
+        numbers.
     """
+    left = [name in words for name in header]
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [
-        f":{'-' * (width - 1)}" if column < left else f"{'-' * (width - 1)}:"
-        for column, width in enumerate(widths)
+        f":{'-' * (width - 1)}" if to_left else f"{'-' * (width - 1)}:"
+        for to_left, width in zip(left, widths, strict=True)
     ]
     return "\n".join(
         "| "
         + " | ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, to_left, width in zip(row, left, widths, strict=True)
         )
         + " |"
         for row in (header, rule, *rows)
@@ -171,12 +177,12 @@ def _formatted(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def profiles_markdown(
-    profiles: Sequence["Profile"], threads: Sequence[int], batch_sizes: Sequence[int]
+    profiles: Sequence["ProfiledModel"], threads: Sequence[int], batch_sizes: Sequence[int]
 ) -> str:
     """Two Markdown tables: storage per model, and accuracy and latency per ensemble size.
 
     Args:
-      profiles: see `export.profiles.profile`.
+      profiles: see `exported.profile.profile`.
       threads: numbers of threads with columns of their own.
       batch_sizes: a row each.
     """
@@ -198,38 +204,42 @@ def profiles_markdown(
             each.name,
             each.mode,
             str(size),
-            f"{accuracy:.2%}",
+            f"{each.accuracy[size]:.2%}" if each.accuracy else "-",
             str(batch_size),
             *(
-                f"{each.latency(size, batch_size, count)[key]:.2f}"
-                for count in threads
-                for key in ("p50_ms", "p95_ms")
+                f"{milliseconds:.2f}"
+                for row in (each.latency(size, batch_size, count) for count in threads)
+                for milliseconds in (row.p50_ms, row.p95_ms)
             ),
         ]
         for each in profiles
         for batch_size in batch_sizes
-        for size, accuracy in each.accuracy.items()
+        for size in each.manifest.sizes
     ]
     columns = [f"{threads_text(count)} {key}" for count in threads for key in ("p50", "p95")]
     header = ["model", "mode", "bytes", "of float32", "gzip bytes", "of float32"]
     lines = [
-        aligned(header, storage, left=2),
+        aligned(header, storage, words={"model", "mode"}),
         "",
         "Graph and weights, without the manifest."
         + (f" float32 is {reference.name}." if reference else ""),
         "",
-        aligned(["model", "mode", "size", "accuracy", "batch", *columns], latency, left=2),
+        aligned(
+            ["model", "mode", "size", "accuracy", "batch", *columns],
+            latency,
+            words={"model", "mode"},
+        ),
         "",
         "Milliseconds per call, warm; models, sizes and threads took turns.",
     ]
     return "\n".join(lines)
 
 
-def _storage(profile: "Profile", kind: str) -> int:
-    return profile.manifest["storage"][kind]
+def _storage(profile: "ProfiledModel", kind: str) -> int:
+    return getattr(profile.manifest.storage, kind)
 
 
-def _ratio(profile: "Profile", reference: "Profile | None", kind: str) -> str:
+def _ratio(profile: "ProfiledModel", reference: "ProfiledModel | None", kind: str) -> str:
     """How a model's storage compares with that of the first float32 file."""
     if reference is None:
         return "-"

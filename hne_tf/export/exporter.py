@@ -1,5 +1,6 @@
 """From a Keras model to a published version."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,9 +11,12 @@ from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation
-from hne_tf.export import describe, profiling, publish, signatures, verification, warmup
-from hne_tf.exported.manifest import MANIFEST
-from hne_tf.files import write_json
+from hne_tf.export import describe, signatures, verification, warmup
+from hne_tf.exported import latency, versions
+from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.saved_model import SavedModel
+from hne_tf.exported.versions import MANIFEST
+from hne_tf.files import write_text
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -66,23 +70,22 @@ def export(
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name
-    version = publish.next_version(model_base_path) if version is None else version
-    with publish.new_version(model_base_path, version) as folder:
+    version = versions.next_version(model_base_path) if version is None else version
+    with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
         endpoints = signatures.signatures(folded, sizes)
-        warmup.check_count(len(endpoints), batch_sizes)
+        warmup.check_count(endpoints, batch_sizes)
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
-        description = describe.describe(folded, model_name, sizes, record)
-        if test is not None:
-            description |= _measured(model, test, validation, sizes)
-        names = [f"ensemble_{size}" for size in sizes]
+        measured = {} if test is None else _measured(model, test, validation, sizes)
+        manifest = describe.describe(folded, model_name, sizes, record, **measured)
         # Clients need to know the latency of one image.
-        description["latency"] = profiling.measure(folder, names, sorted({1, *batch_sizes}))
-        write_json(folder / MANIFEST, description)
+        latencies = latency.measure(SavedModel(folder, manifest), sorted({1, *batch_sizes}))
+        exported = SavedModel(folder, dataclasses.replace(manifest, latency=latencies))
+        write_text(folder / MANIFEST, exported.manifest.to_text())
         images = reference_images(model, test)
-        verification.verify(folder, images, model(images, training=False).numpy())
+        verification.verify(exported, images, model(images, training=False).numpy())
         kind = "random" if test is None else "test"
         report(f"verified every signature on {len(images)} {kind} images in a fresh process")
     return model_base_path / str(version)
@@ -127,7 +130,8 @@ def _measured(
     """What the manifest says of answers to test images."""
     result = evaluation.evaluate(model, test, validation, sizes)
     by_size = {row["size"]: row["accuracy"] for row in result["sizes"]}
+    stopping = result["early_stopping"]
     return {
-        "accuracy": describe.accuracy("test", result["examples"], by_size),
-        "early_stopping": result["early_stopping"],
+        "accuracy": Accuracy("test", result["examples"], by_size),
+        "early_stopping": None if stopping is None else EarlyStopping.from_json(stopping),
     }

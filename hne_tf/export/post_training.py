@@ -27,8 +27,13 @@ def post_training(model: TreeEnsemble, batches: Iterable[tf.Tensor]) -> TreeEnse
       to the greatest value that its unit gave for the images, and holds 0.
 
     Raises:
-      InputError: if there is no batch.
+      InputError: if there is no batch, or the architecture is not `quantizable`.
     """
+    if not model.architecture.quantizable:
+        raise InputError(
+            "only a quantizable architecture is rounded to 8 bits, got "
+            f"{type(model.architecture).__name__}"
+        )
     observed = model.rebuilt(QuantizedLayers(observe=True))
     targets = weights.variables(observed)
     for name, value in weights.read(model).items():

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from hne_tf.errors import InputError
 from hne_tf.models import weights
+from hne_tf.models.architectures.architecture import Activation
 from hne_tf.models.averaging import add, answer, contribution, leaves
-from hne_tf.models.ensemble import Activation, TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.served import ServedLayers
 from hne_tf.tree import Step
 

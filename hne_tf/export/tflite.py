@@ -1,5 +1,6 @@
 """From a trained run to one TFLite file with a signature per ensemble size and step."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -8,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
+from hne_tf import hardware
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
@@ -18,8 +19,12 @@ from hne_tf.evaluation.early_stopping import Answers
 from hne_tf.export import describe, exporter, signatures, tflite_packing, verification
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
+from hne_tf.exported.interface import Normalisation
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import AnytimeSession
-from hne_tf.exported.steps import StepRunner, TFLiteSteps
+from hne_tf.exported.steps import StepRunner, walk
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -95,7 +100,7 @@ def convert_tflite(
     sizes: Sequence[int] | None = None,
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Manifest:
     """Writes a model as a TFLite file, after proving that it answers alike.
 
     Args:
@@ -137,15 +142,16 @@ def convert_tflite(
         written = pathlib.Path(folder) / path.name
         tflite_file.write(written, flatbuffer, manifest)
         images = exporter.reference_images(model, test)
-        agreement = verify(written, images, model(images, training=False).numpy())
+        agreement = verify(load(written), images, model(images, training=False).numpy())
         kind = "random" if test is None else "test"
         report(
             f"verified every signature on {len(images)} {kind} images; "
             f"{agreement:.0%} of the classes are the live model's"
         )
         if test is not None:
-            runner = TFLiteSteps(written, os.cpu_count())
-            manifest |= _measured(runner, converted, test, validation)
+            steps = load(written, hardware.cores()).steps
+            measured = _measured(steps, converted, test, validation)
+            manifest = dataclasses.replace(manifest, **measured)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tflite_file.write(path, flatbuffer, manifest)
@@ -171,11 +177,11 @@ def check_mode(mode: str, model: TreeEnsemble) -> None:
         raise InputError(f"a model trained with quantisation converts to int8 only, got {mode!r}")
 
 
-def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> float:
+def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray) -> float:
     """Compares every signature of a file with the live model.
 
     Args:
-      path: the file, its manifest inside.
+      exported: the file.
       images: uint8 `[batch, height, width, channels]`.
       leaf_logits: the live model's answer, `[batch, leaves, classes]`.
 
@@ -190,8 +196,7 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
         file lacks a signature or an output of the live model, or has a signature
         that is not in its manifest.
     """
-    manifest = tflite_file.read_manifest(path)
-    mode, average = manifest["mode"], manifest["average"]
+    mode, average = exported.mode, exported.manifest.average
     if not len(images):
         raise InputError("a file is verified on at least one image, got none")
     full = leaf_logits.shape[1]
@@ -199,8 +204,8 @@ def verify(path: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> f
         size: verification.expected_answer(leaf_logits, size, average)
         for size in range(1, full + 1)
     }
-    _check_signatures(path, manifest, full)
-    ensembles, steps = _ensembles(path, manifest, images), _steps(TFLiteSteps(path), images)
+    _check_signatures(exported, full)
+    ensembles, steps = _ensembles(exported, images), walk(exported.steps, images)
     agreement = np.mean(
         ensembles[full]["probabilities"].argmax(-1) == expected[full]["probabilities"].argmax(-1)
     )
@@ -228,8 +233,8 @@ def answers(runner: StepRunner, data: Labelled) -> Answers:
     """What every ensemble size of a file answers to images, in one walk over the steps."""
     confidences, correct = [], []
     for images, labels in labelled.batches(data, runner.image_shape, _BATCH_SIZE):
-        walk = [probabilities for _, probabilities in AnytimeSession(runner, images)]
-        probabilities = np.stack(walk, axis=1)
+        walked = [probabilities for _, probabilities in AnytimeSession(runner, images)]
+        probabilities = np.stack(walked, axis=1)
         confidences.append(probabilities.max(axis=-1))
         correct.append(probabilities.argmax(axis=-1) == labels[:, None])
     return Answers(np.concatenate(confidences), np.concatenate(correct))
@@ -241,12 +246,13 @@ def _measured(
     """What the manifest says of a file's answers to test images."""
     tested = answers(runner, test)
     by_size = enumerate(map(float, tested.correct.mean(axis=0)), start=1)
-    measured = {"accuracy": describe.accuracy("test", len(tested.correct), dict(by_size))}
+    measured = {"accuracy": Accuracy("test", len(tested.correct), dict(by_size))}
     if validation is not None:
         costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
-        measured["early_stopping"] = early_stopping.calibrated(
+        stopping = early_stopping.calibrated(
             answers(runner, validation), tested, costs, model.tree.sizes
         )
+        measured["early_stopping"] = EarlyStopping.from_json(stopping)
     return measured
 
 
@@ -272,62 +278,49 @@ def _describe(
     sizes: Sequence[int],
     mode: str,
     record: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest, but for what is measured with the file."""
-    manifest = describe.describe(model, name, sizes, record)
-    manifest["mode"] = mode
-    manifest["signatures"] = [
-        entry for entry in manifest["signatures"] if entry["name"] != "serving_default"
-    ]
-    # Callers give raw pixels; this is for the record.
-    manifest["input"]["normalisation"] = {
-        "inside_the_model": True,
-        "mean": list(model.images.mean),
-        "std": list(model.images.std),
-    }
-    return manifest
+    mean, std = (tuple(map(float, each)) for each in (model.images.mean, model.images.std))
+    return describe.describe(
+        model,
+        name,
+        sizes,
+        record,
+        mode=mode,
+        serving_default=False,
+        # Callers give raw pixels; this is for the record.
+        normalisation=Normalisation(inside_the_model=True, mean=mean, std=std),
+    )
 
 
-_Answers = Mapping[int, Mapping[str, np.ndarray]]
+# By size and name.
+_OutputsBySize = Mapping[int, Mapping[str, np.ndarray]]
 
 
-def _check_signatures(path: pathlib.Path, manifest: dict[str, Any], full: int) -> None:
+def _check_signatures(exported: ExportedModel, full: int) -> None:
     """Raises `InputError` unless the file has all that its manifest lists and nothing else."""
-    found = set(Interpreter(str(path)).get_signature_list())
-    listed = verification.listed_signatures(manifest)
-    steps = {step["size"] for step in manifest["steps"]}
-    ensembles = {entry["size"] for entry in manifest["signatures"]}
-    if found != listed or full not in ensembles or steps != set(range(1, full + 1)):
+    found, listed = exported.signature_names(), verification.listed_signatures(exported.manifest)
+    if found != listed or exported.sizes[-1] != full:
         raise InputError(
             f"export refused: a file must have the {full} steps and the full ensemble, all in "
             f"its manifest, got {sorted(found)} and a manifest of {sorted(listed)}"
         )
 
 
-def _ensembles(path: pathlib.Path, manifest: dict[str, Any], images: np.ndarray) -> _Answers:
+def _ensembles(exported: ExportedModel, images: np.ndarray) -> _OutputsBySize:
     """What each ensemble signature answers, by size."""
-    interpreter = Interpreter(str(path))
     return {
-        entry["size"]: interpreter.get_signature_runner(entry["name"])(images=images)
-        for entry in manifest["signatures"]
+        entry.size: exported.signature(entry.name).run({"images": images})
+        for entry in exported.manifest.signatures
     }
 
 
-def _steps(runner: StepRunner, images: np.ndarray) -> _Answers:
-    """What each step answers on a walk through all of them, by size."""
-    answers = {}
-    known: dict[str, Any] = {"images": images}
-    for step in runner.steps:
-        inputs = {step["input"]: known[step["starts_from"]]}
-        if step["size"] > 1:
-            inputs["running_sum"] = known["running_sum"]
-        answers[step["size"]] = runner.run(step, inputs)
-        known |= answers[step["size"]]
-    return answers
-
-
 def _differences(
-    kind: str, answers: _Answers, expected: _Answers, outputs: Collection[str], tolerance: float
+    kind: str,
+    answers: _OutputsBySize,
+    expected: _OutputsBySize,
+    outputs: Collection[str],
+    tolerance: float,
 ) -> Iterator[str]:
     """A line per value of the `outputs` that is not the expected one or is missing."""
     for size, answer in answers.items():

@@ -23,7 +23,9 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
 from hne_tf.errors import InputError
-from hne_tf.exported.manifest import read_manifest
+from hne_tf.exported.manifest import Manifest, read_manifest
+from hne_tf.exported.model import ExportedModel
+from hne_tf.exported.steps import step_inputs
 
 TOLERANCE = 1e-4
 
@@ -33,11 +35,11 @@ _INIT_OP = "__saved_model_init_op"
 _VERDICT = "verified:"
 
 
-def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) -> None:
+def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray) -> None:
     """Compares every signature of a SavedModel with the live model, in a fresh process.
 
     Args:
-      folder: the SavedModel, its manifest inside.
+      exported: the SavedModel, its manifest in its folder.
       images: uint8 `[batch, height, width, channels]`.
       leaf_logits: the live model's answer, `[batch, leaves, classes]`.
 
@@ -46,8 +48,8 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
         stock TF Serving on a CPU refuses or computes wrongly under load, and if the
         process ends before it has compared every signature in the manifest.
     """
-    expected = listed_signatures(read_manifest(folder))
-    reference = folder / "verification.npz"
+    expected = listed_signatures(exported.manifest)
+    folder, reference = exported.path, exported.path / "verification.npz"
     np.savez(reference, images=images, leaf_logits=leaf_logits)
     try:
         checked = subprocess.run(
@@ -61,7 +63,7 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
     finally:
         reference.unlink()
     lines = checked.stdout.splitlines()
-    if checked.returncode == 0 and expected and lines == [_verdict(expected)]:
+    if checked.returncode == 0 and lines == [_verdict(expected)]:
         return
     findings = [line for line in lines if not line.startswith(_VERDICT)]
     if checked.returncode or not findings:
@@ -69,10 +71,10 @@ def verify(folder: pathlib.Path, images: np.ndarray, leaf_logits: np.ndarray) ->
     raise InputError(f"export refused, {len(findings)} findings: {'; '.join(findings[:3])}")
 
 
-def listed_signatures(manifest: dict[str, Any]) -> set[str]:
+def listed_signatures(manifest: Manifest) -> set[str]:
     """Names of the signatures that a manifest describes, ensembles and steps."""
-    listed = {entry["name"] for entry in manifest["signatures"]}
-    return listed | {step["signature"] for step in manifest["steps"]}
+    listed = {entry.name for entry in manifest.signatures}
+    return listed | {step.signature for step in manifest.steps}
 
 
 def _verdict(signatures: Collection[str]) -> str:
@@ -132,7 +134,7 @@ def kernel_findings(graph_def: graph_pb2.GraphDef) -> Iterator[str]:
 def answer_findings(
     session: tf.compat.v1.Session,
     signatures: dict[str, meta_graph_pb2.SignatureDef],
-    manifest: dict[str, Any],
+    manifest: Manifest,
     images: np.ndarray,
     leaf_logits: np.ndarray,
     compared: list[str],
@@ -142,26 +144,24 @@ def answer_findings(
     And what in the graphs that ran must not run for several requests at a time. The
     names of the signatures that were compared are added to `compared`.
     """
-    average = manifest["average"]
+    average = manifest.average
     for name in sorted(listed_signatures(manifest) ^ (signatures.keys() - {_INIT_OP})):
         yield f"{name} is not in both the manifest and the model"
-    for entry in manifest["signatures"]:
-        name, size = entry["name"], entry["size"]
+    for entry in manifest.signatures:
+        name, size = entry.name, entry.size
         answer = yield from _run(session, signatures[name], {"images": images})
         expected = expected_answer(leaf_logits, size, average)
         yield from _differences(name, answer, expected, {"logits", "probabilities"})
         compared.append(name)
     known: dict[str, np.ndarray] = {"images": images}
-    for step in manifest["steps"]:
-        inputs = {step["input"]: known[step["starts_from"]]}
-        if step["size"] > 1:
-            inputs["running_sum"] = known["running_sum"]
-        answer = yield from _run(session, signatures[step["signature"]], inputs)
+    for step in manifest.steps:
+        inputs = step_inputs(step, known)
+        answer = yield from _run(session, signatures[step.signature], inputs)
         known |= answer
-        expected = expected_answer(leaf_logits, step["size"], average)
-        outputs = {"running_sum", "probabilities", *step["caches"]}
-        yield from _differences(step["signature"], answer, expected, outputs)
-        compared.append(step["signature"])
+        expected = expected_answer(leaf_logits, step.size, average)
+        outputs = {"running_sum", "probabilities", *step.caches}
+        yield from _differences(step.signature, answer, expected, outputs)
+        compared.append(step.signature)
 
 
 def expected_answer(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:

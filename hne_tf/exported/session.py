@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 
 from hne_tf.errors import InputError
-from hne_tf.exported.steps import Step, StepRunner, check_images
+from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.steps import StepRunner, check_images, step_inputs
 
 Clock = Callable[[], float]
 Confidence = float | Sequence[float]
 
-_WARM_UP = 3
+# Untimed calls before timed ones: the first of a size are slow.
+WARM_UP_CALLS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """The best answer so far.
+class Prediction:
+    """What a model in this process answers.
 
     Attributes:
       sizes: int `[batch]`, number of leaves in the answer of each image.
@@ -64,15 +66,14 @@ class StepTimes:
         self._lock = threading.Lock()
         self._times_ms: dict[int, dict[int, collections.deque[float]]] = {}
 
-    @classmethod
     def measure(
-        cls,
+        self,
         runner: StepRunner,
         batch_size: int,
         repeats: int = 32,
         clock: Clock = time.perf_counter,
-    ) -> "StepTimes":
-        """Times warm walks through all steps.
+    ) -> None:
+        """Adds the times of warm walks through all steps.
 
         Args:
           runner: the model.
@@ -87,10 +88,8 @@ class StepTimes:
             if value < 1:
                 raise InputError(f"{name} must be 1 or more, got {value}")
         images = np.zeros([batch_size, *runner.image_shape], np.uint8)
-        times = cls()
-        for walk in range(-_WARM_UP, repeats):
-            AnytimeSession(runner, images, times if walk >= 0 else None, clock).run()
-        return times
+        for walk in range(-WARM_UP_CALLS, repeats):
+            AnytimeSession(runner, images, self if walk >= 0 else None, clock).run()
 
     def add(self, size: int, batch_size: int, time_ms: float) -> None:
         """Takes note that step number `size` took `time_ms` for `batch_size` images."""
@@ -127,7 +126,7 @@ def _median(times: Sequence[float]) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
+class _Cohort:
     """Images that have come equally far.
 
     Attributes:
@@ -140,15 +139,15 @@ class _Group:
     rows: np.ndarray
     known: Mapping[str, Any]
 
-    def take(self, picked: np.ndarray) -> "_Group":
+    def take(self, picked: np.ndarray) -> "_Cohort":
         """The images at some positions of the group."""
         known = {name: np.asarray(value)[picked] for name, value in self.known.items()}
-        return _Group(self.size, self.rows[picked], known)
+        return _Cohort(self.size, self.rows[picked], known)
 
-    def join(self, other: "_Group") -> "_Group":
+    def join(self, other: "_Cohort") -> "_Cohort":
         """The images of two groups of one size."""
         known = {name: np.concatenate([self.known[name], other.known[name]]) for name in self.known}
-        return _Group(self.size, np.concatenate([self.rows, other.rows]), known)
+        return _Cohort(self.size, np.concatenate([self.rows, other.rows]), known)
 
 
 class AnytimeSession:
@@ -171,12 +170,13 @@ class AnytimeSession:
       InputError: for images that the model cannot take.
 
     Example:
-      >>> runner = step_runners.load("models/digits/1")
-      >>> session = AnytimeSession(runner, images, StepTimes.measure(runner, len(images)))
-      >>> session.run(deadline_ms=5).sizes  # what fits into 5 ms
-      array([6, 6])
+      >>> model = hne.load("models/digits")
+      >>> model.warm_up(batch_size=2)
+      >>> session = model.session(images)
+      >>> session.run(deadline_ms=5).probabilities.shape  # what fits into 5 ms
+      (2, 10)
       >>> for size, probabilities in session:  # the other leaves
-      ...     print(size, probabilities.argmax(axis=1))
+      ...     best = probabilities.argmax(axis=1)
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class AnytimeSession:
         self._shape = (len(images), len(runner.class_names))
         # The ensemble of no networks knows nothing.
         uniform = np.full(self._shape, 1 / len(runner.class_names), np.float32)
-        start = _Group(0, np.arange(len(images)), {"images": images, "probabilities": uniform})
+        start = _Cohort(0, np.arange(len(images)), {"images": images, "probabilities": uniform})
         # By size. A step replaces the tuple at once when it has ended, so that an
         # interrupt at any moment leaves a state to go on from.
         self._groups = (start,)
@@ -232,7 +232,7 @@ class AnytimeSession:
         deadline_ms: float | None = None,
         confidence: Confidence | None = None,
         grace: float = 0.05,
-    ) -> Answer:
+    ) -> Prediction:
         """Computes leaf after leaf until one of the limits; without any, all of them.
 
         Args:
@@ -260,11 +260,11 @@ class AnytimeSession:
         while (moves := self._next(end, thresholds)) is not None:
             self._advance(*moves)
         elapsed_ms = 1000 * (self._clock() - started)
-        return Answer(self.sizes, self.probabilities, elapsed_ms)
+        return Prediction(self.sizes, self.probabilities, elapsed_ms)
 
     def _next(
         self, end: float, thresholds: Sequence[float] | None
-    ) -> tuple[_Group, np.ndarray | None] | None:
+    ) -> tuple[_Cohort, np.ndarray | None] | None:
         """The group to go on with and which of its images, the furthest behind first."""
         for group in self._groups:
             if group.size == len(self._runner.steps):
@@ -280,7 +280,7 @@ class AnytimeSession:
             return True
         return self._clock() + self._times.estimate_ms(size, batch_size) / 1000 <= end
 
-    def _advance(self, group: _Group, picked: np.ndarray | None = None) -> None:
+    def _advance(self, group: _Cohort, picked: np.ndarray | None = None) -> None:
         """Takes the picked images of a group, all by default, one leaf further."""
         started = self._clock()
         moving = group if picked is None else group.take(picked)
@@ -296,29 +296,26 @@ class AnytimeSession:
         time_ms = 1000 * (self._clock() - started)
         self._times.add(arrived.size, len(moving.rows), time_ms)
 
-    def _computed(self, group: _Group) -> _Group:
+    def _computed(self, group: _Cohort) -> _Cohort:
         step = self._runner.steps[group.size]
-        inputs = {step["input"]: group.known[step["starts_from"]]}
-        if group.size:
-            inputs["running_sum"] = group.known["running_sum"]
-        outputs = self._runner.run(step, inputs)
+        outputs = self._runner.run(step, step_inputs(step, group.known))
         known = {**group.known, **outputs, "probabilities": np.asarray(outputs["probabilities"])}
         size = group.size + 1
-        return _Group(size, group.rows, {name: known[name] for name in self._needed[size]})
+        return _Cohort(size, group.rows, {name: known[name] for name in self._needed[size]})
 
 
-def _needed(steps: Sequence[Step]) -> list[frozenset[str]]:
+def _needed(steps: Sequence[StepSignature]) -> list[frozenset[str]]:
     """By size, what is still needed: for the answer, and by some later step."""
     answer = frozenset({"probabilities"})
     needed = [answer]
     for step in reversed(steps):
-        outputs = {"running_sum", *step["caches"]}
-        carried = {"running_sum"} if step["size"] > 1 else set()
-        needed.append((needed[-1] - outputs) | {step["starts_from"]} | carried | answer)
+        outputs = {"running_sum", *step.caches}
+        carried = {"running_sum"} if step.size > 1 else set()
+        needed.append((needed[-1] - outputs) | {step.starts_from} | carried | answer)
     return needed[::-1]
 
 
-def _unsure(group: _Group, thresholds: Sequence[float] | None) -> np.ndarray | None:
+def _unsure(group: _Cohort, thresholds: Sequence[float] | None) -> np.ndarray | None:
     """Which images of a group have to go on; None for all."""
     if thresholds is None or group.size == 0:
         return None

@@ -1,70 +1,30 @@
-"""The depth-first steps of a model behind one interface: live, SavedModel or TFLite.
+"""The signatures of a model as they are called, and the depth-first steps among them.
 
 A step goes from n - 1 to n leaves and computes only the nodes of the tree that no
 earlier step has computed; `export.signatures.step_signature` says what goes in and
-out. Steps are described as in the manifest: dicts of `signature`, `size`,
-`branch_block`, `input`, `starts_from` and `caches`.
+out.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from hne_tf.errors import InputError
-from hne_tf.exported import manifest as manifests
-from hne_tf.exported import tflite_file
-from hne_tf.tree import is_positive_integer
-
-Step = Mapping[str, Any]
-
-
-class StepRunner(Protocol):
-    """What computes the steps of a model.
-
-    Attributes:
-      steps: all of them, in order; step n is `steps[n - 1]`.
-      image_shape: `(height, width, channels)` of the uint8 images.
-      class_names: name of each class.
-    """
-
-    steps: Sequence[Step]
-    image_shape: tuple[int, ...]
-    class_names: tuple[str, ...]
-
-    def run(self, step: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Computes one step.
-
-        Args:
-          step: one of `steps`.
-          inputs: NumPy arrays or what an earlier step gave out, each `[batch, ...]`:
-            `images` or `cache` (as `step["input"]` says), and `running_sum` from
-            step 2 on.
-
-        Returns:
-          `running_sum` and `probabilities`, float32 `[batch, classes]`, and the
-          `step["caches"]`: arrays, or tensors of a kind that NumPy can read. Later
-          calls leave them as they are.
-
-        Raises:
-          InputError: for other inputs than these.
-        """
+from hne_tf.exported.interface import StepSignature
 
 
 @dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """An input that a step takes; a dimension of None may be any from 1."""
+class SignatureInput:
+    """An input of a signature; a dimension of None may be any from 1."""
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype
 
     def check(self, value: Any) -> None:
-        """Raises `InputError` unless a step can take `value`."""
+        """Raises `InputError` unless the input can be `value`."""
         shape, dtype = tuple(value.shape), value.dtype
         fits = len(shape) == len(self.shape) and all(
             size == expected or (expected is None and size > 0)
@@ -80,168 +40,121 @@ class InputSpec:
 
 def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
     """Raises `InputError` unless `images` are uint8 `[batch, *image_shape]`, at least one."""
-    InputSpec("images", (None, *image_shape), np.dtype(np.uint8)).check(images)
+    SignatureInput("images", (None, *image_shape), np.dtype(np.uint8)).check(images)
 
 
-def load(path: str | pathlib.Path, threads: int | None = None) -> StepRunner:
-    """Opens a published version or a TFLite file.
+@dataclasses.dataclass(frozen=True)
+class RunnableSignature:
+    """A signature that can be called.
+
+    Attributes:
+      inputs: what it takes.
+      function: maps inputs that fit, by name, to outputs by name.
+    """
+
+    inputs: tuple[SignatureInput, ...]
+    function: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Computes the outputs.
+
+        Args:
+          inputs: NumPy arrays or what another signature gave out, each `[batch, ...]`.
+
+        Returns:
+          Arrays, or tensors of a kind that NumPy can read. Later calls leave them as
+          they are.
+
+        Raises:
+          InputError: for other inputs than the signature takes.
+        """
+        # A shape that a converted graph refuses leaves LiteRT unfit for any other.
+        if inputs.keys() != {each.name for each in self.inputs}:
+            names = ", ".join(sorted(each.name for each in self.inputs))
+            raise InputError(f"the signature takes {names}, got {', '.join(inputs)}")
+        for each in self.inputs:
+            each.check(inputs[each.name])
+        if len({value.shape[0] for value in inputs.values()}) > 1:
+            sizes = {name: value.shape[0] for name, value in inputs.items()}
+            raise InputError(f"all inputs of a step must have one batch size, got {sizes}")
+        return self.function(inputs)
+
+
+class StepRunner(Protocol):
+    """What computes the steps of a model.
+
+    Attributes:
+      steps: all of them, in order; step n is `steps[n - 1]`.
+      image_shape: `(height, width, channels)` of the uint8 images.
+      class_names: name of each class.
+    """
+
+    steps: Sequence[StepSignature]
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    def run(self, step: StepSignature, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Computes one step.
+
+        Args:
+          step: one of `steps`.
+          inputs: as `RunnableSignature.run` takes them: `images` or `cache` (see
+            `step.input`), and `running_sum` from step 2 on.
+
+        Returns:
+          `running_sum` and `probabilities`, float32 `[batch, classes]`, and the
+          `step.caches`.
+
+        Raises:
+          InputError: for other inputs than these.
+        """
+
+
+class SignatureSteps:
+    """The steps of a model that is in this process: a `StepRunner`.
 
     Args:
-      path: a version's folder with its manifest inside, or a `.tflite` file.
-      threads: of a TFLite file; those of TensorFlow are a setting of the process
-        (`tf.config.threading`).
-
-    Raises:
-      InputError: for anything else.
-
-    Example:
-      >>> runner = load("models/digits/1")
-      >>> len(runner.steps), runner.image_shape
-      (16, (8, 8, 1))
+      steps: all of them, in order.
+      image_shape: `(height, width, channels)`.
+      class_names: name of each class.
+      signatures: what computes each step, by the name of its signature.
     """
-    path = pathlib.Path(path)
-    if path.suffix == ".tflite" and path.is_file():
-        return TFLiteSteps(path, threads)
-    if not (path / manifests.MANIFEST).is_file():
-        raise InputError(
-            f"a model must be a .tflite file or a version's folder with {manifests.MANIFEST}, "
-            f"got {str(path)!r}"
-        )
-    if threads is not None:
-        raise InputError(
-            "threads are set for a .tflite file; a SavedModel has those of the process, "
-            f"got threads={threads!r}"
-        )
-    return SavedModelSteps(path)
-
-
-class TensorFlowSteps:
-    """Steps that are concrete TensorFlow functions."""
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[StepSignature],
         image_shape: Sequence[int],
         class_names: Sequence[str],
-        functions: Mapping[str, Callable[..., Any]],
+        signatures: Mapping[str, RunnableSignature],
     ) -> None:
         self.steps = tuple(steps)
         self.image_shape = tuple(image_shape)
         self.class_names = tuple(class_names)
-        self._functions = {
-            step["signature"]: functions[step["signature"]].inference_fn for step in self.steps
-        }
-        self._specs = {
-            name: [
-                InputSpec(spec.name, tuple(spec.shape), np.dtype(spec.dtype.as_numpy_dtype))
-                for spec in function.function_type.flat_inputs
-            ]
-            for name, function in self._functions.items()
-        }
+        self._signatures = signatures
 
-    def run(self, step: Step, inputs: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    def run(self, step: StepSignature, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """See `StepRunner`."""
-        name = step["signature"]
-        _check_inputs(self._specs[name], inputs)
-        # Calling the signature itself would take as long again as a small step:
-        # it binds arguments by name and looks for gradient tapes.
-        return self._functions[name].call_preflattened(
-            [tf.convert_to_tensor(inputs[spec.name]) for spec in self._specs[name]]
-        )
+        return self._signatures[step.signature].run(inputs)
 
 
-class SavedModelSteps(TensorFlowSteps):
-    """The steps of a published version.
+def walk(runner: StepRunner, images: np.ndarray) -> dict[int, dict[str, Any]]:
+    """What each step gives on a walk through all of them, by size.
 
     Args:
-      folder: the version, its manifest inside.
-
-    Raises:
-      InputError: if the manifest describes no steps or others than the model has.
+      runner: of the model.
+      images: uint8 `[batch, height, width, channels]`.
     """
-
-    def __init__(self, folder: str | pathlib.Path) -> None:
-        folder = pathlib.Path(folder)
-        steps, image_shape, classes = _described(manifests.read_manifest(folder), folder)
-        # Signatures live only as long as the model that they were loaded with.
-        self._loaded = tf.saved_model.load(str(folder))
-        _check_signatures(steps, self._loaded.signatures, folder)
-        super().__init__(steps, image_shape, classes, self._loaded.signatures)
+    outputs: dict[int, dict[str, Any]] = {}
+    known: dict[str, Any] = {"images": images}
+    for step in runner.steps:
+        outputs[step.size] = runner.run(step, step_inputs(step, known))
+        known |= outputs[step.size]
+    return outputs
 
 
-class TFLiteSteps:
-    """The steps of a TFLite file; for one thread of Python at a time.
-
-    Args:
-      path: the file, its manifest inside.
-      threads: that compute, as many as LiteRT likes by default.
-
-    Raises:
-      InputError: for a file that is none of ours or not whole, or a number of
-        threads that is not 1 or more.
-    """
-
-    def __init__(self, path: str | pathlib.Path, threads: int | None = None) -> None:
-        path = pathlib.Path(path)
-        if threads is not None and not is_positive_integer(threads):
-            raise InputError(f"threads must be 1 or more, got {threads!r}")
-        manifest = tflite_file.read_manifest(path)
-        self.steps, self.image_shape, self.class_names = _described(manifest, path)
-        interpreter = Interpreter(str(path), num_threads=threads)
-        _check_signatures(self.steps, interpreter.get_signature_list(), path)
-        self._functions = {
-            step["signature"]: interpreter.get_signature_runner(step["signature"])
-            for step in self.steps
-        }
-        self._specs = {
-            name: [
-                InputSpec(
-                    key,
-                    tuple(None if size < 0 else int(size) for size in detail["shape_signature"]),
-                    np.dtype(detail["dtype"]),
-                )
-                for key, detail in function.get_input_details().items()
-            ]
-            for name, function in self._functions.items()
-        }
-
-    def run(self, step: Step, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """See `StepRunner`."""
-        name = step["signature"]
-        # A shape that LiteRT refuses leaves the interpreter unfit for any other.
-        _check_inputs(self._specs[name], inputs)
-        return self._functions[name](**inputs)
-
-
-def _check_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Any]) -> None:
-    names = [spec.name for spec in specs]
-    if inputs.keys() != set(names):
-        raise InputError(f"the step takes {', '.join(sorted(names))}, got {', '.join(inputs)}")
-    for spec in specs:
-        spec.check(inputs[spec.name])
-    if len({value.shape[0] for value in inputs.values()}) > 1:
-        sizes = {name: value.shape[0] for name, value in inputs.items()}
-        raise InputError(f"all inputs of a step must have one batch size, got {sizes}")
-
-
-def _described(
-    manifest: Any, path: pathlib.Path
-) -> tuple[tuple[Step, ...], tuple[int, ...], tuple[str, ...]]:
-    """Steps, image shape and class names of a manifest."""
-    try:
-        _, *image_shape = manifest["input"]["shape"]
-        return tuple(manifest["steps"]), tuple(image_shape), tuple(manifest["classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            "a model's manifest must describe its input, steps and classes, "
-            f"got {str(path)!r} without: {error}"
-        ) from None
-
-
-def _check_signatures(steps: Sequence[Step], names: Mapping[str, Any], path: pathlib.Path) -> None:
-    missing = [step["signature"] for step in steps if step["signature"] not in names]
-    if missing or not steps:
-        raise InputError(
-            "a model must have a signature for each step of its manifest, "
-            f"got {str(path)!r} with {len(steps)} steps and without {', '.join(missing) or 'any'}"
-        )
+def step_inputs(step: StepSignature, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step takes, of the images and the outputs of the steps before it."""
+    inputs = {step.input: known[step.starts_from]}
+    if step.size > 1:
+        inputs["running_sum"] = known["running_sum"]
+    return inputs

@@ -7,24 +7,22 @@ The manifest holds length and SHA-256 of the flatbuffer, so that a file which is
 damaged or cut off anywhere is noticed. This module needs no TensorFlow.
 """
 
+import dataclasses
 import hashlib
 import io
-import json
 import pathlib
 import struct
 import zipfile
 import zlib
-from typing import Any
 
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import Flatbuffer, Manifest
 from hne_tf.files import replacing
 
 # What a file can be made of, see `export.tflite`.
 MODES = ("float32", "float16", "dynamic_range", "int8")
 
 MANIFEST = "hne_manifest.json"
-# That of export.manifest, whose import would load TensorFlow.
-FORMAT = 1
 
 _IDENTIFIER = b"TFL3"
 # What zipfile raises for archives that are none, or not whole.
@@ -40,21 +38,20 @@ _DAMAGE = (
 )
 
 
-def write(path: pathlib.Path, flatbuffer: bytes, manifest: dict[str, Any]) -> None:
+def write(path: pathlib.Path, flatbuffer: bytes, manifest: Manifest) -> None:
     """Writes a model with its manifest, complete or not at all.
 
     Args:
       path: the file, replaced if it is there.
       flatbuffer: the model, as the converter gives it.
-      manifest: JSON values; `format` and `flatbuffer` are filled in here.
+      manifest: its `flatbuffer` is filled in here.
 
     Raises:
       InputError: if the flatbuffer is no TFLite model.
     """
     if not _is_tflite(flatbuffer):
         raise InputError(f"a TFLite model must have {_IDENTIFIER!r} in it, got {flatbuffer[:8]!r}")
-    described = {**manifest, "format": FORMAT, "flatbuffer": _fingerprint(flatbuffer)}
-    text = json.dumps(described, indent=2) + "\n"
+    text = dataclasses.replace(manifest, flatbuffer=_fingerprint(flatbuffer)).to_text()
     # The date of a plain ZipInfo is fixed: equal models give equal files.
     entry = zipfile.ZipInfo(MANIFEST)
     entry.compress_type = zipfile.ZIP_DEFLATED
@@ -64,12 +61,11 @@ def write(path: pathlib.Path, flatbuffer: bytes, manifest: dict[str, Any]) -> No
             archive.writestr(entry, text)
 
 
-def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
+def read_manifest(path: str | pathlib.Path) -> Manifest:
     """The manifest of a file that is whole.
 
     Returns:
-      What `write` was given, with `format` and `flatbuffer`: the model's `bytes`
-      and `sha256`.
+      What `write` was given, with the `flatbuffer`.
 
     Raises:
       InputError: if the file is missing, damaged, cut off or not one of `write`.
@@ -82,7 +78,7 @@ def read_flatbuffer(path: str | pathlib.Path) -> bytes:
     return _read(pathlib.Path(path))[0]
 
 
-def write_manifest(path: str | pathlib.Path, manifest: dict[str, Any]) -> None:
+def write_manifest(path: str | pathlib.Path, manifest: Manifest) -> None:
     """Replaces the manifest of a file; the model in it stays as it is.
 
     Raises:
@@ -92,32 +88,21 @@ def write_manifest(path: str | pathlib.Path, manifest: dict[str, Any]) -> None:
     write(path, _read(path)[0], manifest)
 
 
-def check(path: str | pathlib.Path) -> None:
-    """Raises `InputError` unless the file is one of `write` and whole."""
-    _read(pathlib.Path(path))
-
-
-def _read(path: pathlib.Path) -> tuple[bytes, dict[str, Any]]:
+def _read(path: pathlib.Path) -> tuple[bytes, Manifest]:
     """Flatbuffer and manifest of a file, checked against each other."""
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"a model must be a readable TFLite file, got {str(path)!r}: {error.strerror}"
+            f"a model must be a readable TFLite file, got {str(path)!r}: {reason}"
         ) from None
     if not _is_tflite(content):
         raise InputError(f"a model must be a TFLite file, got {str(path)!r}, which is none")
     text, start = _archived(content, path)
-    try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{MANIFEST} in {str(path)!r} must be JSON: {error}") from None
-    if not isinstance(manifest, dict):
-        raise InputError(f"{MANIFEST} in {str(path)!r} must be a JSON object, got {manifest!r:.40}")
-    if (found := manifest.get("format")) != FORMAT:
-        raise InputError(f"{MANIFEST} in {str(path)!r} must have format {FORMAT}, got {found!r}")
+    manifest = Manifest.from_text(text, f"{MANIFEST} in {str(path)!r}")
     flatbuffer = content[:start]
-    if manifest.get("flatbuffer") != _fingerprint(flatbuffer):
+    if manifest.flatbuffer != _fingerprint(flatbuffer):
         raise InputError(
             f"the model must be the one that its manifest describes, got {str(path)!r}, "
             "which is damaged"
@@ -148,5 +133,5 @@ def _is_tflite(content: bytes) -> bool:
     return content[4:8] == _IDENTIFIER
 
 
-def _fingerprint(flatbuffer: bytes) -> dict[str, Any]:
-    return {"bytes": len(flatbuffer), "sha256": hashlib.sha256(flatbuffer).hexdigest()}
+def _fingerprint(flatbuffer: bytes) -> Flatbuffer:
+    return Flatbuffer(bytes=len(flatbuffer), sha256=hashlib.sha256(flatbuffer).hexdigest())

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,40 +12,21 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import averaging
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
-from hne_tf.models.layers.factory import DeployLayers, LayerFactory, TrainingLayers
-from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models import averaging, compiling, serialisation
+from hne_tf.models.architectures.architecture import Activation, Architecture
+from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.models.nodes import (
+    check_blocks,
+    images_and_normalisation,
+    inputs_like,
+    node_name,
+    node_output,
+)
 from hne_tf.tree import Paths, Tree
-
-# What a block gives to the next: a tensor, or a list of one per scale.
-Activation = Any
-
 
 # Places `(block, node)` in the tree, and the sub-network that computes their nodes.
 Network = tuple[tuple[tuple[int, int], ...], keras.Model]
-
-
-class Architecture(Protocol):
-    """A network cut into blocks: a frozen dataclass of settings, in plain values.
-
-    Attributes:
-      blocks: number of blocks.
-    """
-
-    @property
-    def blocks(self) -> int: ...
-
-    def block(self, layers: LayerFactory, block: int, x: Activation) -> Activation:
-        """Applies block number `block` to the images or to what the block before gives."""
-
-    def head(self, layers: LayerFactory, x: Activation, classes: int) -> Any:
-        """Logits `[batch, classes]` of what a block gives."""
-
-
-_ARCHITECTURES = {kind.__name__: kind for kind in (ResNet, MobileNetV2, MSDNet)}
 
 
 class Ensemble(keras.Model):
@@ -65,14 +46,20 @@ class Ensemble(keras.Model):
     factory: LayerFactory
     average: str
 
+    # Where the graph has the activation of each node, by the node's name.
+    _activations: Mapping[str, Any]
+    # Names of those that the loss asks for, and what the last call gave for them.
+    _asked: tuple[str, ...] = ()
+    _answered: Mapping[str, Any] | None = None
+
     def get_config(self) -> dict[str, Any]:
         """What `from_config` builds the same model from, as plain values."""
         return {
-            "architecture": type(self.architecture).__name__,
-            "architecture_settings": dataclasses.asdict(self.architecture),
+            "architecture": serialisation.registered_name(self.architecture),
+            "architecture_settings": self.architecture.get_config(),
             **dataclasses.asdict(self.tree),
-            "factory": type(self.factory).__name__,
-            "factory_settings": dataclasses.asdict(self.factory),
+            "factory": serialisation.registered_name(self.factory),
+            "factory_settings": self.factory.get_config(),
             "images": dataclasses.asdict(self.images),
             "average": self.average,
             "name": self.name,
@@ -83,14 +70,110 @@ class Ensemble(keras.Model):
         """Builds the model that `get_config` describes, untrained."""
         del custom_objects
         return cls(
-            _ARCHITECTURES[config["architecture"]](**config["architecture_settings"]),
+            serialisation.architecture(config["architecture"], config["architecture_settings"]),
             Exits(config["exits"]) if "exits" in config else Tree(config["branching"]),
             ImageSpec(**config["images"]),
-            _factory(config["factory"])(**config["factory_settings"]),
+            serialisation.factory(config["factory"], config["factory_settings"]),
             # Models saved before averages were part of them.
             config.get("average", "logits"),
             config["name"],
         )
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **options: Any,
+    ) -> None:
+        """Keras's `compile`, for losses and metrics of leaf logits.
+
+        Args:
+          optimizer: as in Keras.
+          loss: one of `hne_tf.objectives`, or one of your own, see `Objective` there.
+          loss_weights: as in Keras.
+          metrics: of `hne_tf.metrics`, or your own.
+          weighted_metrics: likewise, weighted by `sample_weight`.
+          options: as in Keras.
+
+        Raises:
+          InputError: for a loss or metric that takes one answer per example, as
+            Keras's own do, or a loss that asks for activations of unknown nodes.
+        """
+        compiling.check_loss(loss)
+        compiling.check_metrics([metrics, weighted_metrics])
+        super().compile(
+            optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **options,
+        )
+        if hasattr(loss, "iterations"):
+            loss.iterations = self.optimizer.iterations
+        self._asked = self._checked_names(getattr(loss, "activations", ()))
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that is loaded as it was when it was saved."""
+        # Keras does not call a `compile` that is not its own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def with_activations(self, names: Sequence[str]) -> keras.Model:
+        """The model of images to leaf logits and the activations of some nodes.
+
+        Args:
+          names: names of nodes, such as `"block1.node0"`.
+
+        Returns:
+          A model of images to a dictionary with `"leaf_logits"` and the activation of
+          each name, built once; of a leaf that is its logits.
+
+        Raises:
+          InputError: for a name that no node has.
+        """
+        return self._observed(self._checked_names(names))
+
+    def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        for name in names:
+            if name not in self._activations:
+                raise InputError(
+                    f"activations must be of nodes block0.node0 to {list(self._activations)[-1]}, "
+                    f"got {name!r}"
+                )
+        return tuple(names)
+
+    def _observe(self, names: tuple[str, ...]) -> keras.Model:
+        asked = {name: self._activation(name) for name in names}
+        return keras.Model(self.inputs, {"leaf_logits": self.output, **asked}, name="observed")
+
+    def _activation(self, name: str) -> Activation:
+        """What a node gives, in the graph."""
+        return self._activations[name]
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Leaf logits; activations that the loss asks for are kept for `compute_loss`."""
+        if not self._asked:
+            return super().call(inputs, training=training, mask=mask)
+        self._answered = self._observed(self._asked)(inputs, training=training)
+        return self._answered["leaf_logits"]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The loss of a batch, which is given the activations that it asks for."""
+        if not self._asked:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        answered, self._answered = self._answered, None
+        return self.loss(y, answered, sample_weight) + sum(self.losses)
 
     def probabilities(
         self, images: Any, size: int | None = None, batch_size: int = 32
@@ -132,7 +215,7 @@ class TreeEnsemble(Ensemble):
 
     Args:
       architecture: the network that is cut into blocks: `ResNet(…)`,
-        `MobileNetV2(…)` or `MSDNet(…)`.
+        `MobileNetV2(…)`, `MSDNet(…)` or one of your own.
       tree: which nodes there are: `Tree(…)` with one branching factor per block, or
         `Exits(…)`, a single network with a classifier after each block.
       images: shape, classes and normalisation of the images.
@@ -166,7 +249,8 @@ class TreeEnsemble(Ensemble):
         inputs, normalise = images_and_normalisation(images)
         x = normalise(inputs)
         nodes = _build_nodes(architecture, tree, layers, x, len(images.class_names))
-        super().__init__(inputs, _leaf_logits(tree, nodes, x, range(tree.leaves)), name=name)
+        activations = _activations(tree, nodes, x, range(tree.leaves))
+        super().__init__(inputs, _leaf_logits(tree, activations, range(tree.leaves)), name=name)
         self.architecture = architecture
         self.tree = tree
         self.factory = layers
@@ -174,7 +258,9 @@ class TreeEnsemble(Ensemble):
         self.average = average
         self.normalise = normalise
         self.node_models = nodes
-        # A function, as Keras would save the models in a dict with this one.
+        self._activations = {node_name(place): x for place, x in activations.items()}
+        # Functions, as Keras would save the models in a dict with this one.
+        self._observed = functools.cache(self._observe)
         self._built = functools.cache(self._build_leaves)
 
     @property
@@ -208,7 +294,8 @@ class TreeEnsemble(Ensemble):
 
     def _build_leaves(self, leaves: range) -> keras.Model:
         images = keras.Input(self.images.shape, dtype="uint8", name="images")
-        logits = _leaf_logits(self.tree, self.node_models, self.normalise(images), leaves)
+        activations = _activations(self.tree, self.node_models, self.normalise(images), leaves)
+        logits = _leaf_logits(self.tree, activations, leaves)
         name = f"{self.name}.leaves{leaves.start}to{leaves.stop - 1}"
         return keras.Model(images, logits, name=name)
 
@@ -226,70 +313,6 @@ class TreeEnsemble(Ensemble):
         return self.of_leaves(leaves).predict(images, batch_size=batch_size, verbose=0)
 
 
-def _factory(name: str) -> type[LayerFactory]:
-    """The layer factory of this class name."""
-    # These need TensorFlow itself, and are loaded only for a model that has them.
-    if name == "QuantizedLayers":
-        from hne_tf.models.layers.quantized import QuantizedLayers
-
-        return QuantizedLayers
-    if name.startswith("Fused"):
-        from hne_tf.models.layers import fused
-
-        return {
-            factory.__name__: factory
-            for factory in (fused.FusedTrainingLayers, fused.FusedGroupedLayers)
-        }[name]
-    if name == "ServedLayers":
-        from hne_tf.models.layers.served import ServedLayers
-
-        return ServedLayers
-    factories = (TrainingLayers, DeployLayers, GroupedLayers)
-    return {factory.__name__: factory for factory in factories}[name]
-
-
-def images_and_normalisation(images: ImageSpec) -> tuple[keras.KerasTensor, keras.Layer]:
-    """The input of uint8 images, and the layer that normalises them."""
-    normalise = keras.layers.Rescaling(
-        [1.0 / std for std in images.std],
-        [-mean / std for mean, std in zip(images.mean, images.std, strict=True)],
-        name="normalise",
-    )
-    return keras.Input(images.shape, dtype="uint8", name="images"), normalise
-
-
-def node_output(
-    architecture: Architecture,
-    tree: Paths,
-    layers: LayerFactory,
-    place: tuple[int, int],
-    x: Activation,
-    classes: int,
-) -> Activation:
-    """What the node at `place`, `(block, node)`, computes of its parent's activation `x`."""
-    if isinstance(x, list):
-        x = [layers.entry(each, f"entry{index}") for index, each in enumerate(x)]
-    else:
-        x = layers.entry(x, "entry")
-    if tree.has_layers(*place):
-        x = architecture.block(layers, place[0], x)
-    return architecture.head(layers, x, classes) if tree.is_leaf(*place) else x
-
-
-def check_blocks(architecture: Architecture, tree: Paths) -> None:
-    """Raises `InputError` unless the tree has the network's blocks."""
-    if isinstance(tree, Exits):
-        if architecture.blocks != tree.exits:
-            raise InputError(
-                f"exits must be the number of blocks, {architecture.blocks}, got {tree.exits}"
-            )
-    elif architecture.blocks != tree.blocks:
-        raise InputError(
-            f"branching needs one factor for each of the {architecture.blocks} blocks, "
-            f"got {tree.branching}"
-        )
-
-
 def _build_nodes(
     architecture: Architecture, tree: Paths, layers: LayerFactory, images: Any, classes: int
 ) -> list[list[keras.Model]]:
@@ -301,26 +324,25 @@ def _build_nodes(
             given = nodes[-1][tree.parent(block, node)].output if nodes else images
             x = inputs_like(given)
             y = node_output(architecture, tree, layers, (block, node), x, classes)
-            row.append(keras.Model(x, y, name=f"block{block}.node{node}"))
+            row.append(keras.Model(x, y, name=node_name((block, node))))
         nodes.append(row)
     return nodes
 
 
-def inputs_like(activation: Activation) -> Activation:
-    """Inputs of the shapes of an activation."""
-    if isinstance(activation, list):
-        return [
-            keras.Input(each.shape[1:], dtype=each.dtype, name=f"activation{index}")
-            for index, each in enumerate(activation)
-        ]
-    return keras.Input(activation.shape[1:], dtype=activation.dtype, name="activation")
-
-
-def _leaf_logits(tree: Paths, nodes: list[list[keras.Model]], x: Any, leaves: range) -> Any:
-    """Logits `[batch, len(leaves), classes]` of some leaves, each node computed once."""
+def _activations(
+    tree: Paths, nodes: list[list[keras.Model]], x: Any, leaves: range
+) -> dict[tuple[int, int], Activation]:
+    """What each node gives that some leaves need, by its place; each is computed once."""
     outputs: dict[tuple[int, int], Activation] = {}
     for block, node in tree.nodes_of(leaves):
         given = outputs[block - 1, tree.parent(block, node)] if block else x
         outputs[block, node] = nodes[block][node](given)
+    return outputs
+
+
+def _leaf_logits(
+    tree: Paths, activations: Mapping[tuple[int, int], Activation], leaves: range
+) -> Any:
+    """Logits `[batch, len(leaves), classes]` of some leaves."""
     paths = map(tree.path, leaves)
-    return ops.stack([outputs[len(path) - 1, path[-1]] for path in paths], axis=1)
+    return ops.stack([activations[len(path) - 1, path[-1]] for path in paths], axis=1)

@@ -4,7 +4,8 @@ import numpy as np
 
 from hne_tf.models import weights as canonical
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import NORM_EPSILON, DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import NORM_EPSILON, TrainingLayers
 from hne_tf.models.weights import CanonicalWeights
 
 _NORM = "/norm/gamma"
@@ -13,9 +14,10 @@ _NORM = "/norm/gamma"
 def deployed(model: TreeEnsemble) -> TreeEnsemble:
     """The model in the deploy factory's form, its batch norms folded.
 
-    A compressed model has that form, or the one of `QuantizedLayers`, already.
+    A compressed model has that form, or the one of `QuantizedLayers`, already; a
+    network that cannot be folded stays as it is.
     """
-    if not isinstance(model.factory, TrainingLayers):
+    if not isinstance(model.factory, TrainingLayers) or not model.architecture.foldable:
         return model
     folded = model.rebuilt(DeployLayers())
     canonical.load(folded, fold(canonical.read(model)))

@@ -1,25 +1,25 @@
 """A tree of networks whose nodes are computed block by block, side by side."""
 
 import dataclasses
+import functools
 
 import keras
 from keras import ops
 
+from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import averaging, weights
-from hne_tf.models.ensemble import (
-    Activation,
-    Architecture,
-    Ensemble,
-    Network,
-    TreeEnsemble,
+from hne_tf.models.architectures.architecture import Activation, Architecture
+from hne_tf.models.ensemble import Ensemble, Network, TreeEnsemble
+from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.models.nodes import (
     check_blocks,
     images_and_normalisation,
     inputs_like,
+    node_name,
     node_output,
 )
-from hne_tf.models.layers.factory import TrainingLayers
-from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.tree import Paths
 
 
@@ -40,7 +40,8 @@ class GroupedEnsemble(Ensemble):
       average: how leaves are averaged, as for `TreeEnsemble`.
 
     Raises:
-      InputError: if tree and architecture differ in their number of blocks.
+      InputError: if tree and architecture differ in their number of blocks, or the
+        architecture is not `groupable`.
     """
 
     def __init__(
@@ -53,14 +54,26 @@ class GroupedEnsemble(Ensemble):
         name: str = "hne",
     ) -> None:
         check_blocks(architecture, tree)
+        if not architecture.groupable:
+            raise InputError(
+                "nodes are computed together for a groupable architecture only, got "
+                f"{type(architecture).__name__}"
+            )
         averaging.check_average(average)
         layers = GroupedLayers() if layers is None else layers
         inputs, normalise = images_and_normalisation(images)
         height, width, channels = images.shape
         # One root sees the images.
-        x = keras.layers.Reshape((height, width, 1, channels), name="root")(normalise(inputs))
+        x = keras.layers.Reshape((height, width, 1, channels), dtype="float32", name="root")(
+            normalise(inputs)
+        )
         classes = len(images.class_names)
-        networks, logits = _connect(architecture, tree, layers, x, classes)
+        networks, outputs = _connect(architecture, tree, layers, x, classes)
+        logits = [
+            output
+            for (((block, node), *_), _), output in zip(networks, outputs, strict=True)
+            if tree.is_leaf(block, node)
+        ]
         super().__init__(inputs, ops.concatenate(logits, axis=1), name=name)
         self.architecture = architecture
         self.tree = tree
@@ -68,6 +81,13 @@ class GroupedEnsemble(Ensemble):
         self.images = images
         self.average = average
         self.networks = networks
+        self._activations = {
+            node_name(place): (output, index)
+            for (places, _), output in zip(networks, outputs, strict=True)
+            for index, place in enumerate(places)
+        }
+        # A function, as Keras would save the models in a dict with this one.
+        self._observed = functools.cache(self._observe)
 
     def branched(self) -> TreeEnsemble:
         """The same networks with the same weights as a `TreeEnsemble`."""
@@ -80,6 +100,11 @@ class GroupedEnsemble(Ensemble):
         weights.load(tree, weights.read(self))
         return tree
 
+    def _activation(self, name: str) -> Activation:
+        """What one node of a group gives."""
+        output, index = self._activations[name]
+        return keras.tree.map_structure(lambda x: x[..., index, :], output)
+
 
 def _connect(
     architecture: Architecture,
@@ -87,10 +112,10 @@ def _connect(
     layers: GroupedLayers,
     x: keras.KerasTensor,
     classes: int,
-) -> tuple[list[Network], list[keras.KerasTensor]]:
-    """Sub-networks of all groups, and the leaves' logits in order."""
+) -> tuple[list[Network], list[Activation]]:
+    """Sub-networks of all groups, in order, and what each gives."""
     networks: list[Network] = []
-    logits = []
+    computed: list[Activation] = []
     above: dict[int, Activation] = {0: x}
     for block in range(tree.blocks):
         outputs: dict[int, Activation] = {}
@@ -102,9 +127,7 @@ def _connect(
             y = node_output(architecture, tree, of_nodes, (block, nodes[0]), entry, classes)
             network = keras.Model(entry, y, name=f"block{block}.nodes{nodes[0]}to{nodes[-1]}")
             networks.append((tuple((block, node) for node in nodes), network))
-            computed = network(given)
-            if tree.is_leaf(block, nodes[0]):
-                logits.append(computed)
-            outputs |= dict.fromkeys(nodes, computed)
+            computed.append(network(given))
+            outputs |= dict.fromkeys(nodes, computed[-1])
         above = outputs
-    return networks, logits
+    return networks, computed

@@ -14,11 +14,14 @@ import ml_collections
 
 from hne_tf.data import load
 from hne_tf.errors import InputError
+from hne_tf.exported import typed_json
+from hne_tf.exported.manifest import Manifest
 from hne_tf.files import write_json
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import folding, weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training import build
 from hne_tf.training.config import from_json
 from hne_tf.training.schedule import Schedule
@@ -90,7 +93,7 @@ def _read(name: str) -> tuple[dict[str, Any], weights.CanonicalWeights]:
     return json.loads(path.with_suffix(".json").read_text()), weights.read_npz(path)
 
 
-def save(run: TrainedRun, manifest: dict[str, Any], path: pathlib.Path) -> None:
+def save(run: TrainedRun, manifest: Manifest, path: pathlib.Path) -> None:
     """Writes a run's weights to `path` (`.npz`) and its description beside them (`.json`).
 
     Args:
@@ -104,7 +107,7 @@ def save(run: TrainedRun, manifest: dict[str, Any], path: pathlib.Path) -> None:
     description = {
         "config": config,
         "images": dataclasses.asdict(run.data_set.spec),
-        "accuracy": manifest["accuracy"],
+        "accuracy": typed_json.encode(manifest.accuracy),
     }
     write_json(path.with_suffix(".json"), description)
     weights.save_npz(path, weights.read(run.model))

@@ -1,7 +1,6 @@
 """What a report shows, as JSON values, collected from runs and their exports."""
 
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ import ml_collections
 
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
-from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import read_manifest
+from hne_tf.exported.model import ExportedModel
 from hne_tf.report import drawing, gallery
 from hne_tf.training import build, trained
 from hne_tf.training import config as configs
@@ -24,7 +22,7 @@ _NEEDED_OF_SIZE = ("accuracy", "gain", "multiply_adds", "parameters", "reliabili
 
 def collect(
     workdirs: Sequence[Workdir],
-    models: Sequence[pathlib.Path] = (),
+    models: Sequence[ExportedModel] = (),
     pictures: int = 40,
     data_dir: str | None = None,
     report: Callable[[str], None] = print,
@@ -33,8 +31,8 @@ def collect(
 
     Args:
       workdirs: folders of evaluated runs.
-      models: versions' folders and `.tflite` files exported from these runs, whose
-        manifests hold measured latencies; one per run at most.
+      models: exported from these runs, with measured latencies in their manifests; one
+        per run at most.
       pictures: how many test images to show of each run; with 0 neither data sets nor
         checkpoints are read.
       data_dir: where the data sets lie, if not where the runs found them.
@@ -54,7 +52,8 @@ def collect(
     names = _names(workdirs)
     settings = [workdir.read_config() for workdir in workdirs]
     evaluations = [read_evaluation(workdir) for workdir in workdirs]
-    latencies = _match(models, settings, evaluations)
+    digests = [workdir.digest() for workdir in workdirs]
+    latencies = _match(models, digests, evaluations)
     runs = []
     for number, workdir in enumerate(workdirs):
         evaluation = evaluations[number]
@@ -97,37 +96,27 @@ def read_evaluation(workdir: Workdir) -> dict[str, Any]:
     return evaluation
 
 
-def latency_of(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def latency_of(model: ExportedModel) -> dict[str, Any]:
     """The measured latencies of a published model, of one image per call.
 
     Returns:
-      `model`: its name; `hardware`, see `hardware.describe`; `threads`; `runs`, the
-      timed calls; and `p50_ms` and `p95_ms` by size.
+      `model`: its name; `hardware`, see `hardware.describe`; `threads`, None if the manifest is
+      of an early version; `runs`, the timed calls; and `p50_ms` and `p95_ms` by size.
 
     Raises:
       InputError: if its manifest has none.
     """
-    try:
-        rows = {
-            row["signature"]: row
-            for row in manifest["latency"]["measurements"]
-            if row["batch_size"] == 1
-        }
-        by_size = {str(size): rows[f"ensemble_{size}"] for size in manifest["sizes"]}
-        any_row = next(iter(by_size.values()))
-        return {
-            "model": path.name if path.is_file() else f"{manifest['model']}/{path.resolve().name}",
-            "hardware": manifest["latency"]["hardware"],
-            "threads": any_row["threads"],
-            "runs": any_row["runs"],
-            "p50_ms": {size: row["p50_ms"] for size, row in by_size.items()},
-            "p95_ms": {size: row["p95_ms"] for size, row in by_size.items()},
-        }
-    except (KeyError, TypeError, StopIteration) as error:
-        raise InputError(
-            f"a model's manifest must tell the latency of one image, got {str(path)!r} "
-            f"without {error}"
-        ) from None
+    manifest = model.manifest
+    by_size = {str(size): manifest.measurement(size, batch_size=1) for size in manifest.sizes}
+    some = by_size[str(manifest.sizes[0])]
+    return {
+        "model": model.name,
+        "hardware": dict(manifest.latency.hardware),
+        "threads": some.threads,
+        "runs": some.runs,
+        "p50_ms": {size: row.p50_ms for size, row in by_size.items()},
+        "p95_ms": {size: row.p95_ms for size, row in by_size.items()},
+    }
 
 
 def _names(workdirs: Sequence[Workdir]) -> list[str]:
@@ -167,31 +156,31 @@ def _described(
 
 
 def _match(
-    models: Sequence[pathlib.Path],
-    settings: Sequence[ml_collections.FrozenConfigDict],
+    models: Sequence[ExportedModel],
+    digests: Sequence[str],
     evaluations: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any] | None]:
     """The latencies of each run, by the model that was exported from it."""
     # A compressed run has the settings of the run that it comes from, but other steps.
     keys = [
-        (configs.digest(config), evaluation["step"])
-        for config, evaluation in zip(settings, evaluations, strict=True)
+        (digest, evaluation["step"])
+        for digest, evaluation in zip(digests, evaluations, strict=True)
     ]
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for path in models:
-        tflite = path.suffix == ".tflite"
-        manifest = tflite_file.read_manifest(path) if tflite else read_manifest(path)
-        key = (manifest.get("config_digest"), manifest.get("step"))
+    for model in models:
+        record = model.manifest.record
+        key = (record.get("config_digest"), record.get("step"))
         if key not in keys:
             raise InputError(
-                f"models must be exported from the runs as they were evaluated, got {str(path)!r} "
-                "of other settings or another step"
+                "models must be exported from the runs as they were evaluated, "
+                f"got {str(model.path)!r} of other settings or another step"
             )
         if key in found:
             raise InputError(
-                f"a run takes one model, got {found[key]['model']} and {str(path)!r} of the same"
+                f"a run takes one model, got {found[key]['model']} and {str(model.path)!r} of "
+                "the same"
             )
-        found[key] = latency_of(path, manifest)
+        found[key] = latency_of(model)
     return [found.get(key) for key in keys]
 
 

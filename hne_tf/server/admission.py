@@ -15,7 +15,7 @@ from hne_tf.server.errors import RequestError
 _DEADLINE_TOLERANCE_S = 0.05
 
 
-class Call:
+class Caller:
     """Whether somebody still waits for an answer.
 
     Args:
@@ -122,7 +122,7 @@ class Slots:
         self._waiting: collections.deque[_Waiter] = collections.deque()
 
     @contextlib.contextmanager
-    def hold(self, call: Call | None) -> Iterator[None]:
+    def hold(self, call: Caller | None) -> Iterator[None]:
         """Waits for a slot and holds it.
 
         Args:
@@ -139,7 +139,7 @@ class Slots:
         finally:
             self._release()
 
-    def _acquire(self, call: Call | None) -> None:
+    def _acquire(self, call: Caller | None) -> None:
         with self._lock:
             if self._free:
                 self._free -= 1

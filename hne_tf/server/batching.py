@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import grpc
 import numpy as np
 
-from hne_tf.server.admission import Call, Slots
+from hne_tf.server.admission import Caller, Slots
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import LoadedSignature
@@ -51,25 +51,20 @@ class Batcher:
         """Requests that are being computed."""
         return self._running
 
-    def run(self, signature: LoadedSignature, inputs: Arrays, call: Call) -> Arrays:
+    def run(self, signature: LoadedSignature, inputs: Arrays, call: Caller) -> Arrays:
         """Runs a signature on checked inputs and returns its outputs by name.
+
+        With batches they have been checked to have no more rows than one.
 
         Raises:
           RequestError: DEADLINE_EXCEEDED or CANCELLED if the call is over before
-            the work starts; INVALID_ARGUMENT for more rows than a batch takes, as
-            in TF Serving, or inputs of unequal batch dimensions; the graph's own
-            errors.
+            the work starts; INVALID_ARGUMENT for inputs of unequal batch dimensions;
+            the graph's own errors.
         """
         if not self._max_batch_size or not signature.batchable:
             with self._slots.hold(call):
                 return self._compute(signature, inputs, 1)
         task = _Task(inputs, _rows(inputs), call)
-        if task.rows > self._max_batch_size:
-            raise RequestError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"a request must have at most {self._max_batch_size} rows, the size of a batch, "
-                f"got {task.rows}",
-            )
         batch, leads = self._join(signature, task)
         if leads:
             self._lead(signature, batch)
@@ -165,7 +160,7 @@ class _Task:
 
     inputs: Arrays
     rows: int
-    call: Call
+    call: Caller
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     taken: bool = False
     outputs: Arrays | None = None

@@ -12,14 +12,38 @@ from collections.abc import Mapping, Sequence
 import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from hne_tf.client.transport import MAX_MESSAGE_BYTES
 from hne_tf.server.errors import RequestError
 
 # Types whose tensor_content is the array's memory: bool, integers, floats, complex.
 PLAIN_KINDS = "biufc"
+
+# Of any tensor; NumPy's own limit is 64.
+_MOST_DIMENSIONS = 32
+
+# The field that lists the values of a type where they are not in tensor_content.
+_LISTED = {
+    types_pb2.DT_BFLOAT16: "half_val",
+    types_pb2.DT_BOOL: "bool_val",
+    types_pb2.DT_COMPLEX128: "dcomplex_val",
+    types_pb2.DT_COMPLEX64: "scomplex_val",
+    types_pb2.DT_DOUBLE: "double_val",
+    types_pb2.DT_FLOAT: "float_val",
+    types_pb2.DT_HALF: "half_val",
+    types_pb2.DT_INT16: "int_val",
+    types_pb2.DT_INT32: "int_val",
+    types_pb2.DT_INT64: "int64_val",
+    types_pb2.DT_INT8: "int_val",
+    types_pb2.DT_STRING: "string_val",
+    types_pb2.DT_UINT16: "int_val",
+    types_pb2.DT_UINT32: "uint32_val",
+    types_pb2.DT_UINT64: "uint64_val",
+    types_pb2.DT_UINT8: "int_val",
+}
+# A number takes this much on the wire at most, in whichever way it is sent.
+_MOST_NUMBER_BYTES = 11
 
 
 class SignatureChecks:
@@ -33,12 +57,27 @@ class SignatureChecks:
         self._inputs = {name: _InputSpec.of(name, info) for name, info in signature.inputs.items()}
         self._outputs = tuple(sorted(signature.outputs))
 
-    def inputs(self, tensors: Mapping[str, tensor_pb2.TensorProto]) -> dict[str, np.ndarray]:
+    @property
+    def row_bytes(self) -> int | None:
+        """What a row of all inputs takes on the wire at most; None if there is no limit."""
+        rows = [spec.row_bytes() for spec in self._inputs.values()]
+        return None if None in rows else sum(rows)
+
+    def inputs(
+        self, tensors: Mapping[str, tensor_pb2.TensorProto], most_rows: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns the request's tensors by input name; arrays may be read-only.
 
         TF Serving leaves dtype and shape to the graph, whose kernels mostly answer
         INVALID_ARGUMENT. Here both are held against the signature first: a tensor of
         the wrong rank that reaches a oneDNN convolution ends the whole process.
+
+        No array is larger than what was sent of it: a list of fewer values than the
+        shape has, which stands for a tensor of any size, is refused.
+
+        Args:
+          tensors: the request's inputs.
+          most_rows: bound of the first dimension, where that is free.
 
         Raises:
           RequestError: INVALID_ARGUMENT for names, dtypes, shapes or contents that
@@ -51,7 +90,7 @@ class SignatureChecks:
                 f"inputs must be {sorted(self._inputs)}, got {sorted(tensors)}: "
                 f"missing {missing}, unknown {extra}"
             )
-        return {name: spec.array(tensors[name]) for name, spec in self._inputs.items()}
+        return {name: spec.array(tensors[name], most_rows) for name, spec in self._inputs.items()}
 
     def outputs(self, output_filter: Sequence[str]) -> Sequence[str]:
         """Returns the output names to answer with: those asked for, or all.
@@ -81,7 +120,15 @@ class _InputSpec:
         numpy_dtype = np.dtype(tf.dtypes.as_dtype(info.dtype).as_numpy_dtype)
         return cls(name, info.dtype, numpy_dtype, declared_shape(info))
 
-    def array(self, tensor: tensor_pb2.TensorProto) -> np.ndarray:
+    def row_bytes(self) -> int | None:
+        """What a row takes on the wire at most; None if a row may have any size."""
+        if self.shape is None or -1 in self.shape[1:] or self.numpy_dtype.kind == "O":
+            return None
+        # A byte is listed in three: two of the number, one of its tag.
+        number = 3 if self.numpy_dtype.itemsize == 1 else _MOST_NUMBER_BYTES
+        return math.prod(self.shape[1:]) * max(number, self.numpy_dtype.itemsize)
+
+    def array(self, tensor: tensor_pb2.TensorProto, most_rows: int | None) -> np.ndarray:
         if tensor.dtype != self.dtype:
             raise _invalid(
                 f"input {self.name!r} must be {_dtype_name(self.dtype)}, "
@@ -90,22 +137,44 @@ class _InputSpec:
         sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
         if not self._fits(sizes) or tensor.tensor_shape.unknown_rank:
             raise _invalid(f"input {self.name!r} must have shape {self._shape_name()}, got {sizes}")
-        expected = math.prod(sizes) * self.numpy_dtype.itemsize
-        if expected > MAX_MESSAGE_BYTES:
-            # A single listed value stands for a tensor of any size.
-            raise _invalid(
-                f"input {self.name!r} must have at most {MAX_MESSAGE_BYTES} bytes, got {expected}"
-            )
+        self._check_rows(sizes, most_rows)
+        self._check_given(tensor, sizes)
         content = tensor.tensor_content
         try:
             if content and self.numpy_dtype.kind in PLAIN_KINDS:
                 return np.frombuffer(content, self.numpy_dtype).reshape(sizes)
             return tf.make_ndarray(tensor)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise _invalid(f"input {self.name!r} cannot be parsed as a tensor: {error}") from error
 
+    def _check_rows(self, sizes: list[int], most: int | None) -> None:
+        """Holds the first dimension against its bounds, where the signature leaves it free."""
+        if not sizes or (self.shape is not None and self.shape[0] != -1):
+            return
+        # TF Serving takes 0 rows, and with batching never answers that queue again.
+        if sizes[0] < 1 or (most is not None and sizes[0] > most):
+            rule = "at least 1 row" if most is None else f"at least 1 and at most {most} rows"
+            raise _invalid(f"input {self.name!r} must have {rule}, got {sizes[0]}")
+
+    def _check_given(self, tensor: tensor_pb2.TensorProto, sizes: list[int]) -> None:
+        """Holds what was sent against the size that the shape declares."""
+        values = math.prod(sizes)
+        if tensor.tensor_content:
+            declared, given = values * self.numpy_dtype.itemsize, len(tensor.tensor_content)
+            what = "bytes"
+        else:
+            field = _LISTED.get(self.dtype)
+            # Of a complex number both parts are listed.
+            declared = 2 * values if self.numpy_dtype.kind == "c" else values
+            given = len(getattr(tensor, field)) if field else 0
+            what = field or "values in tensor_content"
+        if given != declared:
+            raise _invalid(
+                f"input {self.name!r} of shape {sizes} must hold {declared} {what}, got {given}"
+            )
+
     def _fits(self, sizes: list[int]) -> bool:
-        if any(size < 0 for size in sizes):
+        if any(size < 0 for size in sizes) or len(sizes) > _MOST_DIMENSIONS:
             return False
         if self.shape is None:
             return True

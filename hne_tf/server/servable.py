@@ -12,54 +12,12 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from hne_tf.errors import InputError
+from hne_tf.exported.versions import MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
 from hne_tf.server.checks import SignatureChecks, declared_shape
 from hne_tf.server.errors import RequestError
 
 DEFAULT_SIGNATURE = "serving_default"
-WARM_UP = "assets.extra/tf_serving_warmup_requests"
-# TF Serving refuses to load a model with more.
-MOST_WARM_UP_RECORDS = 1000
-# TF Serving reads folder names as 64-bit integers and skips what does not fit.
-_MAX_VERSION = 2**63 - 1
 _METHODS = frozenset(f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress"))
-
-
-def version_paths(base_path: str | pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders of the versions published below `base_path`, the largest first.
-
-    A version is a folder whose name is an integer; others, such as one that is
-    being published under a temporary name, are ignored.
-
-    Raises:
-      InputError: if `base_path` is no folder.
-    """
-    base = pathlib.Path(base_path)
-    if not base.is_dir():
-        raise InputError(f"model base path must be a folder, got {str(base_path)!r}")
-    versions = (
-        entry
-        for entry in base.iterdir()
-        if entry.name.isascii()
-        and entry.name.isdecimal()
-        and int(entry.name) <= _MAX_VERSION
-        and entry.is_dir()
-    )
-    return sorted(versions, key=lambda path: int(path.name), reverse=True)
-
-
-def latest_version_path(base_path: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the largest version published below `base_path`.
-
-    Raises:
-      InputError: if there is no such folder.
-    """
-    versions = version_paths(base_path)
-    if not versions:
-        raise InputError(
-            "model base path must hold a folder per version, named by an integer, "
-            f"got none in {str(base_path)!r}"
-        )
-    return versions[0]
 
 
 class LoadedSignature:
@@ -116,6 +74,8 @@ class Servable:
       name: as given.
       version: the version folder's integer.
       signature_defs: the SavedModel's own signature definitions by name.
+      row_bytes: what a row of any signature takes in a request at most; None if
+        there is no limit.
 
     Raises:
       InputError: if there is no readable SavedModel in the version's folder.
@@ -144,6 +104,8 @@ class Servable:
             # TensorFlow's own initialisation function is listed with the signatures.
             if definition.method_name in _METHODS
         }
+        rows = [signature.checks.row_bytes for signature in self._signatures.values()]
+        self.row_bytes = None if None in rows else max(rows, default=0)
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -202,16 +164,16 @@ class Servable:
           InputError: if a request fails, the file cannot be read or has more
             records than TF Serving takes.
         """
-        path = self._path / WARM_UP
+        path = self._path / WARM_UP_REQUESTS
         if not path.is_file():
             return 0
         count = 0
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 count += 1
-                if count > MOST_WARM_UP_RECORDS:
+                if count > MOST_WARM_UP_REQUESTS:
                     raise InputError(
-                        f"{str(path)!r} must hold at most {MOST_WARM_UP_RECORDS} records, got more"
+                        f"{str(path)!r} must hold at most {MOST_WARM_UP_REQUESTS} records, got more"
                     )
                 log = prediction_log_pb2.PredictionLog.FromString(record)
                 if log.HasField("predict_log"):

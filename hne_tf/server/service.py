@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import dataclasses
-import os
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     model_service_pb2_grpc,
@@ -14,6 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from hne_tf import hardware
 from hne_tf.client import transport
 from hne_tf.errors import InputError
 from hne_tf.server.admission import PredictionThreads, Slots
@@ -27,6 +29,9 @@ from hne_tf.server.servicers import ModelService, PredictionService
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 # Health, metadata and refusals: short, and never behind a prediction.
 _CONTROL_THREADS = 4
+# Of any other request than a prediction: names alone.
+_MOST_CONTROL_BYTES = 256 * 1024
+_MOST_WATCHERS = 64
 # For the last bytes of answers; health watchers never hang up by themselves.
 _LAST_BYTES_S = 1.0
 
@@ -38,6 +43,7 @@ class Options:
     Attributes:
       threads: graphs computed at a time; 0 for one per core.
       max_queued_requests: predictions that wait beyond those that can be computed.
+      max_rows: rows of a request; with batching no more than those of a batch.
       max_batch_size: rows of a batch; 0 for no batching.
       batch_timeout_micros: how long the first request of a batch waits for others.
       max_message_bytes: size of a request beyond which it is not read.
@@ -46,6 +52,7 @@ class Options:
 
     threads: int = 0
     max_queued_requests: int = 128
+    max_rows: int = 128
     max_batch_size: int = 0
     batch_timeout_micros: int = 1000
     max_message_bytes: int = transport.MAX_MESSAGE_BYTES
@@ -63,6 +70,7 @@ class RunningServer:
 
     host: str
     port: int
+    _catalog: Catalog
     _server: grpc.Server
     _health: health.HealthServicer
     _predictions: PredictionThreads
@@ -71,6 +79,16 @@ class RunningServer:
     def address(self) -> str:
         """`host:port`, as a gRPC client takes it."""
         return transport.address(self.host, self.port)
+
+    @property
+    def model(self) -> str:
+        """Name that requests ask for."""
+        return self._catalog.name
+
+    @property
+    def version(self) -> int:
+        """The version that requests without one are answered by."""
+        return self._catalog.served.version
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Says NOT_SERVING, refuses predictions, lets those held finish, returns when done.
@@ -106,7 +124,7 @@ def start(
     """
     options = options or Options()
     catalog = model if isinstance(model, Catalog) else _only(model)
-    slots = options.threads or os.cpu_count() or 1
+    slots = options.threads or hardware.cores()
     batcher = Batcher(
         Slots(slots),
         catalog.metrics,
@@ -117,7 +135,8 @@ def start(
         options.max_queued_requests + slots * max(1, options.max_batch_size)
     )
     catalog.metrics.queue_is(lambda: max(0, predictions.held - batcher.running))
-    service = PredictionService(catalog, batcher, catalog.metrics)
+    rows = min(options.max_rows, options.max_batch_size or options.max_rows)
+    service = PredictionService(catalog, batcher, catalog.metrics, rows)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
         interceptors=[_Admission(service, predictions, catalog.metrics)],
@@ -130,16 +149,18 @@ def start(
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(catalog), server)
-    health_servicer = health.HealthServicer()
+    health_servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, server, health_servicer, predictions)
+    return RunningServer(host, bound, catalog, server, health_servicer, predictions)
 
 
 class _Admission(grpc.ServerInterceptor):
     """Sends predictions to threads of their own, or refuses them without reading them.
+
+    Other requests are parsed only if they are short.
 
     gRPC asks, and submits to the threads, from one thread: the bound is exact.
     """
@@ -163,7 +184,9 @@ class _Admission(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         if handler_call_details.method != _PREDICT:
-            return continuation(handler_call_details)
+            handler = continuation(handler_call_details)
+            # Streams are health's, whose requests are one string.
+            return _short(handler) if handler and handler.unary_unary else handler
         refusal = self._predictions.refusal()
         return self._handler if refusal is None else self._refuse(refusal)
 
@@ -175,6 +198,51 @@ class _Admission(grpc.ServerInterceptor):
 
         # As a stream: a single request would be read before it is refused.
         return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+class Health(health.HealthServicer):
+    """The health of the server as a whole, under the empty name.
+
+    Each watcher has a thread, up to a number; others wait. Without threads, which is
+    the base class's default, it sends under a lock that the one thread of all calls
+    needs when a watcher leaves: the server hangs for good when one leaves at once.
+    """
+
+    def __init__(self) -> None:
+        pool = concurrent.futures.ThreadPoolExecutor(_MOST_WATCHERS, thread_name_prefix="watch")
+        super().__init__(experimental_non_blocking=False, experimental_thread_pool=pool)
+
+    def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        """Tells every change; of a name that is not known there is only one thing to tell."""
+        if not request.service:
+            return super().Watch(request, context)
+        # The base class would keep every name that is ever asked for.
+        status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return iter([health_pb2.HealthCheckResponse(status=status)])
+
+
+def _short(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """The same method for short messages alone, which it parses in its own thread."""
+
+    @functools.wraps(handler.unary_unary)
+    def answer(message: bytes, context: grpc.ServicerContext) -> Message:
+        if len(message) > _MOST_CONTROL_BYTES:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"a request of this method must have at most {_MOST_CONTROL_BYTES} bytes, "
+                f"got {len(message)}",
+            )
+        try:
+            request = handler.request_deserializer(message)
+        except DecodeError as error:
+            context.abort(grpc.StatusCode.INTERNAL, f"the message cannot be parsed: {error}")
+        return handler.unary_unary(request, context)
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer, response_serializer=handler.response_serializer
+    )
 
 
 def _only(servable: Servable) -> Catalog:

@@ -15,7 +15,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from hne_tf.server.admission import Call
+from hne_tf.server import wire
+from hne_tf.server.admission import Caller
 from hne_tf.server.batching import Arrays, Batcher
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.checks import PLAIN_KINDS
@@ -25,15 +26,27 @@ from hne_tf.server.metrics import ServerMetrics
 _SIGNATURE_DEF = "signature_def"
 # Details travel in a header, and clients drop an answer whose headers pass 8 KiB.
 _MAX_DETAILS = 2000
+# Of a request besides its rows: names, shapes, filters.
+_MOST_OTHER_BYTES = 256 * 1024
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; Classify, Regress and MultiInference are UNIMPLEMENTED."""
+    """Predict and GetModelMetadata; Classify, Regress and MultiInference are UNIMPLEMENTED.
 
-    def __init__(self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics) -> None:
+    Args:
+      catalog: the versions that answer.
+      batcher: runs the graphs.
+      metrics: told of every prediction.
+      max_rows: rows of a request; with the model's own sizes they bound its bytes.
+    """
+
+    def __init__(
+        self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics, max_rows: int
+    ) -> None:
         self._catalog = catalog
         self._batcher = batcher
         self._metrics = metrics
+        self._max_rows = max_rows
 
     def Predict(  # noqa: N802
         self, message: bytes, context: grpc.ServicerContext
@@ -50,14 +63,15 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         # What grpc makes of an exception that is no RequestError.
         code = grpc.StatusCode.UNKNOWN
         try:
-            call = Call(context)
+            call = Caller(context)
             call.check()
+            self._check_bytes(message)
             request = _parse(message)
             _check_model_spec(request)
             with self._catalog.lease(request.model_spec) as servable:
                 signature = servable.signature(request.model_spec.signature_name)
                 found = signature.name
-                arrays = signature.checks.inputs(request.inputs)
+                arrays = signature.checks.inputs(request.inputs, self._max_rows)
                 wanted = signature.checks.outputs(request.output_filter)
                 outputs = self._batcher.run(signature, arrays, call)
             response = _response({name: outputs[name] for name in wanted})
@@ -71,6 +85,19 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             context.abort(code, error.message[:_MAX_DETAILS])
         finally:
             self._metrics.answered(found, code, time.perf_counter() - started)
+
+    def _check_bytes(self, message: bytes) -> None:
+        """Refuses, before it is parsed, what is larger than any request that can be answered."""
+        served = self._catalog.served
+        if served is None or served.row_bytes is None:
+            return
+        most = _MOST_OTHER_BYTES + self._max_rows * served.row_bytes
+        if len(message) > most:
+            raise RequestError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"a request of at most {self._max_rows} rows must have at most {most} bytes, "
+                f"got {len(message)}",
+            )
 
     def GetModelMetadata(  # noqa: N802
         self,
@@ -115,6 +142,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 
 def _parse(message: bytes) -> predict_pb2.PredictRequest:
+    wire.check_fields(message)
     try:
         return predict_pb2.PredictRequest.FromString(message)
     except DecodeError as error:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from hne_tf.errors import InputError
+from hne_tf.exported.versions import latest_version_path, version_paths
 from hne_tf.server.catalog import Catalog
-from hne_tf.server.servable import Servable, latest_version_path, version_paths
+from hne_tf.server.servable import Servable
 
 # A version that has not changed since it was refused is tried again this much
 # later, TF Serving's own interval: its reason may have been outside of it.

@@ -49,7 +49,7 @@ def against_reference(summary: Mapping[str, Any], reference: str) -> str:
     header = ["group", *sizes, "mean leaf", "gain", "disagreement"]
     return "\n".join(
         [
-            aligned(header, rows, left=1),
+            aligned(header, rows, words={"group"}),
             "",
             f"Percentage points ahead of {reference}, ± the deviation of a single run; bold beyond "
             "that deviation.",
@@ -91,7 +91,7 @@ def at_equal_computation(summary: Mapping[str, Any]) -> str:
     header = ["group", "first answer (M)", *(f"{b / 1e6:.1f} M" for b in budgets), "area"]
     return "\n".join(
         [
-            aligned(header, rows, left=1),
+            aligned(header, rows, words={"group"}),
             "",
             "Accuracy in percent of the largest answer within a budget of multiply-adds per image "
             "(M: millions), and its mean over all budgets between the first and the last column's "

@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from hne_tf.errors import InputError
-from hne_tf.training.config import digest
+from hne_tf.training.config import copy_of, digest
 
 # Splits that a table can be judged on; nobody chooses or reports by training data.
 SPLITS = ("validation", "test")
@@ -31,7 +32,7 @@ class Run:
     seed: int
     config: ml_collections.FrozenConfigDict = dataclasses.field(repr=False)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What its settings are known by, in whichever sweep."""
         return digest(self.config)
@@ -165,7 +166,7 @@ def _settings(
     if "seed" in overrides:
         raise InputError(f"group {group!r} must leave the seed to the sweep's seeds, got an own")
     # A copy, because groups must not see each other's overrides.
-    config = ml_collections.ConfigDict(base.to_dict())
+    config = copy_of(base)
     config.lock()
     for field, value in overrides.items():
         try:

@@ -126,7 +126,7 @@ def markdown(summary: dict[str, Any]) -> str:
         )
     return "\n".join(
         [
-            aligned(header, rows, left=1),
+            aligned(header, rows, words={"group"}),
             "",
             f"Accuracy in percent on the {summary['split']} split at each ensemble size and of the "
             "mean single leaf; at full size the gain over the mean leaf, the disagreement between "

@@ -1,18 +1,16 @@
 """A sweep's root folder: runs by the digest of their settings. Imports no TensorFlow."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from hne_tf.errors import InputError
+from hne_tf.files import locked
 from hne_tf.sweeps.plan import Run
-from hne_tf.training.config import digest
 from hne_tf.training.workdir import Workdir
 
 # Digits of the digest that name a folder; the settings inside are compared in full.
@@ -66,24 +64,19 @@ class Store:
           InputError: if another sweep does not end within `patience_s`.
         """
         (self.root / _LOGS).mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + patience_s
-        with (self.root / ".lock").open("w") as lock:
-            waiting = False
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not waiting:
-                        report(f"waiting for another sweep in {self.root} to stop")
-                        waiting = True
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"--root must be in use by one sweep at a time, got {self.root}, where "
-                        "another one is running"
-                    )
-                time.sleep(0.1)
-            yield lock.fileno()
+        path = self.root / ".lock"
+        with locked(path) as lock:
+            if lock is not None:
+                yield lock
+                return
+        report(f"waiting for another sweep in {self.root} to stop")
+        with locked(path, patience_s) as lock:
+            if lock is None:
+                raise InputError(
+                    f"--root must be in use by one sweep at a time, got {self.root}, where "
+                    "another one is running"
+                )
+            yield lock
 
     def workdir(self, run: Run) -> Workdir:
         """Where the run is, or will be.
@@ -134,6 +127,6 @@ class Store:
             if "." in folder.name:
                 continue  # Moved aside.
             if folder not in self._digests:
-                self._digests[folder] = digest(Workdir(folder).read_config())
+                self._digests[folder] = Workdir(folder).digest()
             found[self._digests[folder]] = Workdir(folder)
         return found

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, InterruptedRunError
 
 # Exit code of a run that was asked to stop, and goes on another time.
 STOPPED = 3
@@ -45,9 +45,9 @@ def main() -> int:
     _end_with(job.parent)
     try:
         return _run(job)
-    except InputError as error:
+    except (InputError, InterruptedRunError) as error:
         print(f"hne-sweep: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return STOPPED if isinstance(error, InterruptedRunError) else 1
 
 
 def _run(job: Job) -> int:
@@ -56,14 +56,14 @@ def _run(job: Job) -> int:
     from hne_tf.training import trained
     from hne_tf.training.config import from_json
     from hne_tf.training.loop import train
+    from hne_tf.training.machines.devices import use_best_threads
     from hne_tf.training.workdir import Workdir
 
     config, workdir = from_json(job.config), Workdir(pathlib.Path(job.workdir))
+    use_best_threads(config)
     train(config, workdir)
     # The folder remembers where the data lay when the run began.
     run = trained.restore(workdir, config.data.data_dir)
-    if run.step < run.total_steps:
-        return STOPPED
     for split in job.splits:
         write_json(workdir.evaluation_path(split), run.evaluate(split))
     return 0

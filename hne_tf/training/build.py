@@ -1,35 +1,29 @@
 """What a run's settings describe: tree, network, factory, model, objective."""
 
 import dataclasses
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import keras
 import ml_collections
 
+from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
-from hne_tf.models.ensemble import Architecture, Ensemble, TreeEnsemble
+from hne_tf.models import architectures, import_path
+from hne_tf.models.architectures import Architecture
+from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import LayerFactory, TrainingLayers
+from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
-from hne_tf.objectives import losses
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.training.config import settings_of
 from hne_tf.tree import Paths, Tree
 
 _Layers = TypeVar("_Layers", bound=TrainingLayers)
-
-# Presets of each architecture; those with exits are single networks.
-_WITH_EXITS = ("multi_exit", "msdnet")
-_PRESETS = {
-    "resnet": resnet.PRESETS,
-    "mobilenet_v2": mobilenet_v2.PRESETS,
-    "multi_exit": resnet.PRESETS,
-    "msdnet": msdnet.PRESETS,
-}
-# Fields of the model section that are no settings of the architecture itself.
-_CHOICES = ("architecture", "branching", "preset")
 
 
 def tree(config: ml_collections.ConfigDict) -> Paths:
@@ -41,7 +35,7 @@ def tree(config: ml_collections.ConfigDict) -> Paths:
 
 def has_exits(config: ml_collections.ConfigDict) -> bool:
     """Whether the model is a single network with exits."""
-    return config.model.architecture in _WITH_EXITS
+    return architectures.find(config.model.architecture).exits
 
 
 def architecture(config: ml_collections.ConfigDict) -> Architecture:
@@ -51,23 +45,36 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
       InputError: for an unknown architecture or settings that it does not take.
     """
     model = config.model
-    if model.architecture not in _PRESETS:
+    entry = architectures.find(model.architecture)
+    settings = {
+        name: value
+        for name, value in settings_of(model, model.architecture).to_dict().items()
+        if value is not None
+    }
+    fields = {field.name: field for field in dataclasses.fields(entry.kind)}
+    _check_known("model", model.architecture, settings, fields)
+    if presets := entry.kind.presets:
+        if model.preset not in presets:
+            raise InputError(f"preset must be one of {', '.join(presets)}, got {model.preset!r}")
+        return dataclasses.replace(presets[model.preset], **settings)
+    needed = [name for name, field in fields.items() if _is_required(field)]
+    if missing := [name for name in needed if name not in settings]:
+        raise InputError(f"model.settings must have {', '.join(missing)} for {model.architecture}")
+    return entry.kind(**settings)
+
+
+def _check_known(section: str, name: str, settings: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `InputError` for a setting that a class of the user's own does not take."""
+    if unknown := set(settings) - set(known):
         raise InputError(
-            f"architecture must be one of {', '.join(_PRESETS)}, got {model.architecture!r}"
+            f"{section}.settings of {name} must be some of {', '.join(known)}, "
+            f"got {', '.join(sorted(unknown))}"
         )
-    presets = _PRESETS[model.architecture]
-    if model.preset not in presets:
-        raise InputError(f"preset must be one of {', '.join(presets)}, got {model.preset!r}")
-    preset = presets[model.preset]
-    fields = [field.name for field in dataclasses.fields(preset)]
-    settings = {name: value for name, value in model.items() if value and name not in _CHOICES}
-    for name, value in settings.items():
-        if name not in fields:
-            raise InputError(
-                f"model.{name} must be {type(value)()!r} for {model.architecture}, "
-                f"whose settings are {', '.join(fields)}, got {value!r}"
-            )
-    return dataclasses.replace(preset, **settings)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def is_grouped(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
@@ -76,7 +83,8 @@ def is_grouped(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
     Raises:
       InputError: if `training.factory` is not auto, branched or grouped.
     """
-    choices = {"auto": accelerated, "branched": False, "grouped": True}
+    groupable = architectures.find(config.model.architecture).kind.groupable
+    choices = {"auto": accelerated and groupable, "branched": False, "grouped": True}
     choice = config.training.factory
     if choice not in choices:
         raise InputError(f"training.factory must be one of {', '.join(choices)}, got {choice!r}")
@@ -155,43 +163,69 @@ def ensemble(
 
 
 def objective(
-    config: ml_collections.ConfigDict, steps_per_epoch: float, iterations: Any
+    config: ml_collections.ConfigDict, steps_per_epoch: float | None
 ) -> keras.losses.Loss:
     """The loss that the objective section describes.
 
+    A class is given its settings and, where its constructor takes them, the `sizes` of
+    the tree's ensembles and the `average`.
+
     Args:
       config: settings of the run.
-      steps_per_epoch: what turns `ramp_epochs` into steps.
-      iterations: the optimiser's step counter, which drives the ramp.
+      steps_per_epoch: what turns settings in epochs into steps; None for the objective
+        as it is at the end of the run, when nothing ramps any more.
 
     Raises:
       InputError: for an unknown name or a value out of range.
     """
     section = config.objective
-    sizes = tree(config).sizes
     if section.average == "last" and not has_exits(config):
         raise InputError(
             "average must be logits or probabilities for a tree, whose leaves are equals, "
-            f"got {section.average!r}, which is for {' and '.join(_WITH_EXITS)}"
+            f"got {section.average!r}, which is for networks with exits"
         )
-    alpha = section.alpha
-    if section.ramp_epochs < 0:
-        raise InputError(f"ramp_epochs must be 0 or more, got {section.ramp_epochs}")
-    if section.ramp_epochs > 0:
-        steps = max(1, round(section.ramp_epochs * steps_per_epoch))
-        alpha = losses.LinearRamp(alpha, steps, iterations)
-    distillation = {
-        "alpha": alpha,
-        "temperature": section.temperature,
-        "combine": section.combine,
-        "average": section.average,
-    }
-    builders = {
-        "independent": losses.IndependentLoss,
-        "subtree": lambda: losses.SubtreeLoss(sizes, section.average),
-        "codistillation": lambda: losses.CoDistillationLoss(**distillation),
-        "hierarchical": lambda: losses.HierarchicalDistillationLoss(sizes, **distillation),
-    }
-    if section.name not in builders:
-        raise InputError(f"objective must be one of {', '.join(builders)}, got {section.name!r}")
-    return builders[section.name]()
+    kind = objectives.find(section.name)
+    known = inspect.signature(kind).parameters
+    settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
+    _check_known("objective", section.name, settings, known)
+    return kind(**_shared(config, known) | settings)
+
+
+def metrics(config: ml_collections.ConfigDict) -> list[keras.metrics.Metric]:
+    """The user's own metrics, which validation and evaluation measure besides.
+
+    A class is given, where its constructor takes them, the `sizes` of the tree's
+    ensembles and the `average`.
+
+    Raises:
+      InputError: for a path at which there is no metric.
+    """
+    kinds = [import_path.load("training.metrics", path) for path in config.training.metrics]
+    for kind in kinds:
+        if not issubclass(kind, keras.metrics.Metric):
+            raise InputError(
+                "training.metrics must name subclasses of keras.metrics.Metric, got "
+                f"{kind.__module__}:{kind.__name__}"
+            )
+    return [kind(**_shared(config, inspect.signature(kind).parameters)) for kind in kinds]
+
+
+def _shared(config: ml_collections.ConfigDict, known: Iterable[str]) -> dict[str, Any]:
+    """What objectives and metrics are given of the model, where they know it."""
+    shared = {"sizes": tree(config).sizes, "average": config.objective.average}
+    return {name: value for name, value in shared.items() if name in known}
+
+
+def _in_steps(settings: Mapping[str, Any], steps_per_epoch: float | None) -> dict[str, Any]:
+    """The settings with those in epochs turned into steps, at least 1 unless there are none."""
+    converted = {}
+    for name, value in settings.items():
+        if not name.endswith("_epochs"):
+            converted[name] = value
+            continue
+        if not value >= 0:
+            raise InputError(f"{name} must be 0 or more, got {value}")
+        ramps = value > 0 and steps_per_epoch is not None
+        steps = max(1, round(value * steps_per_epoch)) if ramps else 0
+        converted[f"{name.removesuffix('_epochs')}_steps"] = steps
+    return converted

@@ -1,13 +1,21 @@
 """The settings of a run. Imports no TensorFlow, so that flags are checked at once."""
 
+import contextlib
 import hashlib
 import json
 import math
+import os
+import pathlib
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
+from hne_tf.data import fingerprint
 from hne_tf.errors import InputError
+from hne_tf.models.architectures import ARCHITECTURES, ArchitectureEntry
+from hne_tf.objectives import OBJECTIVES
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
 # or how layers are computed.
@@ -18,6 +26,47 @@ _CIRCUMSTANCES = (
     "training.factory",
     "distribution.operation_threads",
 )
+
+# Settings of classes of the user's own have names of their own.
+_FREE = ("model.settings.", "objective.settings.")
+
+# Before architectures and objectives had sub-sections, settings had a flat form. Files in that
+# form are read, and digests are taken of it: they name the folders of sweeps and stand in
+# manifests, so a run of older settings must keep its digest.
+
+# What a setting of an architecture was where it was not set.
+_FLAT_ARCHITECTURE = {
+    "unit": "",
+    "widths": (),
+    "units": (),
+    "strides": (),
+    "stem_width": 0,
+    "width_multiplier": 0.0,
+    "stem_stride": 0,
+    "growth": 0,
+    "scale_factors": (),
+    "bottlenecks": (),
+    "reduction": 0.0,
+    "head_width": 0,
+}
+# Settings that both kinds of distillation shared.
+_FLAT_DISTILLATION = ("alpha", "temperature", "ramp_epochs", "combine")
+_SHARING = ("codistillation", "hierarchical")
+# All other settings of that form.
+_OTHERS = {
+    f"{section}.{name}"
+    for section, names in {
+        "data": "name image_size central_crop pad_pixels flip color_jitter random_resized_crop "
+        "train_examples",
+        "model": "architecture branching preset",
+        "objective": "name average",
+        "optimizer": "learning_rate warmup_epochs momentum weight_decay norm_momentum",
+        "training": "epochs batch_size steps_per_call checkpoint_every_epochs keep_checkpoints "
+        "validate_every_epochs deterministic fused_norm precision accumulate_steps ema_momentum",
+        "distribution": "logical_devices synchronized_norm",
+    }.items()
+    for name in names.split()
+} | {"seed"}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -54,7 +103,7 @@ def default() -> ml_collections.ConfigDict:
             "model": {
                 # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
                 # network, a residual or a multi-scale dense one, with an exit after each
-                # block.
+                # block. my_module:MyNetwork: a class of your own, by its import path.
                 "architecture": "resnet",
                 # Of a tree; networks with exits have none.
                 "branching": (1, 2, 2, 2, 2),
@@ -62,38 +111,28 @@ def default() -> ml_collections.ConfigDict:
                 # of a mobilenet_v2 in half or in full width; five or eleven blocks of an
                 # msdnet.
                 "preset": "small",
-                # What is set here replaces the preset's: bottleneck or basic
-                # units; width, number of units and first stride of each block, or of
-                # each of mobilenet_v2's seven stages, which scale their widths.
-                "unit": "",
-                "widths": (),
-                "units": (),
-                "strides": (),
-                "stem_width": 0,
-                "width_multiplier": 0.0,
-                "stem_stride": 0,
-                # Of an msdnet, whose units are layers: see hne_tf/models/architectures/msdnet.py.
-                "growth": 0,
-                "scale_factors": (),
-                "bottlenecks": (),
-                "reduction": 0.0,
-                "head_width": 0,
+                # Of a class of your own.
+                "settings": {},
+                # One for each architecture: what is set here, and not None, replaces the
+                # preset's.
+                **{name: _unset(entry) for name, entry in ARCHITECTURES.items()},
             },
             # Of the objective and the learning rate: what results/grid_digits.md shows to be best.
             "objective": {
-                # independent, subtree, codistillation or hierarchical.
+                # independent, subtree, codistillation or hierarchical; or my_module:MyLoss.
                 "name": "hierarchical",
-                "alpha": 0.5,
-                "temperature": 2.0,
-                # Epochs over which alpha grows from 0; 0 for a constant alpha.
-                "ramp_epochs": 0.0,
-                "combine": "added",
                 # The answer of size n: the mean logits or probabilities of the first n
                 # leaves or exits; with exits also last, the n-th exit alone.
                 "average": "logits",
+                # Of a class of your own.
+                "settings": {},
+                # One for each objective. alpha grows from 0 over ramp_epochs; 0 for a
+                # constant alpha.
+                **{name: dict(entry.settings) for name, entry in OBJECTIVES.items()},
             },
             "optimizer": {
                 "learning_rate": 0.2,
+                # Half of a run that is no longer than the default.
                 "warmup_epochs": 1.0,
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
@@ -118,6 +157,8 @@ def default() -> ml_collections.ConfigDict:
                 "precision": "float32",
                 # Parts that a batch is computed in, one after the other, for less memory.
                 "accumulate_steps": 1,
+                # Metrics of your own, ("my_module:MyMetric",), for validation and hne-evaluate.
+                "metrics": (),
                 # Of an average of the weights, which is validated, evaluated and
                 # exported instead of them, e.g. 0.999; 0 for none.
                 "ema_momentum": 0.0,
@@ -126,7 +167,7 @@ def default() -> ml_collections.ConfigDict:
                 # Splits the CPU into this many devices where there is no GPU.
                 "logical_devices": 1,
                 # CPU threads that compute an operation, while others compute those of other
-                # branches. 0: what `distribution.operation_threads` finds best.
+                # branches. 0: what is best in commands, TensorFlow's own number elsewhere.
                 "operation_threads": 0,
                 # auto: synchronised on more than one replica; else on or off.
                 "synchronized_norm": "auto",
@@ -135,15 +176,43 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
+def _unset(entry: ArchitectureEntry) -> dict[str, Any]:
+    """The settings of an architecture, none of which is set, but each with its type."""
+    return {name: config_dict.placeholder(kind) for name, kind in entry.settings.items()}
+
+
 def from_json(fields: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """Settings read from JSON.
+    """Settings read from JSON, also in the form that they had before sub-sections.
 
     Fields that are newer than the file have their default, the value that they
     had all along.
     """
     config = default()
-    config.update(_with_tuples(fields))
+    config.update(_with_tuples(_nested(fields)))
     return ml_collections.FrozenConfigDict(config)
+
+
+def copy_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy to change, in which every field has its type, whether it is set or not."""
+    copy = default()
+    copy.update(config.to_dict())
+    return copy
+
+
+def settings_of(section: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+    """The sub-section of what the section chooses by a `name`, or `settings` for one's own.
+
+    Raises:
+      InputError: for `settings` where the name is one of ours.
+    """
+    if name not in section:
+        return section.settings
+    if section.settings:
+        raise InputError(
+            f"settings must be empty for {name}, which has a sub-section of that name, got "
+            f"{section.settings.to_dict()}"
+        )
+    return section[name]
 
 
 def _with_tuples(value: Any) -> Any:
@@ -153,46 +222,137 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Checks what holds for numbers in general; ranges are up to what takes a setting.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what holds for settings in general; ranges are up to what takes a setting.
 
     Raises:
-      InputError: for a setting that is infinite or not a number, or a seed outside
-        0 to 2**32 - 1.
+      InputError: for fields that are missing or unknown, a setting that is infinite or
+        not a number, or a seed outside 0 to 2**32 - 1.
     """
-    for field, value in _flat(config).items():
+    fields = dict(_leaves(config.to_dict(), ""))
+    known = dict(_leaves(default().to_dict(), ""))
+    unknown = [name for name in fields if name not in known and not name.startswith(_FREE)]
+    missing = [name for name in known if name not in fields]
+    if unknown or missing:
+        what = [f"unknown {', '.join(unknown)}"] if unknown else []
+        what += [f"missing {', '.join(missing)}"] if missing else []
+        raise InputError(
+            "settings must be the fields of hne_tf.training.config.default(), got "
+            f"{' and '.join(what)}"
+        )
+    for field, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{field} must be a finite number, got {value}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed must lie in 0 to {2**32 - 1}, got {config.seed}")
 
 
-def digest(config: ml_collections.ConfigDict) -> str:
-    """SHA-256 of the settings, whatever their order and wherever the data lie."""
-    text = json.dumps(_flat(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(config: ml_collections.ConfigDict, pictures: str | None = None) -> str:
+    """SHA-256 of the settings, whatever their order and wherever the data lie.
+
+    The pictures of an image folder count, not its place.
+
+    Args:
+      config: the settings.
+      pictures: fingerprint of the image folder; by default of the one that the settings
+        name, if it is there.
+    """
+    fields = _dotted(config)
+    counted = _flat(fields, _used(fields), _dotted(default()))
+    if config.data.name == "image_folder" and (
+        found := pictures or _fingerprint(config.data.data_dir)
+    ):
+        counted["data.pictures"] = found
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(data_dir: str) -> str | None:
+    folder = os.path.expanduser(data_dir)
+    # Whatever is wrong with it is told when the data are loaded.
+    with contextlib.suppress(InputError):
+        if data_dir and os.path.isdir(folder):
+            return fingerprint.of_folder(pathlib.Path(folder))
+    return None
 
 
 def differences(
     old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
 ) -> list[tuple[str, tuple[Any, Any]]]:
-    """Fields that differ, `("objective.alpha", (0.5, 0.25))`, in order of their names.
+    """Fields that differ, `("optimizer.momentum", (0.9, 0.5))`, in order of their names.
 
-    Where the data lie, and whether corrupt ones are skipped, does not count.
+    Sub-sections count that `new` chooses. Where the data lie, and whether corrupt ones
+    are skipped, does not count.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = _dotted(old), _dotted(new)
+    used = _used(before | after)
     return [
         (field, (before.get(field), after.get(field)))
-        for field in sorted(before.keys() | after.keys())
+        for field in sorted(used)
         if before.get(field) != after.get(field)
     ]
 
 
-def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Settings by dotted name, without the circumstances."""
-    fields = {
-        f"{section}.{name}" if isinstance(values, dict) else section: value
-        for section, values in config.to_dict().items()
-        for name, value in (values.items() if isinstance(values, dict) else [(section, values)])
+def _used(fields: dict[str, Any]) -> set[str]:
+    """Names of all fields but those of architectures and objectives that are not chosen."""
+    others = {f"model.{name}" for name in ARCHITECTURES} - {f"model.{fields['model.architecture']}"}
+    others |= {f"objective.{name}" for name in OBJECTIVES} - {
+        f"objective.{fields['objective.name']}"
     }
-    return {name: value for name, value in fields.items() if name not in _CIRCUMSTANCES}
+    return {name for name in fields if name.rpartition(".")[0] not in others}
+
+
+def _dotted(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Settings by dotted name, without the circumstances."""
+    return {
+        name: value for name, value in _leaves(config.to_dict(), "") if name not in _CIRCUMSTANCES
+    }
+
+
+def _leaves(fields: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with sub-sections, read from JSON in either form.
+
+    A setting goes to the architecture that the settings choose, one of the
+    distillation to both kinds.
+    """
+    model, objective = dict(fields.get("model", {})), dict(fields.get("objective", {}))
+    settings = {name: model.pop(name) for name in _FLAT_ARCHITECTURE if name in model}
+    shared = {name: objective.pop(name) for name in _FLAT_DISTILLATION if name in objective}
+    if chosen := {name: value for name, value in settings.items() if value}:
+        # The default of files that are older than the choice.
+        model[model.get("architecture", "resnet")] = chosen
+    if shared:
+        objective |= dict.fromkeys(_SHARING, shared)
+    return {**fields, "model": model, "objective": objective}
+
+
+def _flat(fields: dict[str, Any], used: Container[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What a digest is taken of.
+
+    A setting that is newer than this form counts where it differs from its default.
+
+    Args:
+      fields: settings by dotted name, `"model.resnet.units"`.
+      used: names of those that make a difference to the run.
+      defaults: the default settings by dotted name.
+    """
+    architecture, objective = fields["model.architecture"], fields["objective.name"]
+    # Objectives without distillation had its settings, too.
+    shared = objective if objective in _SHARING else _SHARING[-1]
+    older = {f"model.{architecture}.{name}": f"model.{name}" for name in _FLAT_ARCHITECTURE}
+    older |= {f"objective.{shared}.{name}": f"objective.{name}" for name in _FLAT_DISTILLATION}
+    result = {f"model.{name}": unset for name, unset in _FLAT_ARCHITECTURE.items()}
+    for name, value in fields.items():
+        if name in older:
+            if value is not None:
+                result[older[name]] = value
+        elif name in _OTHERS or (name in used and value != defaults.get(name)):
+            result[name] = value
+    return result

@@ -8,21 +8,19 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import ml_collections
-import tensorflow as tf
 
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
-from hne_tf.training.cluster import Cluster
-from hne_tf.training.config import check_numbers
-from hne_tf.training.devices import accelerated, strategy_of
+from hne_tf.training.config import check
+from hne_tf.training.machines.cluster import Cluster
+from hne_tf.training.machines.devices import accelerated, seeded, strategy_of
+from hne_tf.training.machines.workers import Workers, lost_workers_told
 from hne_tf.training.run import TrainingRun
 from hne_tf.training.run_log import RunLog
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
-from hne_tf.training.workers import Workers, lost_workers_told
 
 
 def train(
@@ -31,11 +29,14 @@ def train(
     restart: bool = False,
     report: Callable[[str], None] = print,
 ) -> int:
-    """Trains to the end of the schedule, or until SIGTERM or SIGINT.
+    """Trains to the end of the schedule.
 
     A workdir that holds part of the same run is continued from its newest
     sound checkpoint; with `training.deterministic` the end is the same, bit
-    for bit, as without the interruption.
+    for bit, as without the interruption. SIGTERM and SIGINT save and end it early.
+
+    Seeds and determinism are the caller's again when it returns; threads are set only if
+    `distribution.operation_threads` asks for a number.
 
     With `TF_CONFIG` for several workers, each calls this, takes its part of
     every global batch, and returns at the same step. The first of them, the
@@ -48,13 +49,13 @@ def train(
       report: gets a line for whatever the user should know.
 
     Returns:
-      The step reached.
+      The step reached, the last of the schedule.
 
     Raises:
       InputError: for settings that break a rule or a workdir of another run.
-      InterruptedRunError: if one of several workers was lost or asked to stop.
+      InterruptedRunError: after SIGTERM or SIGINT, or if one of several workers was lost.
     """
-    check_numbers(config)
+    check(config)
     build.tree(config)
     build.architecture(config)
     config = _in_its_form(config, workdir, restart)
@@ -66,21 +67,17 @@ def train(
         for line in data_set.found:
             report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
-        if config.training.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        keras.utils.set_random_seed(config.seed)
-        run = TrainingRun(config, data_set.spec, schedule, strategy)
-        step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
+        with seeded(config.seed, config.training.deterministic):
+            run = TrainingRun(config, data_set.spec, schedule, strategy)
+            step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
     if corrupt := data_set.skipped:
         report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
-    if step == schedule.total:
-        report(f"trained {schedule.total} steps; the run is in {workdir.path}")
-        return step
-    stopped = f"stopped at step {step} of {schedule.total}; the same command goes on from there"
-    if cluster.workers > 1:
-        # To what started the workers, success of one would be the end of the run.
-        raise InterruptedRunError(stopped)
-    report(stopped)
+    if step < schedule.total:
+        # To what started it, success would be the end of the run.
+        raise InterruptedRunError(
+            f"stopped at step {step} of {schedule.total}; the same command goes on from there"
+        )
+    report(f"trained {schedule.total} steps; the run is in {workdir.path}")
     return step
 
 
@@ -111,10 +108,24 @@ def _to_its_end(
     Raises:
       InputError: for a workdir of another run, or one that the workers do not share.
     """
-    step = None
-    if workers.cluster.is_chief:
-        workdir.claim(run.config, restart)
+    if not workers.cluster.is_chief:
+        return _from_its_step(run, data_set, workers, workdir, None, report)
+    workdir.claim(run.config, restart)
+    with workdir.in_use():
+        workdir.keep_data(data_set.record)
         step = _resume(run, workdir, report)
+        return _from_its_step(run, data_set, workers, workdir, step, report)
+
+
+def _from_its_step(
+    run: TrainingRun,
+    data_set: DataSet,
+    workers: Workers,
+    workdir: Workdir,
+    step: int | None,
+    report: Callable[[str], None],
+) -> int:
+    """Trains from the step that the chief has restored; returns the step reached."""
     # Only the chief writes, so the others see what it has begun or cleared away.
     workers.wait()
     if not workers.cluster.is_chief:

@@ -13,7 +13,8 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
-from hne_tf.training.devices import accelerated
+from hne_tf.training.config import default
+from hne_tf.training.machines.devices import accelerated
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir
@@ -53,11 +54,15 @@ class TrainingRun:
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
+            self.accuracy.build(self.model.output_shape)
             self._average = self._weight_average(replicas)
             self._gradient_sums = self._zeros_for_sums(replicas)
-        self.objective = build.objective(
-            config, schedule.steps_per_epoch, self.optimizer.iterations
-        )
+        self._own_metrics = build.metrics(config)
+        self.objective = build.objective(config, schedule.steps_per_epoch)
+        if hasattr(self.objective, "iterations"):
+            self.objective.iterations = self.optimizer.iterations
+        activations = getattr(self.objective, "activations", ())
+        self._answer = self.model.with_activations(activations) if activations else self.model
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         answering = self.model
         if self._average:
@@ -94,10 +99,12 @@ class TrainingRun:
         return {"loss": float(self.loss.result()), **accuracies}
 
     def validate(self, data_set: DataSet) -> dict[str, float]:
-        """Accuracy of every size on the validation split, of averaged weights if there are."""
+        """Figures of every size on the validation split, of averaged weights if there are."""
         accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
         batches = data_set.evaluation_batches("validation", self.config.training.batch_size)
-        measured = measure(self._predict, batches, [accuracy])
+        for metric in self._own_metrics:
+            metric.reset_state()
+        measured = measure(self._predict, batches, [accuracy, *self._own_metrics])
         return {f"validation_{name}": value for name, value in measured.items()}
 
     def save(self, workdir: Workdir, step: int) -> None:
@@ -170,12 +177,13 @@ class TrainingRun:
         training = self.config.training
         parts = training.accumulate_steps * self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            leaf_logits = self.model(images, training=True)
-            per_example = self.objective.call(labels, leaf_logits)
+            answer = self._answer(images, training=True)
+            per_example = self.objective.call(labels, answer)
             loss = tf.reduce_sum(per_example) / training.batch_size
             if self.model.losses:
                 loss += tf.add_n(self.model.losses) / parts
         self.loss.update_state(per_example)
+        leaf_logits = answer["leaf_logits"] if isinstance(answer, dict) else answer
         self.accuracy.update_state(labels, leaf_logits)
         return tape.gradient(loss, self.model.trainable_variables)
 
@@ -191,7 +199,7 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
 
     Raises:
       InputError: for a learning rate of 0 or below, a momentum outside [0, 1)
-        or a warm-up below 0 or as long as the run.
+        or a warm-up below 0 or as long as the run; the default one is shortened.
     """
     section = config.optimizer
     warmup = round(section.warmup_epochs * schedule.steps_per_epoch)
@@ -199,6 +207,9 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
         raise InputError(f"optimizer.learning_rate must be above 0, got {section.learning_rate}")
     if not 0 <= section.momentum < 1:
         raise InputError(f"optimizer.momentum must lie in [0, 1), got {section.momentum}")
+    if warmup >= schedule.total and section.warmup_epochs == default().optimizer.warmup_epochs:
+        # Nobody has chosen it for so short a run.
+        warmup = schedule.total // 2
     if not 0 <= warmup < schedule.total:
         raise InputError(
             "optimizer.warmup_epochs must be 0 or more and shorter than the run, "

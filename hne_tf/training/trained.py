@@ -17,7 +17,7 @@ from hne_tf.evaluation import evaluation
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints
 from hne_tf.training import config as configs
@@ -57,7 +57,7 @@ class TrainedRun:
         return {
             "step": self.step,
             "total_steps": self.total_steps,
-            "config_digest": configs.digest(self.config),
+            "config_digest": configs.digest(self.config, self.data_set.record.fingerprint),
         }
 
     def representative(self, count: int) -> Iterator[tf.Tensor]:
@@ -91,7 +91,9 @@ class TrainedRun:
           stopping are fitted on the validation split, and left out for that split.
         """
         validation = None if split == "validation" else self.batches("validation")
-        measured = evaluation.evaluate(self.model, self.batches(split), validation, sizes)
+        measured = evaluation.evaluate(
+            self.model, self.batches(split), validation, sizes, metrics=build.metrics(self.config)
+        )
         return {
             "split": split,
             **measured,
@@ -122,6 +124,7 @@ def restore(
     data_set = load(config.data)
     for line in data_set.found:
         report(line)
+    _check_data(workdir, data_set, report)
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)
@@ -137,6 +140,16 @@ def restore(
     if isinstance(model, GroupedEnsemble):
         model = model.branched()
     return TrainedRun(ml_collections.FrozenConfigDict(config), data_set, model, step, total)
+
+
+def _check_data(workdir: Workdir, data_set: DataSet, report: Callable[[str], None]) -> None:
+    """Reports data that have changed since the run; raises `InputError` for other classes."""
+    kept = workdir.read_data()
+    if kept is None:
+        return
+    kept.check_classes(data_set.record)
+    if difference := kept.difference(data_set.record):
+        report(f"note: the data have changed since the run: {difference}")
 
 
 def _restore_compressed(

@@ -3,6 +3,7 @@
 A compressed run has weights.npz and compression.json in place of checkpoints.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,9 +12,15 @@ from typing import Any
 
 import ml_collections
 
+from hne_tf import files
+from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
 from hne_tf.files import write_json, write_text
-from hne_tf.training.config import differences, from_json
+from hne_tf.training.config import differences, digest, from_json
+
+_LOCK = ".lock"
+# What is in the folder of a run that has not begun.
+_EMPTY = {_LOCK, "checkpoints"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Workdir:
     @property
     def config_path(self) -> pathlib.Path:
         return self.path / "config.json"
+
+    @property
+    def data_path(self) -> pathlib.Path:
+        return self.path / "data.json"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -71,6 +82,15 @@ class Workdir:
             raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
         return from_json(fields)
 
+    def digest(self) -> str:
+        """What the settings and data of the run are known by, see `config.digest`.
+
+        Raises:
+          InputError: if this is not the folder of a run.
+        """
+        kept = self.read_data()
+        return digest(self.read_config(), kept.fingerprint if kept else None)
+
     def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
         """Makes the folder this run's: a new one, or one of the same settings.
 
@@ -83,7 +103,8 @@ class Workdir:
             difference, or holds something else.
         """
         if restart and self.path.exists():
-            self.path.rename(next(_free_names(self.path)))
+            with self.in_use():
+                self.path.rename(next(_free_names(self.path)))
         if self.compression_path.exists():
             raise InputError(
                 f"{self.path} holds a compressed run, which is not trained further; "
@@ -100,12 +121,62 @@ class Workdir:
             # Data may have moved since, or been found to be corrupt in places.
             write_json(self.config_path, config.to_dict())
             return
-        if self.path.is_file() or (self.path.exists() and any(self.path.iterdir())):
+        # A kill at the very beginning leaves a folder of checkpoints without settings.
+        if self.path.is_file() or (
+            self.path.exists() and {file.name for file in self.path.iterdir()} - _EMPTY
+        ):
             raise InputError(
                 f"--workdir must be a new folder or the folder of a run, got {self.path}"
             )
-        self.checkpoints.mkdir(parents=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, config.to_dict())
+
+    def read_data(self) -> DataRecord | None:
+        """What the run remembers of its data; None if it is older than the record.
+
+        Raises:
+          InputError: if the record is damaged.
+        """
+        try:
+            fields = json.loads(self.data_path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.data_path} must be readable JSON: {error}") from None
+        return DataRecord.from_json(fields, str(self.data_path))
+
+    def keep_data(self, data: DataRecord) -> None:
+        """Records the data of a new run; a run that goes on must have the same.
+
+        Raises:
+          InputError: if the run was made with other classes or pictures.
+        """
+        before = self.read_data()
+        if before is not None:
+            before.check_classes(data)
+            if difference := before.difference(data):
+                raise InputError(
+                    f"{self.path} was made with other data ({difference}); use another --workdir, "
+                    "or --restart to move the old run aside"
+                )
+        write_json(self.data_path, dataclasses.asdict(data))
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other trainings out of the folder while the block runs.
+
+        A training that was killed no longer counts.
+
+        Raises:
+          InputError: if another training is in the folder.
+        """
+        with files.locked(self.path / _LOCK) as lock:
+            if lock is None:
+                raise InputError(
+                    f"--workdir must be in use by one training at a time, got {self.path}, where "
+                    "another one is running"
+                )
+            yield
 
     def drop_metrics_after(self, step: int) -> None:
         """Forgets records of steps that a resumed run will take again."""

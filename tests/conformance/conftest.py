@@ -10,13 +10,13 @@ from scipy import special
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import MobileNetV2, MSDNet, ResNet
 from hne_tf.models.ensemble import Architecture, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers, LayerFactory, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Paths, Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.0, 60.0, 50.0))

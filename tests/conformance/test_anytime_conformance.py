@@ -10,10 +10,12 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.export import signatures
-from hne_tf.export.live import LiveSteps
-from hne_tf.exported import manifest, steps, tflite_file
+from hne_tf.export.live import live_steps
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.model import load
 from hne_tf.exported.session import AnytimeSession
-from hne_tf.files import write_json
+from hne_tf.exported.versions import MANIFEST
 
 TOLERANCE = 1e-4
 CONVOLUTIONS = {"Conv2D", "DepthwiseConv2dNative"}
@@ -25,25 +27,25 @@ TFLITE_CONVOLUTIONS = {
 
 @pytest.fixture(scope="module")
 def live(model):
-    return LiveSteps(model)
+    return live_steps(model)
 
 
 @pytest.fixture(scope="module")
-def version(model, live, tmp_path_factory):
+def version(model, tmp_path_factory):
     """A folder with the model's steps and their manifest."""
     folder = tmp_path_factory.mktemp("models") / "1"
     signatures.save(signatures.signatures(model, [model.tree.leaves]), str(folder))
-    (folder / manifest.MANIFEST).parent.mkdir()
-    write_json(folder / manifest.MANIFEST, description(live))
+    (folder / MANIFEST).parent.mkdir()
+    (folder / MANIFEST).write_text(description(model).to_text())
     return folder
 
 
 @pytest.fixture(scope="module")
-def tflite(version, live, tmp_path_factory):
+def tflite(model, version, tmp_path_factory):
     path = tmp_path_factory.mktemp("tflite") / "model.tflite"
-    keys = [step["signature"] for step in live.steps]
+    keys = [step.signature for step in description(model).steps]
     converter = tf.lite.TFLiteConverter.from_saved_model(str(version), signature_keys=keys)
-    tflite_file.write(path, converter.convert(), description(live))
+    tflite_file.write(path, converter.convert(), description(model))
     return path
 
 
@@ -51,18 +53,16 @@ def tflite(version, live, tmp_path_factory):
 def runners(live, version, tflite):
     return {
         "live": live,
-        "saved_model": steps.load(version),
-        "tflite": steps.load(tflite),
+        "saved_model": load(version).steps,
+        "tflite": load(tflite).steps,
     }
 
 
-def description(runner):
-    return {
-        "format": manifest.FORMAT,
-        "input": {"shape": [None, *runner.image_shape]},
-        "classes": runner.class_names,
-        "steps": runner.steps,
-    }
+def description(model):
+    sizes = [model.tree.leaves]
+    return Manifest.of_tree(
+        model.tree, "model", model.images.class_names, model.images.shape, sizes=sizes
+    )
 
 
 every_form = pytest.mark.parametrize("form", ["live", "saved_model", "tflite"])
@@ -143,7 +143,7 @@ def tflite_operations(flatbuffer, signature):
 
 def test_saved_model_steps_hold_each_convolution_of_the_tree_once(model, version, live):
     loaded = tf.saved_model.load(str(version))
-    counts = [saved_model_operations(loaded.signatures[step["signature"]]) for step in live.steps]
+    counts = [saved_model_operations(loaded.signatures[step.signature]) for step in live.steps]
     found = [sum(count[name] for name in CONVOLUTIONS) for count in counts]
     assert sum(found) == convolutions_of_the_tree(model)
     assert all(found)
@@ -151,7 +151,7 @@ def test_saved_model_steps_hold_each_convolution_of_the_tree_once(model, version
 
 def test_tflite_steps_hold_each_convolution_of_the_tree_once(model, tflite, live):
     flatbuffer = tflite_file.read_flatbuffer(tflite)
-    counts = [tflite_operations(flatbuffer, step["signature"]) for step in live.steps]
+    counts = [tflite_operations(flatbuffer, step.signature) for step in live.steps]
     found = [sum(count[code] for code in TFLITE_CONVOLUTIONS) for count in counts]
     assert sum(found) == convolutions_of_the_tree(model)
     assert all(found)
@@ -161,12 +161,12 @@ def test_only_the_batch_of_a_step_is_open(version, tflite, live):
     loaded = tf.saved_model.load(str(version))
     interpreter = Interpreter(str(tflite))
     for step in live.steps:
-        function = loaded.signatures[step["signature"]]
+        function = loaded.signatures[step.signature]
         specs = [
             *function.structured_input_signature[1].values(),
             *function.structured_outputs.values(),
         ]
-        runner = interpreter.get_signature_runner(step["signature"])
+        runner = interpreter.get_signature_runner(step.signature)
         details = [*runner.get_input_details().values(), *runner.get_output_details().values()]
         shapes = [spec.shape.as_list() for spec in specs]
         shapes += [[None, *detail["shape_signature"][1:]] for detail in details]

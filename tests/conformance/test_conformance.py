@@ -12,9 +12,10 @@ import tensorflow as tf
 from hne_tf.export import signatures
 from hne_tf.models import weights
 from hne_tf.models.folding import fold
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.grouped import GroupedLayers
-from hne_tf.objectives.losses import HierarchicalDistillationLoss
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.objectives import HierarchicalDistillation
 
 TOLERANCE = 1e-4
 
@@ -130,7 +131,7 @@ LABELS = np.array([0, 1, 2, 1], np.int32)
 
 def take_step(model, strategy, images):
     """Weights after one step of gradient descent on the mean loss of the global batch."""
-    loss = HierarchicalDistillationLoss(model.tree.sizes)
+    loss = HierarchicalDistillation(model.tree.sizes)
     with strategy.scope():
         optimizer = keras.optimizers.SGD(0.1)
         optimizer.build(model.trainable_variables)

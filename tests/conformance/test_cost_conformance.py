@@ -7,7 +7,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from hne_tf.evaluation import cost
 from hne_tf.exits import Exits
 from hne_tf.models import averaging
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 # Operations with kernels, whose multiply-adds are counted.

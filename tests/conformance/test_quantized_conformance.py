@@ -11,7 +11,7 @@ from hne_tf.export import signatures
 from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 
 # Equal but for sums that fall on the other side of a rounding.
 ONE_STEP = 0.05

@@ -18,7 +18,8 @@ from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import fold
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 
 # Of the answers, against NumPy on the leaf logits; integers against the model that
 # simulates them, where a value may fall to the other side of a rounding.

@@ -19,9 +19,9 @@ def test_importing_the_package_loads_neither_tensorflow_nor_numpy():
 
 def test_export_is_the_function_whichever_module_was_imported_before():
     code = (
-        "import hne_tf.export.publish, hne_tf as hne\n"
-        "from hne_tf.export import publish\n"
-        "print(hne.export.__name__, hne_tf.export.__module__, publish.__name__)"
+        "import hne_tf.export.warmup, hne_tf as hne\n"
+        "from hne_tf.export import warmup\n"
+        "print(hne.export.__name__, hne_tf.export.__module__, warmup.__name__)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.stdout.split() == ["export", "hne_tf.export.exporter", "hne_tf.export.publish"]
+    assert output.stdout.split() == ["export", "hne_tf.export.exporter", "hne_tf.export.warmup"]

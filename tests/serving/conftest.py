@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import concurrent.futures
-import json
 import shutil
 import socket
 import subprocess
@@ -25,11 +24,14 @@ from tensorflow_serving.apis import (
 
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.messages import CallError
-from hne_tf.export.publish import new_version
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.measurements import MeasuredLatency, Measurement
+from hne_tf.exported.versions import latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import LoadedSignature, Servable, latest_version_path
+from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.service import Options, start
+from hne_tf.tree import Tree
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = (1, 2, 4)
@@ -274,34 +276,33 @@ def images():
 
 
 @pytest.fixture
-def manifest_content():
-    return {
-        "model": "digits",
-        "sizes": list(SIZES),
-        "classes": list(CLASSES),
-        "input": {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 1]},
-        "latency": {
-            "hardware": {"cpu": "a test's"},
-            "measurements": [
-                {
-                    "signature": f"ensemble_{size}",
-                    "batch_size": batch_size,
-                    "p50_ms": 0.5 * size * batch_size,
-                    "p95_ms": 1.0 * size * batch_size,
-                    "p99_ms": 2.0 * size * batch_size,
-                    "runs": 50,
-                }
-                for size in SIZES
-                for batch_size in (1, 16)
-            ],
-        },
-    }
+def manifest():
+    """Of the model `digits`, whose latencies are its sizes times the batch size."""
+    rows = [
+        Measurement(
+            f"ensemble_{size}",
+            batch_size,
+            runs=50,
+            p50_ms=0.5 * size * batch_size,
+            p95_ms=1.0 * size * batch_size,
+            p99_ms=2.0 * size * batch_size,
+        )
+        for size in SIZES
+        for batch_size in (1, 16)
+    ]
+    latency = MeasuredLatency({"cpu": "a test's"}, tuple(rows))
+    return Manifest.of_tree(Tree((1, 2, 2)), "digits", CLASSES, (8, 8, 1), latency=latency)
 
 
 @pytest.fixture
-def manifest_path(tmp_path, manifest_content):
+def manifest_content(manifest):
+    return manifest.to_json()
+
+
+@pytest.fixture
+def manifest_path(tmp_path, manifest):
     path = tmp_path / "hne_manifest.json"
-    path.write_text(json.dumps(manifest_content))
+    path.write_text(manifest.to_text())
     return path
 
 

@@ -1,6 +1,5 @@
 """Walks through the leaves of a served model: versions that change, servers that fail."""
 
-import json
 import time
 
 import grpc
@@ -9,8 +8,9 @@ import pytest
 
 from hne_tf.client.answers import BudgetError
 from hne_tf.client.anytime_client import COMPLETE, DEADLINE, AnytimeClient
-from hne_tf.client.manifest import read_manifest
 from hne_tf.errors import InputError
+from hne_tf.exits import Exits
+from hne_tf.exported.manifest import Manifest
 
 IMAGES = np.zeros([1, 8, 8, 1], np.uint8)
 # Generous, because other tests may keep the machine busy.
@@ -23,27 +23,11 @@ MIXED_BATCH = (
 
 
 @pytest.fixture
-def walker(address, manifest_path, manifest_content):
+def walker(address):
     """An anytime client of three steps of the fake service."""
-    content = {**manifest_content, "steps": _steps()}
-    manifest_path.write_text(json.dumps(content))
-    with AnytimeClient(address, "digits", read_manifest(manifest_path)) as client:
+    manifest = Manifest.of_tree(Exits(3), "digits", [str(digit) for digit in range(10)], (8, 8, 1))
+    with AnytimeClient(address, "digits", manifest) as client:
         yield client
-
-
-def _steps():
-    origins = ["images", "cache_1", "cache_0"]
-    return [
-        {
-            "signature": f"step_{size}",
-            "size": size,
-            "branch_block": 0 if size == 1 else int(origin[-1]) + 1,
-            "input": "images" if size == 1 else "cache",
-            "starts_from": origin,
-            "caches": ["cache_0", "cache_1"] if size == 1 else [],
-        }
-        for size, origin in enumerate(origins, start=1)
-    ]
 
 
 def test_a_walk_gives_an_answer_after_each_leaf(service, walker):
@@ -162,6 +146,26 @@ def test_a_walk_goes_on_after_an_interrupt(service, walker, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             next(iter(walk))
     assert [answer.size for answer in walk] == [2, 3]
+
+
+def test_an_interrupt_after_a_step_loses_no_answer(walker, monkeypatch):
+    walk = walker.walk(IMAGES)
+    answers = [next(iter(walk)).size]
+    for _ in range(2):
+        step = walk._step
+        with monkeypatch.context() as patched:
+
+            def interrupted(step=step):
+                step()
+                raise KeyboardInterrupt
+
+            patched.setattr(walk, "_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(walk))
+        answers.append(next(iter(walk)).size)
+    assert answers == [1, 2, 3]
+    assert sums(walk) == []
+    assert (walk.stopped, walk.failed) == (COMPLETE, False)
 
 
 def test_a_walk_without_a_first_answer_can_be_tried_again(service, walker):

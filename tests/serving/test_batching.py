@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from hne_tf.exported.versions import latest_version_path
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import Servable, latest_version_path
+from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
 
 _MAX = 16
@@ -77,7 +78,7 @@ def test_more_rows_than_a_batch_are_refused(batching, images):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(_request("digits", "ensemble_1", images=np.repeat(images, 4, axis=0)))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "at most 16 rows" in caught.value.details()
+    assert "must have at least 1 and at most 16 rows, got 20" in caught.value.details()
 
 
 def test_inputs_of_unequal_rows_are_refused(batching):

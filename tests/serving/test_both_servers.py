@@ -11,15 +11,16 @@ import tensorflow as tf
 from hne_tf.client.answers import BudgetError
 from hne_tf.client.anytime_client import COMPLETE, AnytimeClient
 from hne_tf.client.budget_client import BudgetClient, ServingClient
-from hne_tf.client.manifest import ServingManifest
 from hne_tf.client.messages import CallError
 from hne_tf.errors import InputError
-from hne_tf.export.publish import new_version
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.versions import latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
-from hne_tf.server.servable import Servable, latest_version_path
+from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
 from hne_tf.server.watcher import VersionWatcher
+from hne_tf.tree import Tree
 
 _LEAVES, _CLASSES = 3, 2
 _LARGEST_BATCH = 4
@@ -86,17 +87,7 @@ def walks_address(server_kind, walks_base, request):
 
 @pytest.fixture
 def walker(walks_address):
-    steps = tuple(
-        {
-            "signature": f"step_{size}",
-            "size": size,
-            "input": "cache" if size > 1 else "images",
-            "starts_from": "cache_0" if size > 1 else "images",
-            "caches": [] if size > 1 else ["cache_0"],
-        }
-        for size in range(1, _LEAVES + 1)
-    )
-    manifest = ServingManifest("walks", ("no", "yes"), (2, 2, 1), {}, steps)
+    manifest = Manifest.of_tree(Tree((1, _LEAVES)), "walks", ("no", "yes"), (2, 2, 1))
     with AnytimeClient(walks_address, "walks", manifest) as client:
         yield client
 

@@ -20,7 +20,6 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from hne_tf.client.answers import BudgetError
 from hne_tf.client.async_client import AsyncBudgetClient, AsyncServingClient
 from hne_tf.client.budget_client import BudgetClient, ServingClient
-from hne_tf.client.manifest import read_manifest
 from hne_tf.client.messages import CallError, Signature, TensorSpec
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.errors import InputError
@@ -79,9 +78,12 @@ def test_info_lists_signatures_with_their_specs(client):
     )
 
 
-def test_answers_beyond_grpcs_own_limit_arrive(client, images):
-    answer = client.predict(np.repeat(images, 15_000, axis=0), "ensemble_1")
-    assert sum(array.nbytes for array in answer.values()) > 4 * 1024 * 1024
+def test_answers_beyond_grpcs_own_limit_arrive(serve):
+    rows = 1_200_000
+    serve(max_rows=rows)
+    with ServingClient(f"127.0.0.1:{serve.ports[-1]}", "sums") as client:
+        values = {"values": np.zeros([rows, 2], np.float32)}
+        assert client.run("serving_default", values).arrays["sums"].nbytes > 4 * 1024 * 1024
 
 
 def test_an_environment_proxy_is_not_asked(server, images, monkeypatch):
@@ -134,8 +136,8 @@ def test_a_budget_is_answered_as_the_saved_model_does(server, saved_model, image
     np.testing.assert_array_equal(answer.probabilities, expected["probabilities"].numpy())
 
 
-def test_a_manifest_is_where_estimates_start(server, manifest_path):
-    with BudgetClient(server.address, "digits", manifest=read_manifest(manifest_path)) as client:
+def test_a_manifest_is_where_estimates_start(server, manifest):
+    with BudgetClient(server.address, "digits", manifest=manifest) as client:
         client.learn()
         assert client.estimates_ms(1) == {1: 1.0, 2: 2.0, 4: 4.0}
         assert client.estimates_ms(16) == {1: 16.0, 2: 32.0, 4: 64.0}

@@ -5,7 +5,6 @@ import pathlib
 
 import pytest
 
-from hne_tf.errors import InputError
 from serving import config_protos, configure, server_config
 from serving.server_config import BATCHING, MODELS, MONITORING, ServerSettings
 
@@ -136,12 +135,14 @@ def test_a_relative_base_path_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
-def test_sizes_profiled_at_different_batches_are_refused(tmp_path, manifest_content):
+def test_sizes_profiled_at_different_batches_are_refused(
+    tmp_path, manifest_content, assert_refused
+):
     manifest_content["latency"]["measurements"].pop()
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest_content))
-    with pytest.raises(InputError, match=r"same batch sizes.*'ensemble_4': \[1\]"):
-        server_config.read_export(path)
+    flags = [f"--export={path}", f"--output={tmp_path / 'config'}"]
+    assert_refused(configure, flags, "same batch sizes", "'ensemble_4': [1]")
 
 
 def test_the_committed_files_are_what_configure_writes_for_the_digits():

@@ -16,8 +16,9 @@ from tensorflow_serving.apis import (
 )
 
 from hne_tf.errors import InputError
+from hne_tf.exported.versions import WARM_UP_REQUESTS
 from hne_tf.server.errors import RequestError
-from hne_tf.server.servable import WARM_UP, LoadedSignature, Servable
+from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.watcher import RETRY_S, VersionWatcher
 
 _State = get_model_status_pb2.ModelVersionStatus.State
@@ -175,9 +176,9 @@ def _with_a_bad_warm_up(folder):
 
 def _with_a_damaged_warm_up(folder):
     _write_warm_up(folder, "serving_default")
-    content = bytearray((folder / WARM_UP).read_bytes())
+    content = bytearray((folder / WARM_UP_REQUESTS).read_bytes())
     content[20] ^= 1
-    (folder / WARM_UP).write_bytes(content)
+    (folder / WARM_UP_REQUESTS).write_bytes(content)
 
 
 def _write_warm_up(folder, signature, requests=1):
@@ -186,8 +187,8 @@ def _write_warm_up(folder, signature, requests=1):
     log.predict_log.request.model_spec.signature_name = signature
     tensor = log.predict_log.request.inputs["values"]
     tensor.CopyFrom(tf.make_tensor_proto([[1.0, 2.0]]))
-    (folder / WARM_UP).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(folder / WARM_UP)) as writer:
+    (folder / WARM_UP_REQUESTS).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(folder / WARM_UP_REQUESTS)) as writer:
         for _ in range(requests):
             writer.write(log.SerializeToString())
 

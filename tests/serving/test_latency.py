@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hne_tf.client.latencies import Latencies
-from hne_tf.client.windows import Window, isotonic
+from hne_tf.client.latency.latencies import Latencies
+from hne_tf.client.latency.windows import SlidingWindow, isotonic
 from hne_tf.errors import InputError
 
 
@@ -39,7 +39,7 @@ def answer(latencies, clock, size, milliseconds, batch_size=1):
 
 
 def test_a_window_is_limited_by_count_and_age():
-    window = Window(count=3, age_ms=100.0)
+    window = SlidingWindow(count=3, age_ms=100.0)
     for now_ms, value in ((0, 9.0), (10, 1.0), (20, 3.0), (30, 2.0)):
         window.add(now_ms, value)
     assert [window.percentile(fraction) for fraction in (0.0, 0.5, 1.0)] == [1.0, 2.0, 3.0]

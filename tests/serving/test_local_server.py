@@ -23,7 +23,7 @@ def process(base_path):
             f"--model_base_path={base_path}",
             "--port=0",
         ],
-        cwd=pathlib.Path(serve.__file__).parents[1],
+        cwd=pathlib.Path(serve.__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

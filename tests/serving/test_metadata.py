@@ -1,7 +1,5 @@
 """Which metadata goes where."""
 
-import json
-
 import grpc
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from hne_tf.client.anytime_client import AnytimeClient
 from hne_tf.client.async_client import AsyncBudgetClient, AsyncServingClient
 from hne_tf.client.budget_client import BudgetClient, ServingClient
-from hne_tf.client.manifest import read_manifest
 from hne_tf.client.metadata import MetadataSource, is_loopback
 from hne_tf.errors import InputError
 
@@ -114,19 +111,6 @@ def test_other_metadata_goes_anywhere():
 def test_metadata_that_grpc_does_not_take_is_refused(pair):
     with pytest.raises(InputError, match="metadata must be pairs"):
         MetadataSource([pair], "localhost:8500", encrypted=False, plaintext_secrets=False)
-
-
-@pytest.fixture
-def manifest(manifest_path, manifest_content):
-    step = {
-        "signature": "step_1",
-        "size": 1,
-        "input": "images",
-        "starts_from": "images",
-        "caches": [],
-    }
-    manifest_path.write_text(json.dumps({**manifest_content, "steps": [step]}))
-    return read_manifest(manifest_path)
 
 
 @pytest.mark.parametrize(

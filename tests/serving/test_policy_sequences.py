@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from hne_tf.client.answers import Answer, BudgetError
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import (
     CallError,
     MixedBatchError,
@@ -254,23 +254,26 @@ class PolicyCalls:
         for steps, _, _ in self.requests:
             steps.close()
         self.requests = []
-        self.clock.passes(60_000)
-        steps = self.policy.answer(_IMAGES[1], 1e6)
-        action = next(steps)
-        for _ in range(20):
-            self.clock.passes(5.0)
-            if isinstance(action, Wait):
-                result = None
-            elif isinstance(action, Learn):
-                result = _info([1, 2, 4], 4)
-            else:
-                result = Outputs(4, _PROBABILITIES)
-            action = _outcome(lambda: steps.send(result))  # noqa: B023
-            if isinstance(action, Answer):
-                break
-        else:
-            pytest.fail(f"no answer, but {action}")
+        assert isinstance(self._ask_sound_server(1e6), Answer)
+        # Whatever was believed of it, answers within the budget soon count for more.
+        outcomes = [self._ask_sound_server(100.0) for _ in range(30)]
+        assert all(isinstance(outcome, Answer | BudgetError) for outcome in outcomes)
+        assert isinstance(outcomes[-1], Answer)
         self.check()
+
+    def _ask_sound_server(self, budget_ms):
+        """Asks a server that answers everything within 5 ms, some seconds later."""
+        self.clock.passes(2100.0)
+        steps = self.policy.answer(_IMAGES[1], budget_ms)
+        action = _outcome(lambda: next(steps))
+        while isinstance(action, Call | Learn | Wait):
+            self.clock.passes(1000 * action.seconds if isinstance(action, Wait) else 5.0)
+            result = None
+            if not isinstance(action, Wait):
+                sound = Outputs(4, _PROBABILITIES)
+                result = sound if isinstance(action, Call) else _info([1, 2, 4], 4)
+            action = _outcome(lambda: steps.send(result))  # noqa: B023
+        return action
 
     def _move(self, steps, move, wrong_images=False, no_ensembles=False):
         """Takes a request to its next action, its answer or a documented exception."""

@@ -3,13 +3,15 @@
 import json
 import re
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
 from hne_tf.bin import predict
+from hne_tf.client.answers import BudgetError
 from hne_tf.client.budget_client import BudgetClient
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.metadata import MetadataSource
 from hne_tf.data.pixels import Pixels
 
@@ -47,6 +49,48 @@ def estimates(monkeypatch):
         )
 
     return give
+
+
+@pytest.fixture
+def requests_sent(monkeypatch):
+    """Budget and number of images of each request that asks for an answer."""
+    sent = []
+    predict = BudgetClient.predict
+
+    def noted(client, images, budget_ms):
+        sent.append((budget_ms, len(images)))
+        return predict(client, images, budget_ms)
+
+    monkeypatch.setattr(BudgetClient, "predict", noted)
+    return sent
+
+
+@pytest.fixture
+def fail_below(monkeypatch):
+    """Lets budgets of fewer milliseconds end in an error, and leaves the others alone."""
+    predict = BudgetClient.predict
+
+    def give(milliseconds, code):
+        def failing(client, images, budget_ms):
+            if budget_ms < milliseconds:
+                raise BudgetError(f"no answer within {budget_ms:g} ms", (), code)
+            return predict(client, images, budget_ms)
+
+        monkeypatch.setattr(BudgetClient, "predict", failing)
+
+    return give
+
+
+@pytest.fixture
+def class_folders(tmp_path, images, saved_model):
+    """A picture of each image in the folder of the class that four networks give it."""
+    probabilities = saved_model.signatures["ensemble_4"](images=images)["probabilities"]
+    paths = []
+    for number, best in enumerate(probabilities.numpy().argmax(axis=1)):
+        paths.append(tmp_path / "test" / CLASSES[best] / f"{number}.png")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number, ..., 0]).save(paths[-1])
+    return paths
 
 
 def _expected(saved_model, images, signature):
@@ -98,23 +142,149 @@ def test_several_budgets_are_answered_in_turn(ask, picture, estimates):
     assert sizes == ["1", "2", "4"]
 
 
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+def test_a_refused_budget_gets_a_line_and_the_others_are_tried(ask, picture, fail_below, code):
+    fail_below(1000, grpc.StatusCode[code])
+    code, printed, complained = ask("--budget_ms=2,60000,5,70000", picture)
+    assert code == 0
+    assert [re.search(r"of (\d+) ms$", line)[1] for line in printed] == ["60000", "70000"]
+    assert complained == [
+        f"hne-predict: {picture}: no answer within 2 ms",
+        f"hne-predict: {picture}: no answer within 5 ms",
+    ]
+
+
+def test_the_exit_code_tells_that_all_budgets_were_refused(ask, picture, fail_below):
+    fail_below(1000, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    code, printed, complained = ask("--budget_ms=2,5", picture)
+    assert (code, printed, len(complained)) == (3, [], 2)
+
+
+def test_a_failure_that_no_budget_explains_ends_the_run(ask, picture, fail_below):
+    fail_below(1000, grpc.StatusCode.UNAVAILABLE)
+    code, printed, complained = ask("--budget_ms=60000,2,60000", picture)
+    assert (code, len(printed)) == (1, 1)
+    assert complained == ["hne-predict: no answer within 2 ms"]
+
+
+@pytest.mark.parametrize(("size", "budget_ms"), [(1, "2.6"), (4, "2.6e+09")])
+def test_a_budget_for_a_size_is_by_its_latency(ask, picture, estimates, size, budget_ms):
+    estimates({1: 2.0, 2: 2e4, 4: 2e9})
+    code, printed, _ = ask(f"--budget_for={size}", picture)
+    assert code == 0
+    assert f", ensemble of {size}, " in printed[0]
+    assert f" ms of {budget_ms} ms" in printed[0]
+
+
+def test_a_budget_is_for_sizes_of_the_model(ask, picture):
+    _check_refused(ask("--budget_for=1,3", picture), "[1, 2, 4], got [1, 3]")
+
+
+def test_a_budget_is_given_in_one_way(ask, picture):
+    _check_refused(ask("--budget_for=1", "--budget_ms=5", picture), "got both")
+
+
+def test_a_batch_is_one_request(ask, class_folders, requests_sent, saved_model, images):
+    code, printed, complained = ask("--budget_ms=60000", "--batch", *class_folders)
+    assert (code, complained) == (0, [])
+    assert requests_sent == [(60000, 5)]
+    probabilities = saved_model.signatures["ensemble_4"](images=images)["probabilities"].numpy()
+    how = {line.split("), ")[1] for line in printed}
+    assert len(how) == 1
+    assert [line.split("), ")[0] for line in printed] == [
+        f"{path}: class {each.argmax()} ({each.max():.3f}"
+        for path, each in zip(class_folders, probabilities, strict=True)
+    ]
+
+
+def test_latencies_and_budgets_of_a_batch_are_of_all_pictures(ask, class_folders, monkeypatch):
+    measured = []
+    monkeypatch.setattr(BudgetClient, "measure", lambda self, images: measured.append(len(images)))
+    known = {1: {1: 2.0}, 5: {1: 8.0, 2: 9.0, 4: 10.0}}
+    monkeypatch.setattr(BudgetClient, "estimates_ms", lambda self, batch_size=1: known[batch_size])
+    code, printed, _ = ask("--budget_for=1", "--latencies", "--batch", *class_folders)
+    assert (code, measured) == (0, [5])
+    assert printed[0] == "| size | ms for 5 pictures |"
+    assert printed[2].split()[3] == "8.00"
+    assert " ms of 10.4 ms" in printed[5]
+
+
+def test_a_score_counts_the_right_answers(ask, class_folders, manifest_path, tmp_path):
+    path = class_folders[0]
+    wrong = tmp_path / "test" / CLASSES[CLASSES.index(path.parent.name) - 1] / path.name
+    wrong.parent.mkdir(exist_ok=True)
+    path.rename(wrong)
+    code, printed, complained = ask(
+        "--budget_ms=60000,70000",
+        "--batch",
+        "--score",
+        f"--manifest={manifest_path}",
+        wrong,
+        *class_folders[1:],
+    )
+    assert (code, complained, len(printed)) == (0, [], 2)
+    assert re.fullmatch(r"4 of 5 right, ensemble of 4, \d+\.\d\d ms of 60000 ms", printed[0])
+
+
+def test_a_score_needs_folders_named_after_classes(ask, picture, manifest_path):
+    answer = ask("--budget_ms=5", "--batch", "--score", f"--manifest={manifest_path}", picture)
+    _check_refused(answer, "(zero, one, two, three, four, five, six, seven, eight, nine), got")
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--manifest=absent.json"])
+def test_a_score_needs_a_batch_and_a_manifest(ask, picture, flag):
+    _check_refused(ask("--budget_ms=5", "--score", flag, picture), "--score needs --batch and")
+
+
 def test_latencies_are_those_that_budgets_are_held_against(ask, picture, estimates):
     estimates({1: 1.5, 2: 2.5, 4: 4.5})
     code, printed, _ = ask("--latencies", picture)
     assert code == 0
-    assert json.loads(printed[0]) == {"1": 1.5, "2": 2.5, "4": 4.5}
+    assert printed == [
+        "| size |   ms |",
+        "| ---: | ---: |",
+        "|    1 | 1.50 |",
+        "|    2 | 2.50 |",
+        "|    4 | 4.50 |",
+    ]
 
 
-def test_latencies_are_measured(ask, picture):
-    code, printed, _ = ask("--latencies", picture)
+def test_the_table_of_latencies_has_what_the_manifest_tells(
+    ask, picture, manifest_path, manifest_content
+):
+    told = {
+        "accuracy": {"by_size": {"1": 0.9806, "2": 0.98, "4": 0.9889}},
+        "cost": {
+            "1": {"multiply_adds": 1200},
+            "2": {"multiply_adds": 3},
+            "4": {"multiply_adds": 4},
+        },
+    }
+    manifest_path.write_text(json.dumps({**manifest_content, **told}))
+    code, printed, _ = ask("--latencies", f"--manifest={manifest_path}", picture)
     assert code == 0
-    latencies = json.loads(printed[0])
-    assert list(latencies) == ["1", "2", "4"]
-    assert 0 < latencies["1"] <= latencies["2"] <= latencies["4"] < 10_000
+    assert printed[0].split() == [
+        "|",
+        "size",
+        "|",
+        "accuracy",
+        "|",
+        "multiply-adds",
+        "|",
+        "ms",
+        "|",
+    ]
+    assert printed[2].split()[:7] == ["|", "1", "|", "98.06%", "|", "1,200", "|"]
 
 
-def test_latencies_and_a_budget_exclude_each_other(ask, picture):
-    _check_refused(ask("--latencies", "--budget_ms=5", picture), "got both")
+def test_latencies_are_measured_and_come_before_answers(ask, picture):
+    code, printed, _ = ask("--latencies", "--budget_ms=60000", picture)
+    assert code == 0
+    rows = [line.strip("| ").split(" | ") for line in printed[2:5]]
+    assert [size.strip() for size, _ in rows] == ["1", "2", "4"]
+    latencies = [float(ms) for _, ms in rows]
+    assert 0 < latencies[0] <= latencies[1] <= latencies[2] < 10_000
+    assert printed[5].startswith(f"{picture}: class ")
 
 
 def test_resize_fits_a_photo(ask, tmp_path):

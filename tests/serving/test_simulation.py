@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from hne_tf.client.answers import BudgetError
-from hne_tf.client.latencies import Latencies
+from hne_tf.client.latency.latencies import Latencies
 from hne_tf.client.messages import CallError, ModelInfo, Outputs, Signature, TensorSpec
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait

@@ -21,9 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from hne_tf.bin import serve
+from hne_tf.bin import predict, serve
+from hne_tf.exported.versions import latest_version_path
+from hne_tf.server.servable import Servable
+from hne_tf.server.service import Options, start
 
 _MIB = 1024 * 1024
 
@@ -56,7 +60,7 @@ class _CountingProxy:
 
 
 def test_an_oversized_request_is_refused_without_being_read(serve, sums_request, catalog):
-    channel = serve(max_message_bytes=_MIB)
+    channel = serve(max_message_bytes=_MIB, max_rows=_MIB)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     # Eight bytes a row.
     stub.Predict(sums_request(1.0, rows=_MIB // 8 - 100))
@@ -122,6 +126,8 @@ def tls(tmp_path_factory):
     for name, content in (("key", key), ("cert", certificate), ("ca", authority.certificate)):
         (folder / f"{name}.pem").write_bytes(content)
     client_key, client_certificate = authority.issue("client")
+    (folder / "client_key.pem").write_bytes(client_key)
+    (folder / "client_cert.pem").write_bytes(client_certificate)
     known = grpc.ssl_channel_credentials(authority.certificate, client_key, client_certificate)
     return folder, known, grpc.ssl_channel_credentials(authority.certificate)
 
@@ -149,7 +155,7 @@ def process(sums_path, tls):
             f"--tls_key={folder / 'key.pem'}",
             f"--tls_client_ca={folder / 'ca.pem'}",
         ],
-        cwd=pathlib.Path(serve.__file__).parents[1],
+        cwd=pathlib.Path(serve.__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -199,6 +205,61 @@ def test_tls_and_a_known_client_are_asked_for(process, sums_request, tls):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Predict(sums_request(), timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+def predict_over_tls(base_path, tls, images, tmp_path, capsys):
+    """Asks a server that wants a client's certificate: exit code, lines printed and complained."""
+    folder, _, _ = tls
+    key, certificate, authority = (
+        (folder / f"{name}.pem").read_bytes() for name in ("key", "cert", "ca")
+    )
+    credentials = grpc.ssl_server_credentials([(key, certificate)], authority, True)
+    picture = tmp_path / "digit.png"
+    Image.fromarray(images[0, ..., 0]).save(picture)
+    running = start(
+        Servable("digits", latest_version_path(base_path)),
+        options=Options(credentials=credentials),
+    )
+
+    def ask(**files):
+        flags = [f"--{flag}={folder / name}" for flag, name in files.items()]
+        given = [f"--server={running.address}", "--model=digits", "--budget_ms=20000"]
+        code = predict.run([*given, *flags, str(picture)])
+        output = capsys.readouterr()
+        return code, output.out.splitlines(), output.err.splitlines()
+
+    yield ask
+    running.stop(grace_s=0)
+
+
+def test_hne_predict_shows_a_client_certificate(predict_over_tls):
+    code, lines, errors = predict_over_tls(
+        tls_ca="ca.pem", tls_certificate="client_cert.pem", tls_key="client_key.pem"
+    )
+    assert (code, errors) == (0, [])
+    assert "class " in lines[0]
+    code, lines, errors = predict_over_tls(tls_ca="ca.pem")
+    assert (code, lines) == (1, [])
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"tls_key": "client_key.pem"}, "takes both --tls_certificate and --tls_key"),
+        ({"tls_certificate": "cert.pem"}, "takes both --tls_certificate and --tls_key"),
+        (
+            {"tls_certificate": "cert.pem", "tls_key": "absent.pem"},
+            "--tls_key must be a readable file",
+        ),
+    ],
+)
+def test_half_a_client_certificate_is_one_line(predict_over_tls, files, words):
+    code, _, errors = predict_over_tls(**files)
+    assert code == 1
+    (line,) = errors
+    assert words in line
 
 
 # The last test of the process, which it ends.

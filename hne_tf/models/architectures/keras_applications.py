@@ -30,7 +30,7 @@ def load_keras_applications(model: TreeEnsemble, keras_model: keras.Model) -> No
 
     Example:
       >>> spec = dataclasses.replace(data.spec, mean=(127.5,) * 3, std=(127.5,) * 3)
-      >>> model = TreeEnsemble(MobileNetV2(), Tree((1, 2, 2, 2)), TrainingLayers(), spec)
+      >>> model = TreeEnsemble(MobileNetV2(), Tree((1, 2, 2, 2)), spec)
       >>> load_keras_applications(model, keras.applications.MobileNetV2(include_top=False))
     """
     if not isinstance(model.architecture, MobileNetV2):

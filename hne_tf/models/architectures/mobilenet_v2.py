@@ -4,14 +4,19 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR
 2018; Ruiz and Verbeek (AAAI 2021) make trees of eight leaves of it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-
-import keras
+from typing import TYPE_CHECKING
 
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import settings
-from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.architectures.architecture import Architecture
+from hne_tf.models.layers.factory import Convolution, LayerFactory
+
+if TYPE_CHECKING:
+    from keras import KerasTensor
 
 STAGE_WIDTHS = (16, 24, 32, 64, 96, 160, 320)
 STEM_WIDTH = 32
@@ -21,7 +26,7 @@ BLOCKS = ((0, 1, 2), (3,), (4,), (5, 6))
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetV2:
+class MobileNetV2(Architecture):
     """Settings of the network; as they stand it is the paper's.
 
     Stages of inverted residual units follow a 3x3 stem. A unit widens its input
@@ -66,11 +71,11 @@ class MobileNetV2:
         """Number of blocks, which the tree must match."""
         return len(BLOCKS)
 
-    def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
+    def block(self, layers: LayerFactory, block: int, x: KerasTensor) -> KerasTensor:
         """Applies block number `block`."""
         if block == 0:
             width = _divisible(STEM_WIDTH * self.width_multiplier)
-            x = layers.conv(x, "stem", width, 3, self.stem_stride, activation="relu6")
+            x = layers.conv(x, "stem", Convolution(width, 3, self.stem_stride, "relu6"))
         for stage in BLOCKS[block]:
             # Truncated first, as keras.applications does: its weights must fit.
             width = _divisible(int(STAGE_WIDTHS[stage] * self.width_multiplier))
@@ -82,27 +87,24 @@ class MobileNetV2:
                 )
         if block == self.blocks - 1:
             width = _divisible(LAST_WIDTH * max(1.0, self.width_multiplier))
-            x = layers.conv(x, "last", width, activation="relu6")
+            x = layers.conv(x, "last", Convolution(width, activation="relu6"))
         return x
-
-    def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-        """Logits `[batch, classes]` of what a block gives."""
-        return layers.head(layers.pool(x, "pool"), "head", classes)
 
 
 def _inverted_residual(
     layers: LayerFactory,
     name: str,
-    x: keras.KerasTensor,
+    x: KerasTensor,
     width: int,
     expansion: int,
     strides: int,
-) -> keras.KerasTensor:
+) -> KerasTensor:
     y, channels = x, x.shape[-1]
     if expansion > 1:
-        y = layers.conv(y, f"{name}.expand", expansion * channels, activation="relu6")
-    y = layers.depthwise(y, f"{name}.depthwise", strides=strides, activation="relu6")
-    y = layers.conv(y, f"{name}.project", width, activation=None)
+        y = layers.conv(y, f"{name}.expand", Convolution(expansion * channels, activation="relu6"))
+    each = Convolution.depthwise(strides=strides, activation="relu6")
+    y = layers.conv(y, f"{name}.depthwise", each)
+    y = layers.conv(y, f"{name}.project", Convolution(width, activation=None))
     return layers.add([x, y], f"{name}.add") if strides == 1 and channels == width else y
 
 
@@ -112,4 +114,4 @@ def _divisible(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-PRESETS = {"small": MobileNetV2(0.5), "large": MobileNetV2(1.0)}
+MobileNetV2.presets = {"small": MobileNetV2(0.5), "large": MobileNetV2(1.0)}

@@ -8,20 +8,23 @@ the first layer on. "Network reduction" (section 4 of the paper) drops the fines
 scale after each of as many parts of the network as there are scales.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-
-import keras
+from typing import TYPE_CHECKING
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.architectures.architecture import Architecture
+from hne_tf.models.layers.factory import Convolution, LayerFactory
 from hne_tf.tree import is_positive_integer
 
-Tensor = keras.KerasTensor
+if TYPE_CHECKING:
+    from keras import KerasTensor as Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class MSDNet:
+class MSDNet(Architecture):
     """Settings of the network; an activation is a list of tensors from fine to coarse.
 
     Attributes:
@@ -104,8 +107,9 @@ class MSDNet:
 
     def head(self, layers: LayerFactory, x: list[Tensor], classes: int) -> Tensor:
         """Logits `[batch, classes]` of the coarsest of a block's scales."""
-        y = layers.conv(x[-1], "exit.conv1", self.head_width, kernel_size=3, strides=2)
-        y = layers.conv(y, "exit.conv2", self.head_width, kernel_size=3, strides=2)
+        convolution = Convolution(self.head_width, kernel_size=3, strides=2)
+        y = layers.conv(x[-1], "exit.conv1", convolution)
+        y = layers.conv(y, "exit.conv2", convolution)
         return layers.head(layers.pool(y, "pool"), "head", classes)
 
     def _stem(self, layers: LayerFactory, x: Tensor) -> list[Tensor]:
@@ -113,7 +117,7 @@ class MSDNet:
         features = []
         for scale, factor in enumerate(self.scale_factors):
             width, strides = self.stem_width * factor, 2 if scale else 1
-            x = layers.conv(x, f"stem.scale{scale}", width, kernel_size=3, strides=strides)
+            x = layers.conv(x, f"stem.scale{scale}", Convolution(width, 3, strides))
             features.append(x)
         return features
 
@@ -143,8 +147,8 @@ class MSDNet:
     ) -> Tensor:
         """A 3x3 convolution of features of `scale`, after its bottleneck."""
         if bottleneck := self.bottlenecks[scale]:
-            x = layers.conv(x, f"{name}.conv1", min(x.shape[-1], bottleneck * width))
-        return layers.conv(x, f"{name}.conv2", width, kernel_size=3, strides=strides)
+            x = layers.conv(x, f"{name}.conv1", Convolution(min(x.shape[-1], bottleneck * width)))
+        return layers.conv(x, f"{name}.conv2", Convolution(width, 3, strides))
 
     def _transition(self, layers: LayerFactory, name: str, features: list[Tensor]) -> list[Tensor]:
         """1x1 convolutions to the reduced number of channels."""
@@ -154,11 +158,11 @@ class MSDNet:
             factor = self.scale_factors[scale]
             # In multiples of the factor, as all widths of a scale are.
             width = factor * max(1, math.floor(self.reduction * (x.shape[-1] // factor)))
-            thinned.append(layers.conv(x, f"{name}.scale{scale}.transition", width))
+            thinned.append(layers.conv(x, f"{name}.scale{scale}.transition", Convolution(width)))
         return thinned
 
 
-PRESETS = {
+MSDNet.presets = {
     # The paper's growth, stem and bottlenecks, with fewer layers and with as many.
     "small": MSDNet((4, 2, 2, 2, 2)),
     "large": MSDNet((4,) + (2,) * 10),

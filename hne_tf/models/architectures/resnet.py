@@ -4,18 +4,23 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. The
 bottleneck unit with a depthwise 3x3 is the one of Ruiz and Verbeek (AAAI 2021).
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
-
-import keras
+from typing import TYPE_CHECKING
 
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import settings
-from hne_tf.models.layers.factory import LayerFactory
+from hne_tf.models.architectures.architecture import Architecture
+from hne_tf.models.layers.factory import Convolution, LayerFactory
+
+if TYPE_CHECKING:
+    from keras import KerasTensor
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet:
+class ResNet(Architecture):
     """Settings of the network; every block has one entry in each tuple.
 
     Attributes:
@@ -55,53 +60,52 @@ class ResNet:
         """Number of blocks, which the tree must match."""
         return len(self.widths)
 
-    def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
+    def block(self, layers: LayerFactory, block: int, x: KerasTensor) -> KerasTensor:
         """Applies block number `block`."""
         if block == 0:
-            x = layers.conv(x, "stem", self.stem_width, kernel_size=3)
+            x = layers.conv(x, "stem", Convolution(self.stem_width, kernel_size=3))
         for index in range(self.units[block]):
             strides = self.strides[block] if index == 0 else 1
             x = _residual(layers, f"unit{index}", x, _UNITS[self.unit], self.widths[block], strides)
         return x
 
-    def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-        """Logits `[batch, classes]` of what a block gives."""
-        return layers.head(layers.pool(x, "pool"), "head", classes)
-
 
 def _residual(
     layers: LayerFactory,
     name: str,
-    x: keras.KerasTensor,
-    branch: Callable[..., keras.KerasTensor],
+    x: KerasTensor,
+    branch: Callable[..., KerasTensor],
     width: int,
     strides: int,
-) -> keras.KerasTensor:
+) -> KerasTensor:
     shortcut = x
     if strides > 1 or x.shape[-1] != width:
-        shortcut = layers.conv(x, f"{name}.shortcut", width, strides=strides, activation=None)
+        shortcut = layers.conv(
+            x, f"{name}.shortcut", Convolution(width, strides=strides, activation=None)
+        )
     y = branch(layers, name, x, width, strides)
     return layers.add([shortcut, y], f"{name}.add", activation="relu")
 
 
 def _bottleneck_branch(
-    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
-) -> keras.KerasTensor:
-    x = layers.conv(x, f"{name}.conv1", max(1, width // 2))
-    x = layers.depthwise(x, f"{name}.conv2", strides=strides)
-    return layers.conv(x, f"{name}.conv3", width, activation=None, zero_gamma=True)
+    layers: LayerFactory, name: str, x: KerasTensor, width: int, strides: int
+) -> KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", Convolution(max(1, width // 2)))
+    x = layers.conv(x, f"{name}.conv2", Convolution.depthwise(strides=strides))
+    return layers.conv(x, f"{name}.conv3", Convolution(width, activation=None, zero_gamma=True))
 
 
 def _basic_branch(
-    layers: LayerFactory, name: str, x: keras.KerasTensor, width: int, strides: int
-) -> keras.KerasTensor:
-    x = layers.conv(x, f"{name}.conv1", width, kernel_size=3, strides=strides)
-    return layers.conv(x, f"{name}.conv2", width, kernel_size=3, activation=None, zero_gamma=True)
+    layers: LayerFactory, name: str, x: KerasTensor, width: int, strides: int
+) -> KerasTensor:
+    x = layers.conv(x, f"{name}.conv1", Convolution(width, kernel_size=3, strides=strides))
+    last = Convolution(width, kernel_size=3, activation=None, zero_gamma=True)
+    return layers.conv(x, f"{name}.conv2", last)
 
 
 _UNITS = {"bottleneck": _bottleneck_branch, "basic": _basic_branch}
 
-PRESETS = {
+ResNet.presets = {
     "small": ResNet("bottleneck", (16, 32, 64, 64, 64), (3,) * 5, (1, 2, 2, 1, 1)),
     "large": ResNet(
         "bottleneck", (32, 64, 128, 128, 128), (3,) * 5, (1, 2, 2, 1, 1), stem_width=32

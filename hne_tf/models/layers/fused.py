@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -42,6 +42,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         moving.assign(moving * self.momentum + statistic * (1 - self.momentum))
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class FusedTrainingLayers(TrainingLayers):
     """`TrainingLayers` with fused batch norms; weights and results are the same.
@@ -60,6 +61,7 @@ class FusedTrainingLayers(TrainingLayers):
             )
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class FusedGroupedLayers(FusedTrainingLayers, GroupedLayers):
     """`GroupedLayers` with fused batch norms; one kernel for the norms of all nodes."""

@@ -16,9 +16,12 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from hne_tf.models.layers.factory import TrainingLayers
+from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.plain import DATA_FORMAT
+from hne_tf.models.layers.training import TrainingLayers
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class GroupedLayers(TrainingLayers):
     """`TrainingLayers` for several nodes of a block; weights and results are the same.
@@ -31,41 +34,6 @@ class GroupedLayers(TrainingLayers):
 
     nodes: int = 1
     split: bool = False
-
-    def conv(
-        self,
-        x: KerasTensor,
-        name: str,
-        filters: int,
-        kernel_size: int = 1,
-        strides: int = 1,
-        activation: str | None = "relu",
-        zero_gamma: bool = False,
-    ) -> KerasTensor:
-        x = GroupedConv2D(
-            self.nodes,
-            filters,
-            kernel_size,
-            strides,
-            self.split,
-            self._penalty(),
-            dtype=self._policy,
-            name=name,
-        )(x)
-        return self._normalise(x, name, activation, zero_gamma)
-
-    def depthwise(
-        self,
-        x: KerasTensor,
-        name: str,
-        kernel_size: int = 3,
-        strides: int = 1,
-        activation: str | None = "relu",
-    ) -> KerasTensor:
-        x = GroupedDepthwiseConv2D(
-            self.nodes, kernel_size, strides, self._penalty(), dtype=self._policy, name=name
-        )(x)
-        return self._normalise(x, name, activation, zero_gamma=False)
 
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
@@ -90,11 +58,26 @@ class GroupedLayers(TrainingLayers):
         """Logits `[batch, nodes, classes]`."""
         return GroupedDense(self.nodes, classes, self._penalty(), dtype="float32", name=name)(x)
 
-    def _normalise(
-        self, x: KerasTensor, name: str, activation: str | None, zero_gamma: bool
-    ) -> KerasTensor:
+    def _convolve(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
+        size, strides = convolution.kernel_size, convolution.strides
+        options: dict[str, Any] = {"dtype": self._policy, "name": name}
+        if convolution.is_depthwise:
+            layer = GroupedDepthwiseConv2D(self.nodes, size, strides, self._penalty(), **options)
+        else:
+            layer = GroupedConv2D(
+                self.nodes,
+                convolution.filters,
+                size,
+                strides,
+                self.split,
+                self._penalty(),
+                **options,
+            )
+        return layer(x)
+
+    def _normalise(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         nodes, channels = x.shape[-2:]
-        y = super()._normalise(self._reshape(x, (nodes * channels,)), name, activation, zero_gamma)
+        y = super()._normalise(self._reshape(x, (nodes * channels,)), name, convolution)
         return self._reshape(y, (nodes, channels))
 
     def _reshape(self, x: KerasTensor, branches: tuple[int, ...]) -> KerasTensor:
@@ -177,7 +160,7 @@ class GroupedConv2D(_GroupedLayer):
         return self._conv(side_by_side, ops.reshape(kernel, (height, width, channels, -1)))
 
     def _conv(self, x: Any, kernel: Any) -> Any:
-        return ops.conv(x, kernel, self.strides, "same", data_format="channels_last")
+        return ops.conv(x, kernel, self.strides, "same", data_format=DATA_FORMAT)
 
 
 class GroupedDepthwiseConv2D(_GroupedLayer):
@@ -212,7 +195,7 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
             ops.reshape(kernel, (size, size, nodes * channels, 1)),
             self.strides,
             "same",
-            data_format="channels_last",
+            data_format=DATA_FORMAT,
         )
         return ops.reshape(y, (-1, *y.shape[1:3], nodes, channels))
 

@@ -13,7 +13,8 @@ import keras
 import tensorflow as tf
 from keras import KerasTensor, ops
 
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.factory import Convolution
 
 BITS = 8
 # A kernel's channel that is smaller than this part of the largest one shares
@@ -24,6 +25,7 @@ _LEAST_CHANNEL = 1e-3
 _LEAST_WIDTH = 1e-6
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class QuantizedLayers(DeployLayers):
     """The deploy factory's layers with 8-bit kernels and activations.
@@ -44,33 +46,8 @@ class QuantizedLayers(DeployLayers):
     def entry(self, x: KerasTensor, name: str) -> KerasTensor:
         return self._ranged(x, name)
 
-    def conv(
-        self,
-        x: KerasTensor,
-        name: str,
-        filters: int,
-        kernel_size: int = 1,
-        strides: int = 1,
-        activation: str | None = "relu",
-        zero_gamma: bool = False,
-    ) -> KerasTensor:
-        layer = keras.layers.Conv2D if self.observe else QuantizedConv2D
-        x = layer(
-            filters, kernel_size, strides=strides, padding="same", activation=activation, name=name
-        )(x)
-        return self._ranged(x, name)
-
-    def depthwise(
-        self,
-        x: KerasTensor,
-        name: str,
-        kernel_size: int = 3,
-        strides: int = 1,
-        activation: str | None = "relu",
-    ) -> KerasTensor:
-        layer = keras.layers.DepthwiseConv2D if self.observe else QuantizedDepthwiseConv2D
-        x = layer(kernel_size, strides=strides, padding="same", activation=activation, name=name)(x)
-        return self._ranged(x, name)
+    def conv(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
+        return self._ranged(super().conv(x, name, convolution), name)
 
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
@@ -86,9 +63,13 @@ class QuantizedLayers(DeployLayers):
         # less, the range of what is averaged.
         return self._ranged(super().pool(x, name), name)
 
+    @property
+    def _layers(self) -> tuple[type[keras.layers.Conv2D], type[keras.layers.DepthwiseConv2D]]:
+        return super()._layers if self.observe else (QuantizedConv2D, QuantizedDepthwiseConv2D)
+
     def _ranged(self, x: KerasTensor, name: str) -> KerasTensor:
         layer = ObservedRange if self.observe else QuantizedRange
-        return layer(name=f"{name}.range")(x)
+        return layer(dtype=self._policy, name=f"{name}.range")(x)
 
 
 class _Range(keras.layers.Layer):
@@ -130,7 +111,9 @@ class QuantizedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: Any) -> Any:
         kernel = quantize_depthwise_kernel(ops.convert_to_tensor(self.kernel))
-        y = ops.depthwise_conv(inputs, kernel, strides=self.strides, padding=self.padding)
+        y = ops.depthwise_conv(
+            inputs, kernel, self.strides, self.padding, data_format=self.data_format
+        )
         return self.activation(y + self.bias)
 
 

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 from keras import KerasTensor
 
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -26,6 +26,7 @@ class Opaque(keras.layers.Layer):
         return tf.ensure_shape(inputs, inputs.shape)
 
 
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class ServedLayers(DeployLayers):
     """`DeployLayers` whose sums stay apart from the convolutions, with the same results."""
@@ -33,5 +34,8 @@ class ServedLayers(DeployLayers):
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
     ) -> KerasTensor:
-        apart = [Opaque(name=f"{name}.input{index}")(x) for index, x in enumerate(inputs)]
+        apart = [
+            Opaque(dtype=self._policy, name=f"{name}.input{index}")(x)
+            for index, x in enumerate(inputs)
+        ]
         return super().add(apart, name, activation)

@@ -3,10 +3,9 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from configs import digits
-from hne_tf.bin import app
+from hne_tf.bin import app, config_file
 from hne_tf.errors import InputError
 
 
@@ -23,6 +22,10 @@ def test_main_gets_flags_and_the_other_arguments():
     code = run(lambda values, rest: seen.append((values.count, rest)), "--count=3", "a", "b")
     assert code == 0
     assert seen == [(3, ["a", "b"])]
+
+
+def test_main_may_return_an_exit_code():
+    assert run(lambda values, rest: 3) == 3
 
 
 def test_flags_of_two_runs_in_a_process_do_not_mix():
@@ -76,12 +79,12 @@ def test_the_command_is_what_was_given():
         f"--config={digits.__file__}",
         "--config.data.data_dir=my data",
         "--config.model.branching=(1, 2, 2)",
-        "--config.model.widths=()",
+        "--config.model.resnet.widths=()",
         "--config.training.batch_size=8",
         "--only=a,b",
     ]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    config_file.define(values, arguments, "Settings.")
     flags.DEFINE_list("only", [], "Some.", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Not given.", flag_values=values)
     values(["tool", *arguments])
@@ -113,7 +116,7 @@ def test_a_config_imports_modules_of_the_working_folder(tmp_path, monkeypatch, c
     )
 
     def define_config(values, argv):
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        config_file.define(values, argv, "Settings.")
 
     def counts(argument):
         seen = []

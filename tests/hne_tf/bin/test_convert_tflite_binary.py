@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from hne_tf.bin import convert_tflite
-from hne_tf.exported import steps, tflite_file
-from hne_tf.exported.session import AnytimeSession
+from hne_tf.exported.model import load
 from hne_tf.training import trained
 
 
@@ -22,10 +21,10 @@ def converted(trained_workdir, tmp_path_factory):
 
 
 def test_flags_reach_the_conversion(converted):
-    manifest = tflite_file.read_manifest(converted)
-    assert manifest["model"] == "tiny"
-    assert manifest["sizes"] == [1, 3, 4]
-    assert manifest["mode"] == "float32"
+    manifest = load(converted).manifest
+    assert manifest.model == "tiny"
+    assert manifest.sizes == (1, 3, 4)
+    assert manifest.mode == "float32"
     assert [entry.name for entry in converted.parent.iterdir()] == ["tiny.tflite"]
 
 
@@ -33,7 +32,7 @@ def test_an_anytime_session_runs_the_file(converted, trained_workdir):
     run = trained.restore(trained_workdir)
     images, _ = next(iter(run.data_set.evaluation_batches("test", 8)))
     leaf_logits = run.model(images, training=False).numpy()
-    answers = dict(AnytimeSession(steps.load(converted), images.numpy()))
+    answers = dict(load(converted).session(images))
     assert list(answers) == [1, 2, 3, 4]
     for size, probabilities in answers.items():
         exponentials = np.exp(leaf_logits[:, :size].mean(axis=1))
@@ -43,14 +42,14 @@ def test_an_anytime_session_runs_the_file(converted, trained_workdir):
 
 def test_bytes_and_accuracy_are_printed(converted):
     lines = (converted.parent.parent / "output").read_text().splitlines()
-    manifest = tflite_file.read_manifest(converted)
-    parameter_bytes = 4 * manifest["cost"]["4"]["parameters"]
+    manifest = load(converted).manifest
+    parameter_bytes = 4 * manifest.cost[4].parameters
     size_bytes = converted.stat().st_size
     assert any(
         line.startswith(f"{size_bytes} bytes, {size_bytes / parameter_bytes:.2f} times the ")
         for line in lines
     )
-    for size, accuracy in manifest["accuracy"]["by_size"].items():
+    for size, accuracy in manifest.accuracy.by_size.items():
         assert f"{size} of 4: {accuracy:.4f}" in [line.strip() for line in lines]
     assert lines[-1] == f"written {converted}"
 

@@ -7,6 +7,7 @@ import pytest
 import hne_tf
 from hne_tf.bin import export
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import read_manifest
 from hne_tf.training import trained
 
 
@@ -29,9 +30,9 @@ def exported(trained_workdir, tmp_path_factory):
 
 
 def test_flags_reach_the_export(exported):
-    manifest = json.loads((exported / "tiny/1/assets.extra/hne_manifest.json").read_text())
-    assert manifest["sizes"] == [1, 3, 4]
-    assert {row["batch_size"] for row in manifest["latency"]["measurements"]} == {1, 2}
+    manifest = read_manifest(exported / "tiny/1")
+    assert manifest.sizes == (1, 3, 4)
+    assert manifest.batch_sizes == (1, 2)
 
 
 def test_written_weights_come_back_as_the_trained_model(exported, trained_workdir):

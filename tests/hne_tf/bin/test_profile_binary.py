@@ -1,17 +1,23 @@
+import dataclasses
 import gzip
-import json
 import shutil
 
 import pytest
 import tensorflow as tf
 
 from hne_tf.bin import profile
-from hne_tf.client.manifest import read_manifest
 from hne_tf.errors import InputError
 from hne_tf.evaluation import tables
-from hne_tf.export import profiles, profiling
+from hne_tf.exported import latency as latencies
+from hne_tf.exported import profile as profiles
 from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.manifest import Manifest, read_manifest
+from hne_tf.exported.measurements import Accuracy, MeasuredLatency, Measurement, Storage
+from hne_tf.exported.model import load
+from hne_tf.exported.profile import ProfiledModel
+from hne_tf.exported.saved_model import SavedModel
+from hne_tf.exported.versions import MANIFEST
+from hne_tf.tree import Tree
 
 SIZES = (1, 2)
 
@@ -41,22 +47,21 @@ def originals(tmp_path_factory):
     networks = Networks()
     version = folder / "tiny" / "3"
     tf.saved_model.save(networks, str(version), signatures=networks.functions)
-    manifest = {
-        "format": 1,
-        "model": "tiny",
-        "sizes": list(SIZES),
-        "classes": ["a", "b", "c"],
-        "input": {"name": "images", "dtype": "uint8", "shape": [None, 4, 4, 1]},
-        "accuracy": {"split": "test", "examples": 8, "by_size": {"1": 0.625, "2": 0.875}},
-        "more": "kept",
-    }
+    manifest = Manifest.of_tree(
+        Tree((1, 2)),
+        "tiny",
+        ("a", "b", "c"),
+        (4, 4, 1),
+        accuracy=Accuracy("test", 8, {1: 0.625, 2: 0.875}),
+        record={"more": "kept"},
+    )
     (version / MANIFEST).parent.mkdir()
-    (version / MANIFEST).write_text(json.dumps(manifest))
+    (version / MANIFEST).write_text(manifest.to_text())
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(version), signature_keys=list(networks.functions)
     )
     path = folder / "tiny_pruned.tflite"
-    tflite_file.write(path, converter.convert(), {**manifest, "mode": "float32"})
+    tflite_file.write(path, converter.convert(), dataclasses.replace(manifest, mode="float32"))
     return folder
 
 
@@ -73,9 +78,7 @@ def measured(originals, tmp_path_factory):
     page = folder / "results" / "mobile.md"
     with pytest.MonkeyPatch.context() as patch:
         # Machines differ; a server with all its cores has two here.
-        patch.setattr(
-            profiling, "default_threads", lambda path: 1 if path.suffix == ".tflite" else 2
-        )
+        patch.setattr(SavedModel, "default_threads", 2)
         code = profile.run(
             [
                 f"--models={folder / 'tiny/3'},{folder / 'tiny_pruned.tflite'}",
@@ -99,33 +102,28 @@ def test_a_version_is_published_again_with_its_measurements(measured, originals)
             assert (before / name).read_bytes() == path.read_bytes()
             if str(name) != MANIFEST:
                 assert (after / name).read_bytes() == path.read_bytes()
-    manifest = json.loads((after / MANIFEST).read_text())
-    old = json.loads((before / MANIFEST).read_text())
-    assert {key: manifest[key] for key in old} == old
+    manifest, old = read_manifest(after), read_manifest(before)
+    assert dataclasses.replace(manifest, latency=None, storage=None) == old
     assert tf.saved_model.load(str(after)).signatures.keys() == {"ensemble_1", "ensemble_2"}
 
 
 def test_servers_read_the_rows_of_all_cores(measured):
     folder, _ = measured
-    manifest = json.loads((folder / "tiny/4" / MANIFEST).read_text())
-    rows = {
-        key: {
-            (row["signature"], row["batch_size"]): row for row in manifest["latency"][key]
-        }
-        for key in ("measurements", "other_threads")
-    }  # fmt: skip
+    manifest = read_manifest(folder / "tiny/4")
     expected = {(f"ensemble_{size}", batch) for size in SIZES for batch in (1, 2)}
-    for key, threads in (("measurements", 2), ("other_threads", 1)):
-        assert rows[key].keys() == expected
-        assert len(manifest["latency"][key]) == len(expected)
-        for row in rows[key].values():
-            assert row["threads"] == threads
-            assert row["runs"] == 3
-            assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-    assert read_manifest(folder / "tiny/4" / MANIFEST).latency_ms == {
-        batch: {size: rows["measurements"][f"ensemble_{size}", batch]["p95_ms"] for size in SIZES}
+    latency = manifest.latency
+    for rows, threads in ((latency.measurements, 2), (latency.other_threads, 1)):
+        assert {(row.signature, row.batch_size) for row in rows} == expected
+        assert len(rows) == len(expected)
+        for row in rows:
+            assert row.threads == threads
+            assert row.runs == 3
+            assert 0 < row.p50_ms <= row.p95_ms <= row.p99_ms
+    assert manifest.latency_ms == {
+        batch: {size: manifest.measurement(size, batch, threads=2).p95_ms for size in SIZES}
         for batch in (1, 2)
     }
+    assert manifest.batch_sizes == (1, 2)
 
 
 def test_a_file_gets_its_measurements_and_stays_the_same_model(measured, originals):
@@ -133,24 +131,21 @@ def test_a_file_gets_its_measurements_and_stays_the_same_model(measured, origina
     path, original = folder / "tiny_pruned.tflite", originals / "tiny_pruned.tflite"
     assert tflite_file.read_flatbuffer(path) == tflite_file.read_flatbuffer(original)
     manifest, old = tflite_file.read_manifest(path), tflite_file.read_manifest(original)
-    assert {key: manifest[key] for key in old} == old
-    assert {row["threads"] for row in manifest["latency"]["measurements"]} == {1}
-    assert manifest["latency"]["other_threads"] == []
+    assert dataclasses.replace(manifest, latency=None, storage=None) == old
+    assert {row.threads for row in manifest.latency.measurements} == {1}
+    assert manifest.latency.other_threads == ()
 
 
 def test_storage_is_that_of_graph_and_weights(measured):
     folder, _ = measured
     flatbuffer = tflite_file.read_flatbuffer(folder / "tiny_pruned.tflite")
-    storage = tflite_file.read_manifest(folder / "tiny_pruned.tflite")["storage"]
-    assert storage["bytes"] == len(flatbuffer)
-    assert storage["gzip_bytes"] == len(gzip.compress(flatbuffer, 9))
+    storage = tflite_file.read_manifest(folder / "tiny_pruned.tflite").storage
+    assert storage == Storage(len(flatbuffer), len(gzip.compress(flatbuffer, 9)))
     version = folder / "tiny/4"
     files = [version / "saved_model.pb", *sorted((version / "variables").iterdir())]
     content = b"".join(file.read_bytes() for file in files)
-    assert json.loads((version / MANIFEST).read_text())["storage"] == {
-        "bytes": len(content),
-        "gzip_bytes": len(gzip.compress(content, 9)),
-    }
+    expected = Storage(len(content), len(gzip.compress(content, 9)))
+    assert read_manifest(version).storage == expected
 
 
 def test_the_page_has_a_table_of_storage_and_one_of_latency(measured):
@@ -166,29 +161,28 @@ def test_the_page_has_a_table_of_storage_and_one_of_latency(measured):
     storage, latency = rows[2:4], rows[6:]
     manifest = tflite_file.read_manifest(folder / "tiny_pruned.tflite")
     assert [row[:2] for row in storage] == [["tiny/3", "SavedModel"], ["tiny_pruned", "float32"]]
-    plain, compressed = manifest["storage"]["bytes"], manifest["storage"]["gzip_bytes"]
+    plain, compressed = manifest.storage.bytes, manifest.storage.gzip_bytes
     assert storage[1][2:] == [f"{plain:,}", "1.00", f"{compressed:,}", "1.00"]
     assert rows[4][:5] == ["model", "mode", "size", "accuracy", "batch"]
     assert rows[4][5:] == ["1 thread p50", "1 thread p95"]
     # One image, which clients need to know, is measured but was not asked for.
     assert len(latency) == 2 * 2
-    row = manifest["latency"]["measurements"][-1]
-    assert row["signature"] == "ensemble_2"
+    row = manifest.latency.measurements[-1]
+    assert row.signature == "ensemble_2"
     last = ["tiny_pruned", "float32", "2", "87.50%", "2"]
-    assert [*last, f"{row['p50_ms']:.2f}", f"{row['p95_ms']:.2f}"] in latency
+    assert [*last, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}"] in latency
     assert "](mobile.png)" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_is_written_unless_it_is_to_be_kept(models, run_binary, monkeypatch):
-    latency = {"hardware": {}, "other_threads": []} | {
-        "measurements": [
-            profiling._row(f"ensemble_{size}", 1, threads, [float(size)])
-            for size in SIZES
-            for threads in (1, 2)
-        ]
-    }
-    monkeypatch.setattr(profiling, "measure_together", lambda *_: [latency, latency])
+    rows = tuple(
+        Measurement(f"ensemble_{size}", 1, 1, 1.0, 2.0, 3.0, threads)
+        for size in SIZES
+        for threads in (1, 2)
+    )
+    measured = MeasuredLatency({}, rows)
+    monkeypatch.setattr(latencies, "measure_together", lambda *_: [measured, measured])
     before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
     code, lines, _ = run_binary(
         profile, f"--models={models / 'tiny/3'},{models / 'tiny_pruned.tflite'}", "--nopublish"
@@ -202,10 +196,9 @@ def test_what_is_no_model_is_refused(assert_refused, models, tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
     (tmp_path / "empty").mkdir()
     for path, *words in (
-        (tmp_path / "notes.txt", "version's folder or a .tflite file", "notes.txt"),
-        (tmp_path / "none", "version's folder or a .tflite file"),
+        (tmp_path / "notes.txt", "must be a TFLite file", "notes.txt"),
+        (tmp_path / "none", "version's folder, a folder of versions or a TFLite file"),
         (tmp_path / "empty", MANIFEST),
-        (tmp_path / "none.tflite", "readable TFLite file"),
     ):
         assert_refused(profile, [f"--models={models / 'tiny/3'},{path}"], *words)
     assert_refused(profile, [], "models")
@@ -223,7 +216,7 @@ def test_a_file_that_was_cut_off_is_refused(assert_refused, models):
 def test_a_version_that_was_cut_off_is_refused_and_not_published(
     assert_refused, models, monkeypatch
 ):
-    monkeypatch.setattr(profiling, "default_threads", lambda path: 1)
+    monkeypatch.setattr(SavedModel, "default_threads", 1)
     graph = models / "tiny/3/saved_model.pb"
     graph.write_bytes(graph.read_bytes()[:-1000])
     assert_refused(profile, [f"--models={models / 'tiny/3'}", "--threads=1"], "must load")
@@ -235,20 +228,9 @@ def test_a_folder_that_is_no_version_can_only_be_measured(assert_refused, models
     assert_refused(profile, [f"--models={models / 'tiny/copy'}"], "a number", "copy")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "must be JSON"),
-        ("[]", "format 1"),
-        ('{"format": 2}', "format 1"),
-        ('{"format": 1}', "accuracy"),
-        ('{"format": 1, "sizes": [], "accuracy": {"by_size": {}}}', "ensemble size"),
-        ('{"format": 1, "sizes": [1], "accuracy": {"by_size": {"2": 1}}}', "'1'"),
-    ],
-)
-def test_a_manifest_that_does_not_tell_enough_is_refused(assert_refused, models, content, words):
-    (models / "tiny/3" / MANIFEST).write_text(content)
-    assert_refused(profile, [f"--models={models / 'tiny/3'}"], words)
+def test_a_manifest_that_is_damaged_is_refused(assert_refused, models):
+    (models / "tiny/3" / MANIFEST).write_text('{"format": 1}')
+    assert_refused(profile, [f"--models={models / 'tiny/3'}"], "must have the key 'model'")
 
 
 @pytest.mark.parametrize(
@@ -265,17 +247,18 @@ def test_numbers_below_one_are_refused(assert_refused, models, flag, words):
     assert_refused(profile, [f"--models={models / 'tiny/3'}", flag], words)
 
 
-def test_without_a_float32_file_there_are_no_ratios(models):
-    manifest = {
-        **json.loads((models / "tiny/3" / MANIFEST).read_text()),
-        "storage": {"bytes": 2000, "gzip_bytes": 1000},
-        "latency": {
-            "measurements": [profiling._row(f"ensemble_{size}", 1, 1, [0.5]) for size in SIZES],
-            "other_threads": [],
-        },
-    }
-    text = tables.profiles_markdown([profiles.Profile(models / "tiny/3", manifest)], [1], [1])
+def test_without_a_float32_file_there_are_no_ratios_and_without_data_no_accuracy(models):
+    rows = tuple(Measurement(f"ensemble_{size}", 1, 1, 0.5, 0.6, 0.7, 1) for size in SIZES)
+    exported = load(models / "tiny")
+    manifest = dataclasses.replace(
+        exported.manifest,
+        accuracy=None,
+        storage=Storage(2000, 1000),
+        latency=MeasuredLatency({}, rows),
+    )
+    text = tables.profiles_markdown([ProfiledModel(exported, manifest)], [1], [1])
     assert "| tiny/3 | SavedModel | 2,000 |          - |      1,000 |          - |" in text
+    assert "| tiny/3 | SavedModel |    2 |        - |     1 |         0.50 |         0.60 |" in text
 
 
 def test_the_library_refuses_an_empty_list():

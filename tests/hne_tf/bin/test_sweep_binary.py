@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hne_tf.bin import sweep
+from hne_tf.bin import app, sweep
 from hne_tf.files import write_json
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -154,7 +154,7 @@ def test_a_sweep_that_is_killed_and_stopped_ends_with_the_table_of_one_that_was_
     _, code = started_and_signalled(signal.SIGKILL, 50)
     assert code == -signal.SIGKILL
     (lines, errors), code = started_and_signalled(signal.SIGTERM, 150)
-    assert code == 1
+    assert code == app.EXIT_INTERRUPTED
     assert "stopped independent, seed 1" in lines
     assert errors == "hne-sweep: stopped before the end; the same command goes on from there\n"
     (log,) = (root / "logs").iterdir()

@@ -9,10 +9,9 @@ from hne_tf.exits import Exits
 from hne_tf.export.post_training import post_training
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import MSDNet, ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.tree import Tree
 

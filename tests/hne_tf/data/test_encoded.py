@@ -255,9 +255,10 @@ def test_an_unreadable_file_is_named_in_one_line_and_skipped_when_told(jpeg_fold
 def settings_of(folder, workdir):
     settings = {
         "data.name": "image_folder", "data.data_dir": folder, "data.image_size": 8,
-        "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.unit": "basic",
-        "model.widths": "(4, 8)", "model.units": "(1, 1)", "model.strides": "(1, 2)",
-        "model.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 6,
+        "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.resnet.unit": "basic",
+        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)",
+        "model.resnet.strides": "(1, 2)",
+        "model.resnet.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 6,
         "training.steps_per_call": 3, "optimizer.warmup_epochs": 0.5,
     }  # fmt: skip
     fields = [f"--config.{field}={value}" for field, value in settings.items()]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from hne_tf import data
+from hne_tf.data import subsets
 from hne_tf.errors import InputError
 
 
@@ -23,15 +24,51 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_image_folder_holds_out_every_tenth_file_of_a_class(load, folder):
+def numbers_of(dataset, split):
+    """Class and number of each picture of `folder` in a split."""
+    return {
+        (int(label), int(image[0, 0, 1]))
+        for images, labels in dataset.evaluation_batches(split, 9).as_numpy_iterator()
+        for image, label in zip(images, labels, strict=True)
+    }
+
+
+def test_image_folder_holds_out_some_files_of_each_class(load, folder):
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
     assert dataset.spec.class_names == ("ant", "bee")
     assert dataset.spec.shape == (4, 4, 3)
-    assert [dataset.examples(split) for split in data.SPLITS] == [20, 4, 4]
-    images, labels = next(dataset.evaluation_batches("validation", 9).as_numpy_iterator())
-    np.testing.assert_array_equal(labels, [0, 0, 1, 1])
-    colours = [(200, 1, 0), (200, 11, 0), (40, 1, 0), (40, 11, 0)]
-    np.testing.assert_array_equal(images, np.tile(np.reshape(colours, (4, 1, 1, 3)), (4, 4, 1)))
+    assert [dataset.examples(split) for split in data.SPLITS] == [22, 2, 4]
+    held_out, trained = numbers_of(dataset, "validation"), numbers_of(dataset, "train")
+    assert {label for label, _ in held_out} == {0, 1}
+    assert not held_out & trained
+    assert held_out | trained == {(label, i) for label in (0, 1) for i in range(12)}
+
+
+def test_what_is_held_out_stays_so_when_pictures_are_added(load, folder):
+    settings = {"name": "image_folder", "data_dir": str(folder), "image_size": 4}
+    before = numbers_of(load(**settings), "validation")
+    for red, name in ((200, "ant"), (40, "bee")):
+        for i in range(12, 42):
+            write_image(folder / "train" / name / f"{i:02}.png", (red, i, 0))
+    dataset = load(**settings)
+    after = numbers_of(dataset, "validation")
+    assert {(label, number) for label, number in after if number < 12} == before
+    assert len(after) > len(before)
+    assert not after & numbers_of(dataset, "train")
+
+
+def test_about_a_tenth_of_a_large_class_is_held_out():
+    labels = np.repeat([0, 1, 2, 3], [4000, 2000, 2, 1])
+    draws = np.random.default_rng(0).random(len(labels))
+    marked = subsets.a_tenth(labels, draws)
+    counts = np.bincount(labels[marked], minlength=4)
+    assert 300 < counts[0] < 500
+    assert 140 < counts[1] < 260
+    # One of two, and the only one is for training.
+    assert counts[2:].tolist() == [1, 0]
+    # A picture's own draw decides, whatever others there are.
+    part = np.arange(0, 6000, 3)
+    np.testing.assert_array_equal(subsets.a_tenth(labels[part], draws[part]), marked[part])
 
 
 def test_image_folder_takes_its_own_validation_and_a_subset(load, folder):
@@ -47,7 +84,7 @@ def test_image_folder_batches_hold_each_image_once_and_resume(load, batches_of, 
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4, pad_pixels=1, flip=True)
     whole = batches_of(dataset, 0, 5, batch_size=8)
     labels = np.concatenate([labels for _, labels in whole])
-    assert np.bincount(labels).tolist() == [20, 20]
+    assert labels.size == 40
     for expected, got in zip(whole[3:], batches_of(dataset, 3, 5, batch_size=8), strict=True):
         np.testing.assert_array_equal(got[0], expected[0])
 
@@ -76,8 +113,8 @@ def test_pictures_of_any_common_name_and_format_are_read(load, folder, kind, nam
     assert labels.tolist() == [0] * 3 + [1] * 2
     np.testing.assert_allclose(images[2], np.full((4, 4, 3), (10, 200, 30)), atol=4)
     assert dataset.found == (
-        "train: 20 pictures (ant 10, bee 10)",
-        "validation: 4 pictures (ant 2, bee 2), every tenth of train",
+        "train: 22 pictures (ant 11, bee 11)",
+        "validation: 2 pictures (ant 1, bee 1), a tenth of train",
         "test: 5 pictures (ant 3, bee 2)",
     )
 
@@ -111,8 +148,8 @@ def test_what_is_hidden_is_no_picture(load, folder):
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
     assert dataset.spec.class_names == ("ant", "bee")
     images, labels = next(dataset.evaluation_batches("validation", 9).as_numpy_iterator())
-    assert labels.tolist() == [0, 0, 1, 1]
-    assert images[:, 0, 0, 1].tolist() == [1, 11, 1, 11]
+    assert labels.tolist() == [0, 1]
+    assert set(images[:, 0, 0, 1].tolist()) < set(range(12))
     (line,) = (line for line in dataset.found if line.startswith("ignored"))
     assert line == f"ignored: 18 hidden, such as {str(folder / '__MACOSX')!r}"
 
@@ -146,9 +183,10 @@ def test_training_tells_what_was_found(folder, tmp_path, run_binary):
     (folder / "test" / "ant" / "a.heic").touch()
     settings = {
         "data.name": "image_folder", "data.data_dir": folder, "data.image_size": 8,
-        "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.unit": "basic",
-        "model.widths": "(4, 8)", "model.units": "(1, 1)", "model.strides": "(1, 2)",
-        "model.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 10,
+        "data.pad_pixels": 0, "model.branching": "(1, 2)", "model.resnet.unit": "basic",
+        "model.resnet.widths": "(4, 8)", "model.resnet.units": "(1, 1)",
+        "model.resnet.strides": "(1, 2)",
+        "model.resnet.stem_width": 4, "training.epochs": 2.0, "training.batch_size": 10,
         "optimizer.warmup_epochs": 0.5,
     }  # fmt: skip
     workdir = tmp_path.with_name("run")
@@ -157,7 +195,7 @@ def test_training_tells_what_was_found(folder, tmp_path, run_binary):
         train, "--config=configs/digits.py", f"--workdir={workdir}", *arguments
     )
     assert errors == []
-    expected = ["train: 20 pictures (ant 10, bee 10)", "test: 4 pictures (ant 2, bee 2)"]
+    expected = ["train: 22 pictures (ant 11, bee 11)", "test: 4 pictures (ant 2, bee 2)"]
     assert set(expected) < set(lines)
     assert any(line.startswith("ignored: 1 with suffix '.heic', such as '") for line in lines)
     _, lines, _ = run_binary(evaluate, f"--workdir={workdir}")
@@ -179,7 +217,7 @@ def test_a_class_may_be_a_link(load, folder):
     (folder / "train" / "bee").rename(folder / ".bees")
     (folder / "train" / "bee").symlink_to(folder / ".bees")
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
-    assert dataset.examples("train") == 20
+    assert dataset.examples("train") == 22
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\udcff", "a\u2028b", "\x1b[31m"])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -141,3 +142,29 @@ def test_replicas_share_each_batch():
         cwd=root,
         timeout=120,
     )
+
+
+def test_fit_sees_the_batches_of_training_epoch_after_epoch(batches_of):
+    """An epoch has as many batches as examples fill, another order each time."""
+    dataset = in_memory_set(20)
+    seen = []
+
+    class Recorder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, images):
+            return self.dense(keras.layers.Flatten()(images))
+
+        def train_step(self, data):
+            seen.append(np.asarray(data[1]))
+            return {"loss": 0.0}
+
+    model = Recorder()
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.fit(dataset.fit_batches(batch_size=8, seed=5), epochs=3, verbose=0, shuffle=False)
+    expected = batches_of(dataset, 0, 6, batch_size=8, seed=5)
+    np.testing.assert_array_equal(np.concatenate(seen), labels_of(expected))
+    with pytest.raises(InputError, match="training examples must be at least 21, got 20"):
+        dataset.fit_batches(21)

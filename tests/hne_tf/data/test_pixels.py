@@ -10,6 +10,8 @@ from PIL import Image
 from hne_tf.data import pixels as module
 from hne_tf.data.pixels import Pixels, decode, read_bytes
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import Manifest
+from hne_tf.tree import Tree
 
 WHOLE = Pixels(30, 40)
 
@@ -338,13 +340,24 @@ def test_rules_of_other_versions_are_refused(change, words):
     assert_refused(lambda: Pixels.from_json({**WHOLE.to_json(), **change}), *words)
 
 
+def test_a_published_model_says_how_its_pictures_are_read():
+    def of(pixels):
+        manifest = Manifest.of_tree(Tree((1, 2)), "m", ("a", "b"), (30, 40, 3), pixels=pixels)
+        return Pixels.of_manifest(manifest)
+
+    assert of(None) is None
+    assert of(WHOLE.to_json()) == WHOLE
+    assert_refused(lambda: of(Pixels(30, 41).to_json()), "shape (30, 40, 3)", "shape (30, 41, 3)")
+    assert_refused(lambda: of({"size": 3}), "must have size")
+
+
 def test_what_is_no_description_is_refused():
     for fields in (None, [], "pixels", {}, 7):
         assert_refused(lambda fields=fields: Pixels.from_json(fields), "must have size")
 
 
 def test_pixels_need_no_tensorflow():
-    code = "import sys, hne_tf.client.pictures; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, hne_tf.bin.pictures; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -4,9 +4,9 @@ from hne_tf.evaluation import cost
 from hne_tf.evaluation.cost import Cost
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((8, 6, 2), tuple("abcde"), mean=(0.0, 0.0), std=(1.0, 1.0))

@@ -6,6 +6,8 @@ import pytest
 from hne_tf.errors import InputError
 from hne_tf.evaluation import early_stopping
 from hne_tf.evaluation.early_stopping import Answers
+from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.measurements import EarlyStopping
 from hne_tf.exported.session import AnytimeSession
 
 COSTS = [100, 130, 250, 300]
@@ -173,38 +175,14 @@ def test_a_split_without_examples_is_refused():
         early_stopping.fit(np.ones([0, 4]), COSTS, 120)
 
 
-@pytest.fixture
-def manifest(random_answers):
-    """What an export of the answers would hold."""
+def test_a_manifest_reads_what_was_calibrated(random_answers):
     validation, test = random_answers(300, seed=12), random_answers(100, seed=13)
-    return {"early_stopping": early_stopping.calibrated(validation, test, COSTS, (1, 2, 4))}
-
-
-def test_the_block_of_a_manifest_says_what_it_was_fitted_on(manifest):
-    block = manifest["early_stopping"]
-    assert (block["split"], block["examples"]) == ("validation", 300)
-    targets = [row["target_multiply_adds"] for row in block["curve"]]
+    calibrated = early_stopping.calibrated(validation, test, COSTS, (1, 2, 4))
+    block = EarlyStopping.from_json(calibrated)
+    assert (block.split, block.examples) == ("validation", 300)
+    targets = [point.target_multiply_adds for point in block.curve]
     assert targets == early_stopping.default_targets(COSTS, (1, 2, 4))
-
-
-def test_thresholds_are_those_of_the_largest_target_that_is_allowed(manifest):
-    curve = manifest["early_stopping"]["curve"]
-    for row, after in itertools.pairwise(curve):
-        for allowed in (row["target_multiply_adds"], after["target_multiply_adds"] - 1):
-            assert early_stopping.thresholds_for(manifest, allowed) == row["thresholds"]
-    assert early_stopping.thresholds_for(manifest, 1e12) == curve[-1]["thresholds"]
-
-
-@pytest.mark.parametrize("allowed", [99, 0, float("nan")])
-def test_a_cost_below_every_target_is_refused(manifest, allowed):
-    with pytest.raises(InputError, match="at least 100"):
-        early_stopping.thresholds_for(manifest, allowed)
-
-
-@pytest.mark.parametrize("block", [{}, {"early_stopping": None}, {"early_stopping": {"curve": []}}])
-def test_a_manifest_without_thresholds_is_refused(block):
-    with pytest.raises(InputError, match="must hold thresholds"):
-        early_stopping.thresholds_for(block, 100)
+    assert block.thresholds(targets[-1]) == calibrated["curve"][-1]["thresholds"]
 
 
 class _KnownAnswers:
@@ -216,13 +194,12 @@ class _KnownAnswers:
     def __init__(self, confidences):
         self._confidences = confidences
         self.steps = [
-            {"signature": f"step_{n}", "size": n, "input": "images", "starts_from": "images",
-             "branch_block": 0, "caches": []}
+            StepSignature(f"step_{n}", n, 0, "images", "images", ())
             for n in range(1, confidences.shape[1] + 1)
-        ]  # fmt: skip
+        ]
 
     def run(self, step, inputs):
-        top = self._confidences[inputs["images"][:, 0, 0, 0], step["size"] - 1]
+        top = self._confidences[inputs["images"][:, 0, 0, 0], step.size - 1]
         return {
             "running_sum": np.zeros([len(top), 2], np.float32),
             "probabilities": np.stack([top, 1 - top], axis=1),

@@ -167,7 +167,7 @@ def blocks_of_rows(text):
 
 
 def test_columns_of_words_are_aligned_to_the_left():
-    table = tables.aligned(["name", "n"], [["a", "1,000"], ["long name", "2"]], left=1)
+    table = tables.aligned(["name", "n"], [["a", "1,000"], ["long name", "2"]], words={"name"})
     assert table.splitlines() == [
         "| name      |     n |",
         "| :-------- | ----: |",

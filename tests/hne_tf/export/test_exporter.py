@@ -1,5 +1,3 @@
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -10,12 +8,15 @@ from tensorflow_serving.apis import prediction_log_pb2
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost
 from hne_tf.export import exporter, signatures
-from hne_tf.export.warmup import WARM_UP
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.interface import ModelInput
+from hne_tf.exported.manifest import read_manifest
+from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.versions import WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.training import trained
+from hne_tf.tree import Tree
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def version(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(version):
-    return json.loads((version / MANIFEST).read_text())
+    return read_manifest(version)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,12 @@ def test_the_default_is_the_full_ensemble(loaded, images):
 def test_steps_follow_the_manifest_to_every_size(run, loaded, manifest, images):
     leaf_logits = run.model(images, training=False).numpy()
     known = {"images": images}
-    for size, step in enumerate(manifest["steps"], start=1):
-        inputs = {step["input"]: known[step["starts_from"]]}
+    for size, step in enumerate(manifest.steps, start=1):
+        inputs = {step.input: known[step.starts_from]}
         if size > 1:
             inputs["running_sum"] = known["running_sum"]
-        outputs = loaded[step["signature"]](**inputs)
-        assert outputs.keys() == {"running_sum", "probabilities", *step["caches"]}
+        outputs = loaded[step.signature](**inputs)
+        assert outputs.keys() == {"running_sum", "probabilities", *step.caches}
         known |= outputs
         np.testing.assert_allclose(
             outputs["running_sum"], leaf_logits[:, :size].sum(axis=1), atol=1e-3
@@ -91,31 +92,29 @@ def test_steps_follow_the_manifest_to_every_size(run, loaded, manifest, images):
 
 
 def test_the_manifest_tells_what_was_measured(run, manifest):
-    assert manifest["model"] == "tiny"
-    assert manifest["branching"] == [1, 2, 2]
-    assert manifest["sizes"] == [1, 2, 4]
-    assert manifest["classes"] == list("0123456789")
-    assert manifest["input"] == {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 1]}
+    assert manifest.model == "tiny"
+    assert manifest.tree == Tree((1, 2, 2))
+    assert manifest.sizes == (1, 2, 4)
+    assert manifest.classes == tuple("0123456789")
+    assert manifest.input == ModelInput("images", "uint8", (None, 8, 8, 1))
     measured = run.evaluate("test")
-    accuracies = {str(row["size"]): row["accuracy"] for row in measured["sizes"]}
-    assert manifest["accuracy"] == {"split": "test", "examples": 360, "by_size": accuracies}
-    costs = cost.per_size(run.model, [1, 2, 4])
-    assert {
-        int(size): (row["multiply_adds"], row["parameters"])
-        for size, row in manifest["cost"].items()
-    } == {size: (c.multiply_adds, c.parameters) for size, c in costs.items()}
-    rows = manifest["latency"]["measurements"]
-    assert {(row["signature"], row["batch_size"]) for row in rows} == {
+    accuracies = {row["size"]: row["accuracy"] for row in measured["sizes"]}
+    assert manifest.accuracy == Accuracy("test", 360, accuracies)
+    assert manifest.cost == cost.per_size(run.model, [1, 2, 4])
+    rows = manifest.latency.measurements
+    assert {(row.signature, row.batch_size) for row in rows} == {
         (f"ensemble_{size}", batch) for size in (1, 2, 4) for batch in (1, 2)
     }
-    assert all(0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
-    assert manifest["latency"]["hardware"]["cores"] >= 1
-    assert manifest["early_stopping"] == measured["early_stopping"]
+    assert all(0 < row.p50_ms <= row.p95_ms <= row.p99_ms for row in rows)
+    assert manifest.latency.hardware["cores"] >= 1
+    assert manifest.early_stopping == EarlyStopping.from_json(measured["early_stopping"])
+    assert manifest.record == run.record
+    assert manifest.versions.keys() == {"hne_tf", "tensorflow", "keras"}
 
 
 def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loaded):
     seen = set()
-    for record in tf.data.TFRecordDataset(str(version / WARM_UP)):
+    for record in tf.data.TFRecordDataset(str(version / WARM_UP_REQUESTS)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         request = log.predict_log.request
         inputs = {
@@ -129,10 +128,10 @@ def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loade
 
 def test_weights_are_constants_stored_once_per_signature_that_uses_them(version, manifest):
     assert not (version / "variables/variables.data-00000-of-00001").read_bytes().strip(b"\0")[400:]
-    costs = {size: 4 * row["parameters"] for size, row in manifest["cost"].items()}
+    costs = {size: 4 * each.parameters for size, each in manifest.cost.items()}
     # The steps together use every weight once.
-    expected = costs["1"] + costs["2"] + costs["4"] + costs["4"]
-    graph_only = 22_000 * len(manifest["steps"] + manifest["signatures"])
+    expected = costs[1] + costs[2] + costs[4] + costs[4]
+    graph_only = 22_000 * len(manifest.steps + manifest.signatures)
     assert expected < (version / "saved_model.pb").stat().st_size < expected + graph_only
 
 
@@ -189,9 +188,9 @@ def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_pat
 def test_without_data_a_model_is_proved_on_random_images(run, tmp_path):
     lines = []
     folder = exporter.export(run.model, str(tmp_path / "tiny"), sizes=[1], report=lines.append)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest["sizes"] == [1, 4]
-    assert not {"accuracy", "early_stopping", "step", "config_digest"} & manifest.keys()
+    manifest = read_manifest(folder)
+    assert manifest.sizes == (1, 4)
+    assert (manifest.accuracy, manifest.early_stopping, manifest.record) == (None, None, {})
     assert lines[-1] == "verified every signature on 32 random images in a fresh process"
 
 
@@ -205,7 +204,7 @@ def test_a_grouped_model_is_exported_as_its_branched_form(run, tmp_path):
     np.testing.assert_allclose(
         answer["probabilities"], run.model.probabilities(images, size=2), atol=1e-4
     )
-    assert json.loads((folder / MANIFEST).read_text())["accuracy"]["examples"] == 5
+    assert read_manifest(folder).accuracy.examples == 5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import json
 import sys
 
 import keras
@@ -10,8 +9,10 @@ from tensorflow.python.framework import test_util
 
 from hne_tf.errors import InputError
 from hne_tf.export import verification
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.saved_model import SavedModel
 from hne_tf.models.layers.served import Opaque
+from hne_tf.tree import Tree
 
 
 def graph_of(function, folder):
@@ -103,20 +104,18 @@ def test_a_sum_of_what_is_opaque_passes():
 @pytest.fixture
 def verify(tmp_path, monkeypatch):
     """Verifies a version of two signatures by a program in the place of Python."""
-    (tmp_path / MANIFEST).parent.mkdir()
+    (tmp_path / "saved_model.pb").touch()
+    manifest = Manifest.of_tree(
+        Tree((1,)), "model", ("a", "b", "c"), (2, 2, 1), serving_default=False
+    )
 
-    def run(script, signatures=("ensemble_1",), steps=("step_1",)):
-        manifest = {
-            "format": 1,
-            "signatures": [{"name": name, "size": 1} for name in signatures],
-            "steps": [{"signature": name, "size": 1} for name in steps],
-        }
-        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    def run(script):
         program = tmp_path / "program"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
-        verification.verify(tmp_path, np.zeros([1, 2, 2, 1], np.uint8), np.zeros([1, 1, 3]))
+        exported = SavedModel(tmp_path, manifest)
+        verification.verify(exported, np.zeros([1, 2, 2, 1], np.uint8), np.zeros([1, 1, 3]))
 
     return run
 
@@ -147,11 +146,6 @@ def test_only_a_verdict_on_every_signature_and_a_zero_exit_prove_anything(verify
 def test_a_process_that_proves_less_is_a_refusal(verify, script, words):
     with pytest.raises(InputError, match=f"export refused, .*{words}"):
         verify(script)
-
-
-def test_a_model_without_signatures_is_not_proved_by_having_none_to_compare(verify):
-    with pytest.raises(InputError, match="0 signatures"):
-        verify("echo verified:", signatures=(), steps=())
 
 
 def test_another_shape_is_another_answer():

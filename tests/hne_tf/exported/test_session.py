@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 
 from hne_tf.errors import InputError
-from hne_tf.exported import manifest
+from hne_tf.exported.interface import StepSignature
 from hne_tf.exported.session import AnytimeSession, StepTimes
 from hne_tf.tree import Tree
 
@@ -52,19 +52,19 @@ class FakeRunner:
 
     def __init__(self, tree=TREE, step_ms=lambda size, batch_size: 10.0):
         self.tree = tree
-        self.steps = [manifest.step_entry(step) for step in tree.steps]
+        self.steps = [StepSignature.of(step) for step in tree.steps]
         self.clock = Clock()
         self.step_ms = step_ms
         self.calls = []
         self.computed = collections.Counter()
 
     def run(self, step, inputs):
-        plan = self.tree.steps[step["size"] - 1]
-        names = {step["input"]} | ({"running_sum"} if step["size"] > 1 else set())
+        plan = self.tree.steps[step.size - 1]
+        names = {step.input} | ({"running_sum"} if step.size > 1 else set())
         assert set(inputs) == names
-        start = inputs[step["input"]]
+        start = inputs[step.input]
         # A cache carries the image's number beside its activation.
-        if step["branch_block"] == 0:
+        if step.branch_block == 0:
             numbers = start.reshape(-1, 1).astype(float)
             x = numbers
         else:
@@ -76,9 +76,9 @@ class FakeRunner:
             if block in plan.cached_blocks:
                 outputs[f"cache_{block}"] = np.concatenate([numbers, x], axis=1)
         running_sum = 4 * np.sin(x * np.arange(1, CLASSES + 1)) + inputs.get("running_sum", 0)
-        self.calls.append((step["size"], len(numbers)))
-        self.clock.now += self.step_ms(step["size"], len(numbers)) / 1000
-        probabilities = special.softmax(running_sum / step["size"], axis=-1)
+        self.calls.append((step.size, len(numbers)))
+        self.clock.now += self.step_ms(step.size, len(numbers)) / 1000
+        probabilities = special.softmax(running_sum / step.size, axis=-1)
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
 
@@ -87,7 +87,8 @@ def session_of(runner, images=IMAGES, times=None):
 
 
 def measured(runner):
-    times = StepTimes.measure(runner, len(IMAGES), repeats=3, clock=runner.clock)
+    times = StepTimes()
+    times.measure(runner, len(IMAGES), repeats=3, clock=runner.clock)
     runner.calls.clear()
     runner.computed.clear()
     return times
@@ -336,7 +337,10 @@ def test_measure_times_warm_walks():
         return 1000.0 if calls[size] <= 3 else 10.0 * size
 
     runner.step_ms = step_ms
-    times = StepTimes.measure(runner, 2, repeats=4, clock=runner.clock)
+    times = StepTimes()
+    times.add(1, 1, 7.0)
+    times.measure(runner, 2, repeats=4, clock=runner.clock)
+    assert times.estimate_ms(1, 1) == 7.0
     assert [times.estimate_ms(size, 2) for size in (1, 2, 3, 4)] == pytest.approx([10, 20, 30, 40])
     assert runner.calls == [(size, 2) for size in (1, 2, 3, 4)] * 7
 
@@ -377,4 +381,4 @@ def test_bad_images(images):
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": 1, "repeats": 0}])
 def test_bad_measurements(settings):
     with pytest.raises(InputError, match="must be 1 or more, got 0"):
-        StepTimes.measure(FakeRunner(), **settings)
+        StepTimes().measure(FakeRunner(), **settings)

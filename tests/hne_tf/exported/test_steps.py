@@ -1,5 +1,3 @@
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -7,30 +5,29 @@ import tensorflow as tf
 
 from hne_tf.errors import InputError
 from hne_tf.export import signatures
-from hne_tf.export.live import LiveSteps
-from hne_tf.exported import manifest, steps, tflite_file
+from hne_tf.export.live import live_steps
+from hne_tf.exported import tflite_file
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.model import load
 from hne_tf.exported.session import AnytimeSession
+from hne_tf.exported.versions import MANIFEST
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((6, 4, 2), ("ant", "bee", "cow"), (120.0, 110.0), (70.0, 60.0))
-DESCRIPTION = {
-    "format": manifest.FORMAT,
-    "input": {"name": "images", "dtype": "uint8", "shape": [None, *IMAGES.shape]},
-    "classes": list(IMAGES.class_names),
-    "steps": [manifest.step_entry(step) for step in Tree((1, 2)).steps],
-}
+TREE = Tree((1, 2))
+DESCRIPTION = Manifest.of_tree(TREE, "tiny", IMAGES.class_names, IMAGES.shape)
 
 
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
     resnet = ResNet("basic", (3, 4), (1, 1), (1, 2), stem_width=3)
-    return TreeEnsemble(resnet, Tree((1, 2)), IMAGES, DeployLayers())
+    return TreeEnsemble(resnet, TREE, IMAGES, DeployLayers())
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +39,9 @@ def images():
 def version(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "1"
     signatures.save(signatures.signatures(model, [1, 2]), str(folder))
-    write_manifest(folder, DESCRIPTION)
+    (folder / MANIFEST).parent.mkdir()
+    (folder / MANIFEST).write_text(DESCRIPTION.to_text())
     return folder
-
-
-def write_manifest(folder, description):
-    path = folder / manifest.MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(description if isinstance(description, str) else json.dumps(description))
 
 
 def converted(folder, signature_keys=("step_1", "step_2")):
@@ -67,13 +59,13 @@ def tflite(version, tmp_path_factory):
 @pytest.fixture(scope="module", params=["live", "saved_model", "tflite"])
 def runner(request, model):
     if request.param == "live":
-        return LiveSteps(model)
+        return live_steps(model)
     path = request.getfixturevalue({"saved_model": "version"}.get(request.param, "tflite"))
-    return steps.load(path)
+    return load(path).steps
 
 
 def test_a_runner_describes_its_model(runner):
-    assert list(runner.steps) == DESCRIPTION["steps"]
+    assert runner.steps == DESCRIPTION.steps
     assert runner.image_shape == IMAGES.shape
     assert runner.class_names == IMAGES.class_names
 
@@ -138,7 +130,7 @@ def test_caches_that_a_step_cannot_take(runner, images):
     ):
         with pytest.raises(InputError, match=message):
             runner.run(second, {"cache": cache_, "running_sum": running_sum_})
-    with pytest.raises(InputError, match="the step takes cache, running_sum, got cache"):
+    with pytest.raises(InputError, match="the signature takes cache, running_sum, got cache"):
         runner.run(second, {"cache": cache})
 
 
@@ -149,7 +141,7 @@ def test_live_steps_average_probabilities(model, images):
         model.architecture, model.tree, model.images, model.factory, "probabilities"
     )
     weights.load(averaging, weights.read(model))
-    got = [p for _, p in AnytimeSession(LiveSteps(averaging), images)]
+    got = [p for _, p in AnytimeSession(live_steps(averaging), images)]
     np.testing.assert_allclose(got[-1], np.mean(expected, axis=1), atol=1e-5)
 
 
@@ -163,63 +155,9 @@ def test_a_file_with_a_fixed_batch_says_so(version, images, tmp_path):
     folder = str(tmp_path / "fixed")
     tf.saved_model.save(tf.Module(), folder, signatures={"step_1": step_1})
     path = tmp_path / "fixed.tflite"
-    one = {**DESCRIPTION, "steps": DESCRIPTION["steps"][:1]}
+    one = Manifest.of_tree(Tree((1, 1)), "tiny", IMAGES.class_names, IMAGES.shape)
     tflite_file.write(path, converted(folder, ["step_1"]), one)
-    runner = steps.load(path)
+    runner = load(path).steps
     assert runner.run(runner.steps[0], {"images": images[:1]})["probabilities"].shape == (1, 3)
     with pytest.raises(InputError, match=r"shape \[1, 6, 4, 2\], got uint8 of \[3, 6, 4, 2\]"):
         runner.run(runner.steps[0], {"images": images})
-
-
-# What `load` refuses.
-
-
-def test_load_takes_versions_and_tflite_files_only(tmp_path):
-    (tmp_path / "weights.npz").touch()
-    for name in ("missing", "weights.npz", "missing.tflite", "."):
-        with pytest.raises(InputError, match=r"a model must be a \.tflite file or a version"):
-            steps.load(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("description", "message"),
-    [
-        ("{", "must be JSON"),
-        ([], "must have format 1"),
-        ({**DESCRIPTION, "format": 0}, "must have format 1, got 0"),
-        ({name: DESCRIPTION[name] for name in ("format", "input", "classes")}, "without: 'steps'"),
-        ({**DESCRIPTION, "input": {"shape": []}}, "must describe its input"),
-    ],
-)
-def test_bad_manifests(tmp_path, description, message):
-    write_manifest(tmp_path, description)
-    with pytest.raises(InputError, match=message) as raised:
-        steps.load(tmp_path)
-    assert str(tmp_path) in str(raised.value)
-
-
-def test_steps_without_a_signature(version, tflite, tmp_path):
-    extra = [manifest.step_entry(step) for step in Tree((1, 3)).steps]
-    path = tmp_path / "model.tflite"
-    tflite_file.write(path, tflite_file.read_flatbuffer(tflite), {**DESCRIPTION, "steps": extra})
-    with pytest.raises(InputError, match=r"a signature for each step .* without step_3"):
-        steps.load(path)
-    tflite_file.write(path, tflite_file.read_flatbuffer(tflite), {**DESCRIPTION, "steps": []})
-    with pytest.raises(InputError, match=r"a signature for each step .* with 0 steps"):
-        steps.load(path)
-
-
-def test_a_file_that_is_cut_off(tflite, tmp_path):
-    path = tmp_path / "cut.tflite"
-    path.write_bytes(tflite.read_bytes()[:-100])
-    with pytest.raises(InputError):
-        steps.load(path)
-
-
-def test_threads(version, tflite):
-    assert steps.load(tflite, threads=2).steps
-    for threads in (0, -1, 1.5, True):
-        with pytest.raises(InputError, match="threads must be 1 or more"):
-            steps.load(tflite, threads=threads)
-    with pytest.raises(InputError, match=r"threads are set for a \.tflite file"):
-        steps.load(version, threads=1)

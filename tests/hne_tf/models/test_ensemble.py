@@ -8,9 +8,10 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((6, 8, 2), ("ant", "bee", "cow"), mean=(120.0, 60.0), std=(70.0, 40.0))
@@ -236,7 +237,8 @@ def test_a_prefix_is_built_once():
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
-def test_probabilities_of_any_size_are_the_average_of_its_leaves(images, average):
+def test_probabilities_of_any_size_are_the_average_of_its_leaves(average):
+    images = random_images()
     resnet = ResNet("basic", widths=(4, 8), units=(1, 1), strides=(1, 2), stem_width=4)
     model = TreeEnsemble(resnet, Tree((1, 3)), IMAGES, average=average)
     leaves = np.asarray(model(images, training=False))

@@ -3,10 +3,11 @@ import pytest
 
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import fold
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), mean=(120.0,) * 3, std=(70.0,) * 3)

@@ -9,13 +9,12 @@ from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import MSDNet, ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((6, 8, 2), ("ant", "bee", "cow"), mean=(120.0, 60.0), std=(70.0, 40.0))

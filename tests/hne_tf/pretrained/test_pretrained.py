@@ -10,6 +10,7 @@ import hne_tf
 from hne_tf import pretrained
 from hne_tf.data import load
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import Manifest
 from hne_tf.models import weights
 from hne_tf.models.folding import deployed
 from hne_tf.training import trained
@@ -57,7 +58,8 @@ def test_cifar10_is_answered_as_well_as_described():
 
 def test_weights_come_back_as_the_run_that_they_were_written_from(trained_workdir, tmp_path):
     run = trained.restore(trained_workdir)
-    manifest = {"accuracy": {"split": "test", "examples": 1, "by_size": {}}}
+    spec = run.data_set.spec
+    manifest = Manifest.of_tree(run.model.tree, "tiny", spec.class_names, spec.shape)
     pretrained.save(run, manifest, tmp_path / "tiny.npz")
     again = pretrained.restore(str(tmp_path / "tiny.npz"))
     assert again.config == run.config

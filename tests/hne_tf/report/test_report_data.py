@@ -1,14 +1,19 @@
+import dataclasses
 import json
 
 import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation as evaluations
-from hne_tf.exported.manifest import MANIFEST
+from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.measurements import MeasuredLatency, Measurement
+from hne_tf.exported.model import load
+from hne_tf.exported.versions import MANIFEST
 from hne_tf.files import write_json
 from hne_tf.report import data
 from hne_tf.training import config, trained
 from hne_tf.training.workdir import Workdir
+from hne_tf.tree import Tree
 
 
 @pytest.fixture
@@ -21,31 +26,24 @@ def export(tmp_path):
     """Makes a version's manifest, as an export of a run has it."""
 
     def make(workdir, name="digits", version=1, step=30, **changes):
-        rows = [
-            {
-                "signature": f"ensemble_{size}",
-                "batch_size": batch_size,
-                "threads": 2,
-                "runs": 100,
-                "p50_ms": size * batch_size / 2,
-                "p95_ms": size * batch_size / 1,
-            }
+        rows = tuple(
+            Measurement(f"ensemble_{size}", batch, 100, size * batch / 2, size * batch, 99.0, 2)
             for size in (1, 2, 4)
-            for batch_size in (8, 1)
-        ]
-        manifest = {
-            "format": 1,
-            "model": name,
-            "sizes": [1, 2, 4],
-            "step": step,
-            "config_digest": config.digest(workdir.read_config()),
-            "latency": {"hardware": {"processor": "Abacus"}, "measurements": rows},
-            **changes,
-        }
+            for batch in (8, 1)
+        )
+        manifest = Manifest.of_tree(
+            Tree((1, 2, 2)),
+            name,
+            ("a", "b"),
+            (8, 8, 1),
+            latency=MeasuredLatency({"processor": "Abacus"}, rows),
+            record={"step": step, "config_digest": config.digest(workdir.read_config())},
+        )
         folder = tmp_path / "models" / name / str(version)
         (folder / MANIFEST).parent.mkdir(parents=True)
-        (folder / MANIFEST).write_text(json.dumps(manifest))
-        return folder
+        (folder / MANIFEST).write_text(dataclasses.replace(manifest, **changes).to_text())
+        (folder / "saved_model.pb").touch()
+        return load(folder)
 
     return make
 
@@ -56,7 +54,7 @@ def test_figures_are_those_of_the_evaluation(run):
     assert collected["name"] == "digits"
     assert (collected["kind"], collected["shape"], collected["leaves"]) == ("tree", [1, 2, 2], 4)
     assert collected["tree"]["active"].keys() == {"1", "2", "4"}
-    assert ["model.widths", "(4, 8, 8)"] in collected["settings"]
+    assert ["model.resnet.widths", "(4, 8, 8)"] in collected["settings"]
     assert collected["latency"] is None
     assert collected["gallery"] is None
 
@@ -96,9 +94,9 @@ def test_latency_is_that_of_one_image_in_the_export(run, made_run, export, tmp_p
 def test_a_model_of_no_run_is_refused(run, made_run, export, tmp_path):
     stranger = export(made_run(tmp_path / "stranger", seed=1), "stranger")
     earlier = export(run, "earlier", step=10)
-    for folder in (stranger, earlier):
-        with pytest.raises(InputError, match=f"as they were evaluated, got '{folder}'"):
-            data.collect([run], [folder], pictures=0)
+    for model in (stranger, earlier):
+        with pytest.raises(InputError, match=f"as they were evaluated, got '{model.path}'"):
+            data.collect([run], [model], pictures=0)
 
 
 def test_two_models_of_a_run_are_refused(run, export):
@@ -107,9 +105,9 @@ def test_two_models_of_a_run_are_refused(run, export):
         data.collect([run], models, pictures=0)
 
 
-@pytest.mark.parametrize("latency", [None, {}, {"hardware": {}, "measurements": []}])
+@pytest.mark.parametrize("latency", [None, MeasuredLatency({}, ())])
 def test_a_model_without_latencies_is_refused(run, export, latency):
-    with pytest.raises(InputError, match="tell the latency of one image"):
+    with pytest.raises(InputError, match="hold the latency of ensemble size 1 at batch size 1"):
         data.collect([run], [export(run, latency=latency)], pictures=0)
 
 

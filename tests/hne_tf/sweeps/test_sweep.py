@@ -25,10 +25,10 @@ from hne_tf.training import build
 from hne_tf.training.config import default, digest
 from hne_tf.training.workdir import Workdir
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 GROUPS = [
     ("independent", {"objective.name": "independent"}),
-    ("hierarchical", {"objective.alpha": 0.25}),
+    ("hierarchical", {"objective.hierarchical.alpha": 0.25}),
 ]
 
 
@@ -48,7 +48,9 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
         ("independent", 1),
         ("hierarchical", 1),
     ]
-    settings = [(run.config.objective.name, run.config.objective.alpha) for run in sweep.runs]
+    settings = [
+        (run.config.objective.name, run.config.objective.hierarchical.alpha) for run in sweep.runs
+    ]
     assert settings == [("independent", 0.5), ("hierarchical", 0.25)] * 2
     assert [run.config.seed for run in sweep.runs] == [0, 0, 1, 1]
     assert len({run.digest for run in sweep.runs}) == 4
@@ -57,9 +59,20 @@ def test_runs_are_groups_times_seeds_with_settings_of_their_own():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"groups": [("a", {"objective.alhpa": 1.0})]}, "'a' .* got 'objective.alhpa'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alhpa": 1.0})]},
+            "'a' .* got 'objective.*alhpa'",
+        ),
         ({"groups": [("a", {"alpha": 1.0})]}, "'a' .* got 'alpha'"),
-        ({"groups": [("a", {"objective.alpha": "one"})]}, "'a' .* of its type, got 'one'"),
+        (
+            {"groups": [("a", {"objective.hierarchical.alpha": "one"})]},
+            "'a' .* of its type, got 'one'",
+        ),
+        (
+            # Not set, but typed.
+            {"groups": [("a", {"model.resnet.stem_width": "wide"})]},
+            "'a' .* of its type, got 'wide'",
+        ),
         ({"groups": [("a", {}), ("a", {"seed": 1})]}, "names of groups must differ, got a more"),
         ({"groups": [("a", {}), ("b", {})]}, "differ in their settings, got 'a' = 'b'"),
         ({"groups": [("a", {}), ("b", {"data.data_dir": "/"})]}, "got 'a' = 'b'"),
@@ -134,6 +147,27 @@ def test_folders_are_named_by_the_digest_and_known_by_their_settings(tmp_path):
     folder.rename(tmp_path / "0123456789abcdef")
     assert store.workdir(run).path.name == "0123456789abcdef"
     assert Store(tmp_path).evaluations(run, ("test",))
+
+
+def test_runs_on_other_pictures_are_other_runs(tmp_path):
+    for folder in ("one", "other"):
+        for path in ("train/ant/0.png", "train/bee/0.png", "test/ant/0.png", "test/bee/0.png"):
+            (tmp_path / folder / path).parent.mkdir(parents=True)
+            (tmp_path / folder / path).write_bytes(folder.encode())
+
+    def run_on(folder):
+        config = described(seeds=(0,))
+        config.base.data.update({"name": "image_folder", "data_dir": str(tmp_path / folder)})
+        return plan.parse(config).runs[0]
+
+    store, run, other = Store(tmp_path / "root"), run_on("one"), run_on("other")
+    assert run.digest != other.digest
+    evaluated(store, run, {1: 0.5})
+    assert store.evaluations(run, ("test",))
+    assert store.evaluations(other, ("test",)) is None
+    # Pictures that have only moved are the same.
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert store.evaluations(run_on("moved"), ("test",))
 
 
 def test_what_is_left_of_a_run_killed_at_its_first_breath_is_removed(tmp_path):
@@ -249,7 +283,7 @@ def test_settings_are_told_without_the_place_of_data():
     config.base.data.data_dir = "/somewhere"
     text = report.settings(plan.parse(config))
     assert "--config.training.deterministic=True" in text
-    assert "- hierarchical: `objective.alpha=0.25`" in text
+    assert "- hierarchical: `objective.hierarchical.alpha=0.25`" in text
     assert "Seeds 0, 1" in text
     assert "somewhere" not in text
 

@@ -1,20 +1,25 @@
 import dataclasses
 
+import keras
 import pytest
 
+from hne_tf import objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures import mobilenet_v2, msdnet, resnet
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.msdnet import MSDNet
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.metrics import PerSize
+from hne_tf.models.architectures import (
+    Architecture,
+    Convolution,
+    MobileNetV2,
+    MSDNet,
+    ResNet,
+)
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
-from hne_tf.objectives import losses
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training import build
 from hne_tf.training.config import default
 
@@ -22,42 +27,46 @@ from hne_tf.training.config import default
 def test_a_preset_is_the_network_unless_settings_replace_parts_of_it():
     config = default()
     config.model.preset = "large"
-    assert build.architecture(config) == resnet.PRESETS["large"]
-    config.model.widths = (8,) * 5
-    config.model.unit = "basic"
+    assert build.architecture(config) == ResNet.presets["large"]
+    config.model.resnet.widths = (8,) * 5
+    config.model.resnet.unit = "basic"
     assert build.architecture(config) == dataclasses.replace(
-        resnet.PRESETS["large"], widths=(8,) * 5, unit="basic"
+        ResNet.presets["large"], widths=(8,) * 5, unit="basic"
     )
 
 
 def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
     config = default()
     config.model.architecture = "mobilenet_v2"
-    assert build.architecture(config) == mobilenet_v2.PRESETS["small"]
-    config.model.update(preset="large", width_multiplier=0.75, units=(1,) * 7, stem_stride=1)
+    assert build.architecture(config) == MobileNetV2.presets["small"]
+    config.model.preset = "large"
+    config.model.mobilenet_v2.update(width_multiplier=0.75, units=(1,) * 7, stem_stride=1)
     assert build.architecture(config) == MobileNetV2(0.75, units=(1,) * 7, stem_stride=1)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("independent", losses.IndependentLoss),
-        ("subtree", losses.SubtreeLoss),
-        ("codistillation", losses.CoDistillationLoss),
-        ("hierarchical", losses.HierarchicalDistillationLoss),
+        ("independent", objectives.Independent),
+        ("subtree", objectives.Subtree),
+        ("codistillation", objectives.CoDistillation),
+        ("hierarchical", objectives.HierarchicalDistillation),
     ],
 )
 def test_every_objective_has_its_settings(name, kind):
     config = default()
-    config.objective.update(
-        name=name, alpha=0.25, temperature=3.0, combine="traded", average="probabilities"
-    )
-    objective = build.objective(config, steps_per_epoch=10.0, iterations=0)
+    config.objective.update(name=name, average="probabilities")
+    if name in ("codistillation", "hierarchical"):
+        config.objective[name].update(
+            alpha=0.25, temperature=3.0, combine="traded", ramp_epochs=1.5
+        )
+    objective = build.objective(config, steps_per_epoch=10.0)
     assert type(objective) is kind
     wanted = {
         "alpha": 0.25,
         "temperature": 3.0,
         "combine": "traded",
+        "ramp_steps": 15,
         "average": "probabilities",
         "sizes": (1, 2, 4, 8, 16),
     }
@@ -65,6 +74,34 @@ def test_every_objective_has_its_settings(name, kind):
     assert {key: settings[key] for key in wanted.keys() & settings.keys()}.items() <= wanted.items()
     assert ("sizes" in settings) == (name in ("subtree", "hierarchical"))
     assert ("alpha" in settings) == (name in ("codistillation", "hierarchical"))
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_settings_of_objectives_are_the_defaults_of_their_classes(name):
+    built = build.objective(default_objective(name), steps_per_epoch=10.0)
+    known = built.get_config()
+    for setting, value in objectives.OBJECTIVES[name].settings.items():
+        assert known[setting.replace("_epochs", "_steps")] == value
+    defaults = type(built)().get_config()
+    assert {**known, "sizes": None} == {**defaults, "sizes": None}
+
+
+def default_objective(name):
+    config = default()
+    config.objective.name = name
+    return config
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.0, 0), (0.001, 1), (2.5, 25)])
+def test_a_ramp_in_epochs_is_one_in_steps(epochs, steps):
+    config = default()
+    config.objective.hierarchical.ramp_epochs = epochs
+    assert build.objective(config, 10.0).get_config()["ramp_steps"] == steps
+    # At the end of the run nothing ramps any more.
+    assert build.objective(config, None).get_config()["ramp_steps"] == 0
+    config.objective.hierarchical.ramp_epochs = -1.0
+    with pytest.raises(InputError, match=r"ramp_epochs must be 0 or more, got -1\.0"):
+        build.objective(config, 10.0)
 
 
 def test_synchronised_norms_are_the_default_on_several_replicas_only():
@@ -94,47 +131,148 @@ def test_norms_are_fused_unless_they_are_synchronised_or_told_not_to_be():
 def test_networks_with_exits_have_one_after_each_block(architecture, kind):
     config = default()
     config.model.architecture = architecture
-    config.model.units = (2, 1, 2)
+    config.model[architecture].units = (2, 1, 2)
     if architecture == "multi_exit":
-        config.model.update(widths=(4, 4, 8), strides=(1, 2, 1))
+        config.model.multi_exit.update(widths=(4, 4, 8), strides=(1, 2, 1))
     config.objective.average = "last"
     network = build.architecture(config)
     assert isinstance(network, kind)
     assert network.units == (2, 1, 2)
     assert build.tree(config) == Exits(3)
-    assert build.objective(config, 1.0, 0).get_config()["sizes"] == (1, 2, 3)
+    assert build.objective(config, 1.0).get_config()["sizes"] == (1, 2, 3)
 
 
 def test_settings_of_a_dense_network_replace_the_presets():
     config = default()
-    config.model.update(architecture="msdnet", growth=4, bottlenecks=(0, 0, 0), head_width=32)
-    small = dataclasses.replace(msdnet.PRESETS["small"], growth=4, head_width=32)
+    config.model.architecture = "msdnet"
+    config.model.msdnet.update(growth=4, bottlenecks=(0, 0, 0), head_width=32)
+    small = dataclasses.replace(MSDNet.presets["small"], growth=4, head_width=32)
     assert build.architecture(config) == dataclasses.replace(small, bottlenecks=(0, 0, 0))
 
 
+def test_settings_of_another_architecture_make_no_difference():
+    config = default()
+    config.model.mobilenet_v2.units = (9,) * 7
+    assert build.architecture(config) == ResNet.presets["small"]
+
+
+def test_settings_of_one_s_own_are_refused_for_ours():
+    config = default()
+    config.model.settings.depth = 3
+    with pytest.raises(InputError, match=r"empty for resnet, .* got \{'depth': 3\}"):
+        build.architecture(config)
+    config.objective.settings.margin = 0.5
+    with pytest.raises(InputError, match="empty for hierarchical"):
+        build.objective(config, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain(Architecture):
+    """A network of the user's own: a convolution per block."""
+
+    widths: tuple[int, ...]
+    kernel_size: int = 3
+    groupable = False
+
+    @property
+    def blocks(self):
+        return len(self.widths)
+
+    def block(self, layers, block, x):
+        return layers.conv(x, "conv", Convolution(self.widths[block], self.kernel_size))
+
+
+class Preset(Chain):
+    """One with presets."""
+
+
+Preset.presets = {"small": Preset((4, 4)), "large": Preset((8, 8), kernel_size=5)}
+
+
+class Margin(keras.losses.Loss):
+    """An objective of the user's own."""
+
+    def __init__(self, margin=0.0, warm_steps=0, sizes=None, name="margin"):
+        super().__init__(name=name)
+        self.settings = (margin, warm_steps, sizes)
+
+
+def own(architecture="Chain", **settings):
+    config = default()
+    config.model.update(architecture=f"{__name__}:{architecture}", branching=(1, 2))
+    config.model.settings.update(settings)
+    return config
+
+
+def test_an_architecture_of_one_s_own_is_built_from_its_settings():
+    assert build.architecture(own(widths=(4, 8))) == Chain((4, 8))
+    assert build.architecture(own(widths=(4, 8), kernel_size=1)) == Chain((4, 8), 1)
+    with pytest.raises(InputError, match=r"must have widths for .*:Chain"):
+        build.architecture(own())
+    with pytest.raises(InputError, match="some of widths, kernel_size, got depth"):
+        build.architecture(own(widths=(4, 8), depth=3))
+
+
+def test_an_architecture_of_one_s_own_may_have_presets():
+    config = own("Preset", widths=(2, 2))
+    config.model.preset = "large"
+    assert build.architecture(config) == Preset((2, 2), 5)
+    config.model.preset = "huge"
+    with pytest.raises(InputError, match="one of small, large, got 'huge'"):
+        build.architecture(config)
+
+
+def test_what_cannot_be_grouped_is_trained_branched_on_an_accelerator():
+    assert not build.is_grouped(own(widths=(4, 8)), accelerated=True)
+
+
+def test_an_objective_of_one_s_own_is_built_from_its_settings():
+    config = default()
+    config.objective.name = f"{__name__}:Margin"
+    config.objective.settings.update(margin=0.25, warm_epochs=2.0)
+    assert build.objective(config, 10.0).settings == (0.25, 20, (1, 2, 4, 8, 16))
+    config.objective.settings.mragin = 0.5
+    with pytest.raises(InputError, match="some of margin, warm_steps, sizes, name, got mragin"):
+        build.objective(config, 10.0)
+
+
+class Confidence(PerSize):
+    """A metric of the user's own."""
+
+
+def test_metrics_of_one_s_own_get_the_sizes_and_the_average():
+    config = default()
+    assert build.metrics(config) == []
+    config.training.metrics = (f"{__name__}:Confidence",)
+    config.objective.average = "probabilities"
+    (metric,) = build.metrics(config)
+    assert metric.name == "confidence"
+    assert metric.get_config()["sizes"] == (1, 2, 4, 8, 16)
+    assert metric.get_config()["average"] == "probabilities"
+    config.training.metrics = (f"{__name__}:Margin",)
+    with pytest.raises(InputError, match=r"subclasses of keras\.metrics\.Metric, got .*:Margin"):
+        build.metrics(config)
+
+
 @pytest.mark.parametrize(
-    ("architecture", "setting", "value", "unset"),
+    ("name", "message"),
     [
-        ("resnet", "growth", 12, "0"),
-        ("resnet", "stem_stride", -1, "0"),
-        ("multi_exit", "width_multiplier", 0.5, "0.0"),
-        ("mobilenet_v2", "widths", (8, 8), "()"),
-        ("msdnet", "unit", "basic", "''"),
+        ("focal", r"one of independent, .*, hierarchical or an import path .* got 'focal'"),
+        ("no_such_module:Loss", "that can be imported, got 'no_such_module:Loss'"),
+        ("fractions:Fraction", r"subclass of keras\.losses\.Loss, got 'fractions:Fraction'"),
     ],
 )
-def test_settings_of_another_architecture_are_refused(architecture, setting, value, unset):
+def test_what_is_no_objective_is_named(name, message):
     config = default()
-    config.model.update({"architecture": architecture, setting: value})
-    with pytest.raises(InputError) as error:
-        build.architecture(config)
-    assert f"model.{setting} must be {unset} for {architecture}, whose" in str(error.value)
-    assert str(error.value).endswith(f"got {value!r}")
+    config.objective.name = name
+    with pytest.raises(InputError, match=message):
+        build.objective(config, 1.0)
 
 
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
-    names = "resnet, mobilenet_v2, multi_exit, msdnet"
+    names = "resnet, mobilenet_v2, multi_exit, msdnet or an import path such as my_module:MyNetwork"
     with pytest.raises(InputError, match=f"one of {names}, got 'vgg'"):
         build.architecture(config)
 
@@ -143,7 +281,7 @@ def test_the_leaves_of_a_tree_do_not_answer_alone():
     config = default()
     config.objective.average = "last"
     with pytest.raises(InputError, match=r"logits or probabilities for a tree, .* got 'last'"):
-        build.objective(config, 1.0, 0)
+        build.objective(config, 1.0)
 
 
 def test_the_form_follows_the_device_unless_it_is_set():

@@ -69,7 +69,7 @@ def test_a_damaged_newest_is_reported_and_passed_over(state, tmp_path, reports, 
 
 def test_a_checkpoint_of_something_else_is_not_restored(state, tmp_path, reports):
     save_steps(state, tmp_path, [1])
-    other = tf.train.Checkpoint(value=tf.Variable(tf.zeros([3])))
+    other = tf.train.Checkpoint(other=tf.Variable(tf.zeros([3])))
     with pytest.raises(InputError, match="sound checkpoint"):
         checkpoints.restore_newest(other, tmp_path, reports.append)
 
@@ -94,3 +94,38 @@ def test_a_part_can_be_restored_when_asked(tmp_path, reports):
     part = tf.train.Checkpoint(value=tf.Variable(0.0))
     assert checkpoints.restore_newest(part, tmp_path, reports.append, partial=True) == 5
     assert part.value == 3
+
+
+def test_what_a_kill_leaves_of_the_first_checkpoint_is_none(state, tmp_path, reports):
+    (tmp_path / "ckpt-0_temp").mkdir()
+    (tmp_path / "ckpt-0.data-00000-of-00001").write_bytes(b"half")
+    (tmp_path / ".writing").mkdir()
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) is None
+    save_steps(state, tmp_path, [0])
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 0
+    assert not (tmp_path / ".writing").exists()
+
+
+def test_a_damaged_newest_checkpoint_costs_no_sound_one(state, tmp_path, reports):
+    save_steps(state, tmp_path, [10, 20], keep=2)
+    truncate(data_file(tmp_path, 20))
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 10
+    save_steps(state, tmp_path, [15], keep=1)
+    truncate(data_file(tmp_path, 20))
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 15
+
+
+def test_a_checkpoint_of_other_shapes_is_named_as_one(state, tmp_path, reports):
+    save_steps(state, tmp_path, [5])
+    other = tf.train.Checkpoint(value=tf.Variable(tf.zeros([65])))
+    with pytest.raises(InputError, match=r"ckpt-5 must be of a model with the same shapes"):
+        checkpoints.restore_newest(other, tmp_path, reports.append)
+    assert not reports
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(state, tmp_path, reports):
+    save_steps(state, tmp_path, [5])
+    (tmp_path / ".writing").write_text("in the way")
+    with pytest.raises(InputError, match=r"ckpt-6 must be writable"):
+        checkpoints.save(state, tmp_path, 6, keep=1)
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 5

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from hne_tf.bin import app
 from hne_tf.data import load
 from hne_tf.errors import InputError
 from hne_tf.evaluation.evaluation import inference, measure
@@ -69,7 +70,7 @@ def test_several_steps_per_call_change_nothing(tiny_config, trained_workdir, tmp
 
 def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     config = tiny_config(
-        training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__ramp_epochs=0.3
+        training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__hierarchical__ramp_epochs=0.3
     )
     workdir, _ = run_to_end(config, tmp_path / "run")
     data_set = load(config.data)
@@ -77,7 +78,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     keras.utils.set_random_seed(config.seed)
     model = build.ensemble(config, build.training_layers(config), data_set.spec)
     optimizer = training_run.sgd(config, schedule)
-    objective = build.objective(config, schedule.steps_per_epoch, optimizer.iterations)
+    objective = build.objective(config, schedule.steps_per_epoch)
     model.compile(optimizer=optimizer, loss=objective)
     batches = data_set.train_batches(
         batch_size=32, start_step=0, total_steps=schedule.total, seed=config.seed
@@ -225,16 +226,24 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
         ("seed", -1, "seed must lie in 0 to 4294967295, got -1"),
         ("seed", 2**32, "seed must lie in 0 to 4294967295, got 4294967296"),
         ("training__epochs", math.inf, "training.epochs must be a finite number, got inf"),
-        ("objective__ramp_epochs", math.nan, "ramp_epochs must be a finite number, got nan"),
-        ("objective__temperature", math.inf, "temperature must be a finite number, got inf"),
+        (
+            "objective__hierarchical__ramp_epochs",
+            math.nan,
+            "ramp_epochs must be a finite number, got nan",
+        ),
+        (
+            "objective__hierarchical__temperature",
+            math.inf,
+            "temperature must be a finite number, got inf",
+        ),
         ("optimizer__learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
         ("optimizer__momentum", 1.0, r"momentum must lie in \[0, 1\), got 1.0"),
         ("optimizer__warmup_epochs", 3.0, "shorter than the run, got 3.0"),
         ("optimizer__weight_decay", -1.0, "weight_decay must be 0 or more, got -1.0"),
-        ("objective__alpha", -0.5, "alpha must be 0 or more, got -0.5"),
-        ("objective__temperature", 0.0, "temperature must be above 0, got 0.0"),
+        ("objective__hierarchical__alpha", -0.5, "alpha must be 0 or more, got -0.5"),
+        ("objective__hierarchical__temperature", 0.0, "temperature must be above 0, got 0.0"),
         ("objective__name", "magic", "objective must be one of .*, got 'magic'"),
-        ("objective__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
+        ("objective__hierarchical__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
         ("model__branching", (1, 2), r"one factor for each of the 3 blocks, got \(1, 2\)"),
         ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
         ("model__preset", "huge", "preset must be one of small, large, got 'huge'"),
@@ -255,6 +264,19 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_default_warm_up_bends_to_a_short_run(tiny_config):
+    config = tiny_config(training__epochs=1.0, optimizer__warmup_epochs=1.0)
+    schedule = Schedule.of(config, 320)
+    rates = training_run.sgd(config, schedule).get_config()["learning_rate"]["config"]
+    assert (rates["warmup_steps"], rates["decay_steps"]) == (5, 5)
+    config.training.epochs = 0.1
+    assert training_run.sgd(config, Schedule.of(config, 320)) is not None
+    # What somebody has chosen is refused where it does not fit.
+    config.optimizer.warmup_epochs = 2.0
+    with pytest.raises(InputError, match=r"shorter than the run, got 2\.0"):
+        training_run.sgd(config, schedule)
+
+
 CONFIG_FILE = """
 from hne_tf.training.config import default
 
@@ -263,9 +285,9 @@ def get_config():
     config.data.train_examples = 320
     config.data.pad_pixels = 1
     config.model.branching = (1, 2)
-    config.model.widths = (4, 8)
-    config.model.units = (1, 1)
-    config.model.strides = (1, 2)
+    config.model.resnet.widths = (4, 8)
+    config.model.resnet.units = (1, 1)
+    config.model.resnet.strides = (1, 2)
     config.training.epochs = 20.0
     config.training.batch_size = 16
     config.training.steps_per_call = 3
@@ -281,7 +303,7 @@ def start(tmp_path, name, *overrides):
     """Starts a run in a process of its own, which collective ops and determinism need."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "hne_tf.bin.train"),
@@ -317,7 +339,7 @@ def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(tm
     wait_for_step(interrupted, 150)
     stopped.send_signal(signal.SIGTERM)
     output = stopped.communicate()[0]
-    assert stopped.returncode == 0, output
+    assert stopped.returncode == app.EXIT_INTERRUPTED, output
     assert "resumed at step" in output
     assert "the same command goes on from there" in output
     resumed = start(tmp_path, "interrupted")

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -36,9 +38,9 @@ def test_a_run_older_than_a_setting_has_its_default(workdir):
 def test_other_settings_are_refused_with_the_difference(workdir):
     workdir.claim(default(), restart=False)
     other = default()
-    other.objective.alpha = 0.25
+    other.objective.hierarchical.alpha = 0.25
     before = workdir.config_path.read_text()
-    with pytest.raises(InputError, match=r"objective\.alpha: 0\.5 there, 0\.25 here"):
+    with pytest.raises(InputError, match=r"objective\.hierarchical\.alpha: 0\.5 there, 0\.25 here"):
         workdir.claim(other, restart=False)
     assert workdir.config_path.read_text() == before
 
@@ -106,3 +108,41 @@ def test_resuming_forgets_later_records_and_the_torn_last_line(workdir):
 def test_the_test_split_has_the_plain_name(workdir):
     assert workdir.evaluation_path("test").name == "evaluation.json"
     assert workdir.evaluation_path("validation").name == "evaluation_validation.json"
+
+
+def test_one_training_at_a_time_is_in_a_folder(workdir):
+    workdir.claim(default(), restart=False)
+    code = (
+        "import pathlib; from hne_tf.training.workdir import Workdir\n"
+        f"with Workdir(pathlib.Path({str(workdir.path)!r})).in_use(): print('mine')"
+    )
+
+    def another():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    with workdir.in_use():
+        assert "in use by one training at a time" in another().stderr
+        with pytest.raises(InputError, match="in use by one training"):
+            workdir.claim(default(), restart=True)
+    assert another().stdout == "mine\n"
+
+
+def test_a_killed_training_holds_no_folder(workdir):
+    workdir.claim(default(), restart=False)
+    code = (
+        "import pathlib, time; from hne_tf.training.workdir import Workdir\n"
+        f"with Workdir(pathlib.Path({str(workdir.path)!r})).in_use():\n"
+        "    print('mine', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as killed:
+        assert killed.stdout.readline() == b"mine\n"
+        killed.kill()
+        killed.wait()
+    with workdir.in_use():
+        pass
+
+
+def test_a_folder_of_a_run_that_was_killed_at_once_is_new(workdir):
+    workdir.checkpoints.mkdir(parents=True)
+    workdir.claim(default(), restart=False)
+    assert workdir.config_path.exists()

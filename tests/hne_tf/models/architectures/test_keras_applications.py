@@ -7,11 +7,11 @@ import pytest
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
+from hne_tf.models.architectures import MobileNetV2, ResNet
 from hne_tf.models.architectures.keras_applications import load_keras_applications
-from hne_tf.models.architectures.mobilenet_v2 import MobileNetV2
-from hne_tf.models.architectures.resnet import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 MULTIPLIER = 0.35

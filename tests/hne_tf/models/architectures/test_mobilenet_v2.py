@@ -6,9 +6,10 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models.architectures.mobilenet_v2 import PRESETS, MobileNetV2
+from hne_tf.models.architectures import MobileNetV2
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 CLASSES = 7
@@ -66,7 +67,7 @@ def test_widths_are_those_of_keras_applications(multiplier):
 
 
 def test_the_tree_splits_after_stages_32_64_and_96():
-    models = block_models(PRESETS["large"], (64, 64, 3))
+    models = block_models(MobileNetV2.presets["large"], (64, 64, 3))
     shapes = [model.output.shape[1:] for model in models]
     assert shapes == [(8, 8, 32), (4, 4, 64), (4, 4, 96), (CLASSES,)]
     stages = [
@@ -79,7 +80,9 @@ def test_the_tree_splits_after_stages_32_64_and_96():
 
 
 def test_small_is_half_as_wide_as_large():
-    small, large = (block_models(PRESETS[preset], (32, 32, 3)) for preset in ("small", "large"))
+    small, large = (
+        block_models(MobileNetV2.presets[preset], (32, 32, 3)) for preset in ("small", "large")
+    )
     for narrow, wide in zip(small[:3], large[:3], strict=True):
         assert 2 * narrow.output.shape[-1] == wide.output.shape[-1]
     assert kernels(small[3])["last"] == (1, 1, 160, 1280)

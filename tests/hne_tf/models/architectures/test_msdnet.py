@@ -6,9 +6,9 @@ from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.msdnet import PRESETS, MSDNet
+from hne_tf.models.architectures import MSDNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((16, 16, 3), tuple("abcde"), mean=(120.0,) * 3, std=(60.0,) * 3)
@@ -139,7 +139,7 @@ def test_a_tree_of_dense_networks_is_a_loop_of_them():
 
 @pytest.mark.parametrize(("preset", "exits"), [("small", 5), ("large", 11)])
 def test_presets_have_an_exit_after_four_layers_and_every_two(preset, exits):
-    network = PRESETS[preset]
+    network = MSDNet.presets[preset]
     assert network.units == (4,) + (2,) * (exits - 1)
     settings = (network.growth, network.scale_factors, network.bottlenecks, network.stem_width)
     assert settings == (6, (1, 2, 4), (1, 2, 4), 16)

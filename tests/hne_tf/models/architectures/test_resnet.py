@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from hne_tf.errors import InputError
-from hne_tf.models.architectures.resnet import PRESETS, ResNet
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.architectures import ResNet
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.training import TrainingLayers
 
 CLASSES = 7
 UNITS = ("bottleneck", "basic")
@@ -40,13 +41,13 @@ def kernels(model):
     ],
 )
 def test_presets_halve_the_picture_twice_and_end_in_logits(preset, shapes):
-    models = block_models(PRESETS[preset], (32, 32, 3))
+    models = block_models(ResNet.presets[preset], (32, 32, 3))
     assert [model.output.shape[1:] for model in models] == shapes
 
 
 @pytest.mark.parametrize(("preset", "stem_width"), [("small", 16), ("large", 32)])
 def test_presets_have_three_bottleneck_units_per_block(preset, stem_width):
-    resnet = PRESETS[preset]
+    resnet = ResNet.presets[preset]
     assert (resnet.blocks, resnet.unit, resnet.stem_width) == (5, "bottleneck", stem_width)
     models = block_models(resnet, (32, 32, 3))
     assert kernels(models[0])["stem"] == (3, 3, 3, stem_width)

@@ -8,10 +8,10 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedBatchNormalization, FusedTrainingLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((7, 7, 3), ("ant", "bee"), (128.0,) * 3, (64.0,) * 3)

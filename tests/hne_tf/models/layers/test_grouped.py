@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.models.layers.factory import TrainingLayers
+from hne_tf.models.layers.factory import Convolution
 from hne_tf.models.layers.fused import FusedGroupedLayers
 from hne_tf.models.layers.grouped import (
     GroupedConv2D,
@@ -13,6 +13,7 @@ from hne_tf.models.layers.grouped import (
     GroupedDepthwiseConv2D,
     GroupedLayers,
 )
+from hne_tf.models.layers.training import TrainingLayers
 
 # Height and width are odd, so that strides have something to round.
 HEIGHT, WIDTH, CHANNELS = 5, 7, 3
@@ -134,7 +135,8 @@ def test_norms_are_of_each_branch(factory):
     x = activation(NODES) * np.arange(1, NODES + 1)[:, None] + np.arange(NODES)[:, None]
     x = x.astype(np.float32)
     layers = factory(norm_momentum=0.5, nodes=NODES)
-    model = built(lambda x: layers._normalise(x[0], "unit", None, zero_gamma=False), x.shape)
+    convolution = Convolution(1, activation=None)
+    model = built(lambda x: layers._normalise(x[0], "unit", convolution), x.shape)
     got = model(x, training=True)
     np.testing.assert_allclose(np.mean(got, axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(np.std(got, axis=(0, 1, 2)), 1, atol=1e-2)
@@ -149,9 +151,9 @@ def kernel_of(layers, unit, x):
 @pytest.mark.parametrize(
     "unit",
     [
-        lambda layers, x: layers.conv(x, "unit", 16, kernel_size=3),
-        lambda layers, x: layers.conv(x, "unit", 64),
-        lambda layers, x: layers.depthwise(x, "unit"),
+        lambda layers, x: layers.conv(x, "unit", Convolution(16, kernel_size=3)),
+        lambda layers, x: layers.conv(x, "unit", Convolution(64)),
+        lambda layers, x: layers.conv(x, "unit", Convolution.depthwise()),
     ],
     ids=["3x3", "1x1", "depthwise"],
 )
@@ -177,7 +179,7 @@ def test_classifiers_start_like_a_network_s_own():
 
 def test_a_unit_can_start_at_zero():
     model = built(
-        lambda x: GroupedLayers(nodes=2).conv(x[0], "unit", 3, zero_gamma=True),
+        lambda x: GroupedLayers(nodes=2).conv(x[0], "unit", Convolution(3, zero_gamma=True)),
         (2, HEIGHT, WIDTH, 2, CHANNELS),
     )
     assert np.abs(model(activation(2))).max() == 0

@@ -4,7 +4,9 @@ import pytest
 import tensorflow as tf
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import DeployLayers, TrainingLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.training import TrainingLayers
 
 FACTORIES = (TrainingLayers(), DeployLayers())
 
@@ -55,7 +57,8 @@ def activated(y, activation):
 @pytest.mark.parametrize(("kernel_size", "strides"), [(1, 1), (3, 1), (3, 2), (1, 2)])
 def test_conv_is_convolution_norm_and_activation(layers, kernel_size, strides, activation):
     model = model_of(
-        lambda x: layers.conv(x, "conv", 5, kernel_size, strides, activation), (7, 6, 3)
+        lambda x: layers.conv(x, "conv", Convolution(5, kernel_size, strides, activation)),
+        (7, 6, 3),
     )
     weights, images = randomise(model), random_images((7, 6, 3))
     assert weights["conv/kernel"].shape == (kernel_size, kernel_size, 3, 5)
@@ -69,7 +72,8 @@ def test_conv_is_convolution_norm_and_activation(layers, kernel_size, strides, a
 @pytest.mark.parametrize(("kernel_size", "strides"), [(3, 1), (3, 2), (5, 1)])
 def test_depthwise_is_convolution_per_channel(layers, kernel_size, strides, activation):
     model = model_of(
-        lambda x: layers.depthwise(x, "conv", kernel_size, strides, activation), (7, 6, 3)
+        lambda x: layers.conv(x, "conv", Convolution.depthwise(kernel_size, strides, activation)),
+        (7, 6, 3),
     )
     weights, images = randomise(model), random_images((7, 6, 3))
     kernel = weights["conv/kernel"]
@@ -87,8 +91,8 @@ def test_depthwise_is_convolution_per_channel(layers, kernel_size, strides, acti
 
 @both_factories
 def test_units_end_in_relu_unless_told(layers):
-    for build in (lambda x: layers.conv(x, "conv", 8), lambda x: layers.depthwise(x, "conv")):
-        model = model_of(build, (4, 4, 8))
+    for convolution in (Convolution(8), Convolution.depthwise()):
+        model = model_of(lambda x, c=convolution: layers.conv(x, "conv", c), (4, 4, 8))
         randomise(model)
         assert np.min(model(random_images((4, 4, 8)), training=False)) == 0
 
@@ -125,7 +129,7 @@ def test_head_is_linear(layers):
 
 def test_training_normalises_over_the_batch_and_moves_statistics():
     layers = TrainingLayers(norm_momentum=0.75)
-    model = model_of(lambda x: layers.conv(x, "conv", 4, activation=None), (5, 5, 3))
+    model = model_of(lambda x: layers.conv(x, "conv", Convolution(4, activation=None)), (5, 5, 3))
     images = random_images((5, 5, 3), batch=8)
     kernel = np.asarray(model.get_layer("conv").kernel)
     y = images @ kernel[0, 0]
@@ -140,17 +144,26 @@ def test_training_normalises_over_the_batch_and_moves_statistics():
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_norms_are_synchronized_when_told(synchronized):
     layers = TrainingLayers(synchronized=synchronized)
-    for build in (lambda x: layers.conv(x, "conv", 4), lambda x: layers.depthwise(x, "conv")):
-        assert model_of(build, (4, 4, 3)).get_layer("conv.norm").synchronized is synchronized
+    for convolution in (Convolution(4), Convolution.depthwise()):
+        model = model_of(lambda x, c=convolution: layers.conv(x, "conv", c), (4, 4, 3))
+        assert model.get_layer("conv.norm").synchronized is synchronized
 
 
 @pytest.mark.parametrize(
     ("build", "shape", "fan_in"),
     [
-        (lambda x: TrainingLayers().conv(x, "layer", 128, kernel_size=3), (4, 4, 32), 9 * 32),
-        (lambda x: TrainingLayers().conv(x, "layer", 256), (4, 4, 64), 64),
-        (lambda x: TrainingLayers().depthwise(x, "layer"), (4, 4, 2048), 9),
-        (lambda x: TrainingLayers().depthwise(x, "layer", kernel_size=5), (4, 4, 1024), 25),
+        (
+            lambda x: TrainingLayers().conv(x, "layer", Convolution(128, kernel_size=3)),
+            (4, 4, 32),
+            9 * 32,
+        ),
+        (lambda x: TrainingLayers().conv(x, "layer", Convolution(256)), (4, 4, 64), 64),
+        (lambda x: TrainingLayers().conv(x, "layer", Convolution.depthwise()), (4, 4, 2048), 9),
+        (
+            lambda x: TrainingLayers().conv(x, "layer", Convolution.depthwise(kernel_size=5)),
+            (4, 4, 1024),
+            25,
+        ),
         (lambda x: TrainingLayers().head(x, "layer", 256), (64,), 64),
     ],
     ids=["conv3x3", "conv1x1", "depthwise3x3", "depthwise5x5", "head"],
@@ -166,7 +179,7 @@ def test_kernels_start_with_variance_two_over_fan_in(build, shape, fan_in):
 @pytest.mark.parametrize(("zero_gamma", "gamma"), [(False, 1.0), (True, 0.0)])
 def test_gamma_starts_at_one_or_at_zero_when_told(zero_gamma, gamma):
     model = model_of(
-        lambda x: TrainingLayers().conv(x, "conv", 4, zero_gamma=zero_gamma), (4, 4, 3)
+        lambda x: TrainingLayers().conv(x, "conv", Convolution(4, zero_gamma=zero_gamma)), (4, 4, 3)
     )
     np.testing.assert_array_equal(model.get_layer("conv.norm").gamma, np.full(4, gamma))
 
@@ -174,8 +187,8 @@ def test_gamma_starts_at_one_or_at_zero_when_told(zero_gamma, gamma):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda layers, x: layers.conv(x, "layer", 4, kernel_size=3),
-        lambda layers, x: layers.depthwise(x, "layer"),
+        lambda layers, x: layers.conv(x, "layer", Convolution(4, kernel_size=3)),
+        lambda layers, x: layers.conv(x, "layer", Convolution.depthwise()),
         lambda layers, x: layers.head(layers.pool(x, "pool"), "layer", 4),
     ],
     ids=["conv", "depthwise", "head"],
@@ -194,7 +207,9 @@ def test_the_penalty_has_weight_decay_times_kernel_as_gradient(build):
 
 
 def test_no_weight_decay_leaves_no_penalty():
-    assert model_of(lambda x: TrainingLayers().conv(x, "conv", 4), (4, 4, 3)).losses == []
+    assert (
+        model_of(lambda x: TrainingLayers().conv(x, "conv", Convolution(4)), (4, 4, 3)).losses == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.models.layers.factory import TrainingLayers
 from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
 from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee"), (128.0,) * 3, (64.0,) * 3)
@@ -26,7 +26,7 @@ every_factory = pytest.mark.parametrize(
 def build(factory, precision):
     resnet = ResNet("bottleneck", (4, 6), (1, 1), (1, 2), stem_width=4)
     ensemble = GroupedEnsemble if issubclass(factory, GroupedLayers) else TreeEnsemble
-    return ensemble(resnet, Tree((1, 2)), factory(precision=precision), IMAGES)
+    return ensemble(resnet, Tree((1, 2)), IMAGES, factory(precision=precision))
 
 
 @every_factory

@@ -4,9 +4,10 @@ import pytest
 
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.factory import Convolution
 from hne_tf.models.layers.quantized import (
     QuantizedLayers,
     quantize,
@@ -85,7 +86,7 @@ def test_a_range_holds_0_and_has_a_width(minimum, maximum):
 
 
 def test_conv_rounds_its_kernel_and_its_output():
-    model = model_of(lambda layers, x: layers.conv(x, "conv", 4, 1, activation="relu"), (5, 5, 3))
+    model = model_of(lambda layers, x: layers.conv(x, "conv", Convolution(4)), (5, 5, 3))
     set_range(model, "conv", 0.0, 1.5)
     kernel, images = np.asarray(model.get_layer("conv").kernel), random((2, 5, 5, 3))
     expected = rounded(np.maximum(images @ rounded_kernel(kernel)[0, 0], 0), 0, 1.5)
@@ -97,7 +98,7 @@ def test_conv_rounds_its_kernel_and_its_output():
 
 def test_depthwise_is_the_deploy_factorys_with_a_rounded_kernel():
     def build(layers, x):
-        return layers.depthwise(x, "conv", strides=2)
+        return layers.conv(x, "conv", Convolution.depthwise(strides=2))
 
     model, plain = (
         model_of(build, (6, 6, 3), layers=layers) for layers in (LAYERS, DeployLayers())
@@ -149,7 +150,9 @@ def test_observing_computes_in_floating_point_and_widens_the_range():
     observing = QuantizedLayers(observe=True)
     model, plain = (
         model_of(
-            lambda layers, x: layers.conv(x, "conv", 4, activation=None), (4, 4, 3), layers=factory
+            lambda layers, x: layers.conv(x, "conv", Convolution(4, activation=None)),
+            (4, 4, 3),
+            layers=factory,
         )
         for factory in (observing, DeployLayers())
     )

@@ -5,9 +5,9 @@ import pytest
 
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
-from hne_tf.models.architectures.resnet import ResNet
+from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.factory import DeployLayers
+from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.served import ServedLayers
 from hne_tf.tree import Tree
 

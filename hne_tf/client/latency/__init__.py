@@ -1,0 +1,1 @@
+"""What an answer of each ensemble size would take now."""

@@ -1,0 +1,157 @@
+"""What a published model was measured to be, as its manifest holds it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hne_tf.errors import InputError
+from hne_tf.exported import typed_json
+from hne_tf.exported.typed_json import Count, Name, Positive, Share, Threshold, Whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What an answer costs.
+
+    Attributes:
+      multiply_adds: of convolutions and classifiers, for one image; not the additions
+        of biases and shortcuts.
+      parameters: numbers that a device holds once batch norms are folded.
+    """
+
+    multiply_adds: Whole
+    parameters: Whole
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.multiply_adds + other.multiply_adds, self.parameters + other.parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers of each ensemble size.
+
+    Attributes:
+      split: name of the split that was answered, e.g. `"test"`.
+      examples: number of its images.
+      by_size: accuracy by ensemble size.
+    """
+
+    split: Name
+    examples: Count
+    by_size: Mapping[Count, Share]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppingPoint:
+    """Early stopping at one target cost, see `evaluation.early_stopping.curve`."""
+
+    target_multiply_adds: Positive
+    thresholds: tuple[Threshold, ...]
+    multiply_adds: Positive
+    mean_size: Positive
+    accuracy: Share
+    anytime_accuracy: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Thresholds of confidence for mean costs per image.
+
+    Attributes:
+      split: name of the split that the thresholds are fitted on.
+      examples: number of its images.
+      curve: a point per target cost; empty for a model of one leaf.
+    """
+
+    split: Name
+    examples: Count
+    curve: tuple[StoppingPoint, ...]
+
+    @classmethod
+    def from_json(cls, values: Any) -> "EarlyStopping":
+        """Reads what `evaluation.early_stopping.calibrated` gives."""
+        return typed_json.decode(cls, values, "early_stopping")
+
+    def thresholds(self, multiply_adds: float) -> list[float]:
+        """The thresholds for a mean cost per image.
+
+        Args:
+          multiply_adds: mean per image that is allowed.
+
+        Returns:
+          Those of the largest target that is not above it: a threshold for each size
+          from 1 to N - 1, for `AnytimeSession.run(confidence=…)`.
+
+        Raises:
+          InputError: if no target is as low.
+        """
+        fitting = [row for row in self.curve if row.target_multiply_adds <= multiply_adds]
+        if not fitting:
+            lowest = min((row.target_multiply_adds for row in self.curve), default=float("inf"))
+            raise InputError(
+                f"multiply_adds must be at least {lowest:,.10g}, the lowest target of the "
+                f"manifest, got {multiply_adds:,.10g}"
+            )
+        return list(max(fitting, key=lambda row: row.target_multiply_adds).thresholds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Milliseconds of warm calls of a signature, as percentiles.
+
+    Attributes:
+      signature: its name.
+      batch_size: images per call.
+      runs: timed calls.
+      p50_ms: median.
+      p95_ms: 95th percentile.
+      p99_ms: 99th percentile.
+      threads: that computed; None in the oldest manifests.
+    """
+
+    signature: Name
+    batch_size: Count
+    runs: Count
+    p50_ms: Positive
+    p95_ms: Positive
+    p99_ms: Positive
+    threads: Count | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredLatency:
+    """Latencies of a model on one machine.
+
+    Attributes:
+      hardware: see `hardware.describe`.
+      measurements: with the number of threads that computes the model unless told
+        otherwise; a row per signature and batch size.
+      other_threads: with other numbers of threads.
+    """
+
+    hardware: Mapping[str, Any]
+    measurements: tuple[Measurement, ...]
+    other_threads: tuple[Measurement, ...] = ()
+
+    def rows(self, threads: int | None) -> Iterator[Measurement]:
+        """The rows of a number of threads; of the default number for None."""
+        if threads is None:
+            yield from self.measurements
+            return
+        for row in (*self.measurements, *self.other_threads):
+            if row.threads == threads:
+                yield row
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """What graph and weights take, without the manifest.
+
+    Attributes:
+      bytes: on disk.
+      gzip_bytes: compressed, which is how apps travel, and where pruned or clustered
+        weights gain.
+    """
+
+    bytes: Count
+    gzip_bytes: Count

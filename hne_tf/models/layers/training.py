@@ -1,0 +1,118 @@
+"""The layer factory that networks are trained with."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import keras
+from keras import KerasTensor
+
+from hne_tf.errors import InputError
+from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
+
+# Shared with folding, which needs it to turn a batch norm into a bias.
+NORM_EPSILON = 1e-3
+
+# Keras's names of what layers compute in; variables are float32 in both.
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+@dataclasses.dataclass(frozen=True)
+class TrainingLayers(PlainLayers):
+    """Convolution without bias, batch normalisation, activation; a layer each.
+
+    Kernels start from He et al. (ICCV 2015) and carry the coupled L2 penalty
+    `weight_decay / 2 * |kernel|^2`, whose gradient is `weight_decay * kernel`;
+    batch norms and biases carry none.
+
+    Attributes:
+      weight_decay: coefficient of the penalty's gradient, 0 for none.
+      norm_momentum: share of the moving statistics kept at each step.
+      synchronized: whether batch statistics are taken over all replicas.
+      precision: `"float32"`, or `"bfloat16"` for the activations of blocks and what
+        kernels are rounded to there; weights, statistics, pooling and classifiers
+        stay in float32.
+      batch_normalization: Keras's layer, or one that computes the same.
+
+    Raises:
+      InputError: for a negative weight decay, a momentum outside (0, 1) or an
+        unknown precision.
+    """
+
+    weight_decay: float = 0.0
+    norm_momentum: float = 0.9
+    synchronized: bool = False
+    precision: str = "float32"
+    batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
+        keras.layers.BatchNormalization
+    )
+
+    def __post_init__(self) -> None:
+        if not self.weight_decay >= 0:
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 < self.norm_momentum < 1:
+            raise InputError(f"norm_momentum must lie between 0 and 1, got {self.norm_momentum}")
+        if self.precision not in _POLICIES:
+            raise InputError(
+                f"precision must be one of {', '.join(_POLICIES)}, got {self.precision!r}"
+            )
+
+    @property
+    def _policy(self) -> str:
+        return _POLICIES[self.precision]
+
+    def conv(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
+        return self._normalise(self._convolve(x, name, convolution), name, convolution)
+
+    def head(self, x: KerasTensor, name: str, classes: int) -> KerasTensor:
+        return keras.layers.Dense(
+            classes,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self._penalty(),
+            dtype="float32",
+            name=name,
+        )(x)
+
+    def _convolve(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
+        """The convolution alone, without bias."""
+        size = convolution.kernel_size
+        options: dict[str, Any] = {
+            "strides": convolution.strides,
+            "padding": "same",
+            "data_format": DATA_FORMAT,
+            "use_bias": False,
+            "dtype": self._policy,
+            "name": name,
+        }
+        if convolution.is_depthwise:
+            # Keras counts a depthwise kernel's fan-in over all channels; each
+            # output here sees only kernel_size^2 inputs.
+            initializer = keras.initializers.RandomNormal(stddev=(2.0 / size**2) ** 0.5)
+            return keras.layers.DepthwiseConv2D(
+                size,
+                depthwise_initializer=initializer,
+                depthwise_regularizer=self._penalty(),
+                **options,
+            )(x)
+        return keras.layers.Conv2D(
+            convolution.filters,
+            size,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self._penalty(),
+            **options,
+        )(x)
+
+    def _penalty(self) -> keras.regularizers.L2 | None:
+        return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
+
+    def _normalise(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
+        x = self.batch_normalization(
+            momentum=self.norm_momentum,
+            epsilon=NORM_EPSILON,
+            gamma_initializer="zeros" if convolution.zero_gamma else "ones",
+            synchronized=self.synchronized,
+            dtype=self._policy,
+            name=f"{name}.norm",
+        )(x)
+        return self._activate(x, name, convolution.activation)

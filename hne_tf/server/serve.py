@@ -1,0 +1,62 @@
+"""The embedded server as a context: versions below a base path, answered over gRPC."""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+
+from hne_tf.server import service
+from hne_tf.server.catalog import Catalog
+from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.watcher import VersionWatcher
+
+
+@contextlib.contextmanager
+def serve(
+    model_base_path: str | pathlib.Path,
+    *,
+    model_name: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    options: service.Options | None = None,
+    metrics_port: int = 0,
+    poll_interval_s: float = 1.0,
+    drain_s: float = 10.0,
+    report: Callable[[str], None] = print,
+) -> Iterator[service.RunningServer]:
+    """Serves the newest version of a model while the block runs.
+
+    Args:
+      model_base_path: folder with one folder per version, as `export` writes it.
+      model_name: name that requests ask for; the base path's folder name by default.
+      host: address to listen on.
+      port: port to listen on; 0 for any free one.
+      options: how much the server takes on; `Options()` by default.
+      metrics_port: port of Prometheus metrics; 0 for none.
+      poll_interval_s: seconds between two looks for new versions; 0 for never.
+      drain_s: seconds that predictions under way have when the block ends.
+      report: gets a line per version that comes or goes.
+
+    Yields:
+      The running server: `address` is what a client takes, `version` what it serves.
+
+    Raises:
+      InputError: if there is no version that can be loaded, or a port is taken.
+
+    Example:
+      >>> with serve("models/digits") as server:
+      ...     BudgetClient(server.address, "digits").predict(images, budget_ms=20)
+    """
+    base_path = pathlib.Path(model_base_path)
+    # A traceback for every message that is not one of TF Serving's.
+    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as cleanup:
+        catalog = Catalog(model_name or base_path.resolve().name, ServerMetrics())
+        watcher = VersionWatcher(catalog, base_path, poll_interval_s, report)
+        watcher.start()
+        cleanup.callback(watcher.stop, drain_s)
+        if metrics_port:
+            cleanup.callback(catalog.metrics.serve(host, metrics_port))
+        server = service.start(catalog, host, port, options)
+        cleanup.callback(server.stop, drain_s)
+        yield server

@@ -1,0 +1,1 @@
+"""What a run trains on: its machines, their devices and kernels."""

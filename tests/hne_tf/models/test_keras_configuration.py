@@ -1,0 +1,67 @@
+"""The user's Keras configuration changes no network of ours."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+PROGRAM = """
+import json, sys
+import keras, numpy as np
+if sys.argv[1] == "other":
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_dtype_policy("mixed_float16")
+from hne_tf.image_spec import ImageSpec
+from hne_tf.models.architectures import MSDNet, MobileNetV2, ResNet
+from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
+from hne_tf.models.layers.deploy import DeployLayers
+from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
+from hne_tf.models.layers.grouped import GroupedLayers
+from hne_tf.models.layers.quantized import QuantizedLayers
+from hne_tf.models.layers.served import ServedLayers
+from hne_tf.models.layers.training import TrainingLayers
+from hne_tf.tree import Tree
+
+spec = ImageSpec((6, 8, 1), ("a", "b", "c"), (78.0,), (96.0,))
+resnet = ResNet("basic", widths=(4, 4), units=(1, 1), strides=(1, 2), stem_width=4)
+images = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 1)).astype(np.uint8)
+found = {}
+for kind, factories in {
+    TreeEnsemble: [TrainingLayers(), FusedTrainingLayers(), TrainingLayers(precision="bfloat16"),
+                   DeployLayers(), ServedLayers(), QuantizedLayers(), QuantizedLayers(True)],
+    GroupedEnsemble: [GroupedLayers(), FusedGroupedLayers()],
+}.items():
+    for factory in factories:
+        keras.utils.set_random_seed(0)
+        model = kind(resnet, Tree((1, 2)), spec, factory)
+        found[f"{kind.__name__} {factory}"] = {
+            "logits": np.asarray(model(images), np.float64).tolist(),
+            "type": model.output.dtype,
+            "weights": [[w.name, w.dtype, list(w.shape), float(np.abs(w.numpy()).sum())]
+                        for w in model.weights],
+        }
+print(json.dumps(found))
+"""
+
+
+def built(configuration):
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM, configuration],
+        cwd=pathlib.Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert output.returncode == 0, output.stderr
+    return json.loads(output.stdout)
+
+
+def test_networks_are_the_same_under_any_keras_configuration():
+    usual, other = built("usual"), built("other")
+    assert usual.keys() == other.keys()
+    for name, network in usual.items():
+        assert other[name]["weights"] == network["weights"], name
+        assert other[name]["type"] == network["type"], name
+        np.testing.assert_allclose(other[name]["logits"], network["logits"], rtol=1e-5, atol=1e-6)
