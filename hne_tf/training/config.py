@@ -83,7 +83,8 @@ def default() -> ml_collections.ConfigDict:
                 # them as they are, but those of ImageNet and image folders differ.
                 "image_size": 0,
                 # Of these, the central square with sides of this share of the shorter
-                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture.
+                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture. It is
+                # a part of what an export's clients do with a picture.
                 "central_crop": 0.0,
                 # Goes on without pictures that cannot be decoded, and counts them.
                 "skip_corrupt": False,
@@ -143,8 +144,8 @@ def default() -> ml_collections.ConfigDict:
                 "checkpoint_every_epochs": 1.0,
                 "keep_checkpoints": 3,
                 "validate_every_epochs": 1.0,
-                # A resumed run ends with the same bits. Slower on some devices; pictures
-                # are decoded one batch at a time. Data are the same in any case.
+                # A resumed run ends with the same bits. Slower on some devices. Data are
+                # the same in any case.
                 "deterministic": False,
                 # grouped: a layer computes all nodes of a block; branched: one node. auto:
                 # grouped on a GPU. A run keeps to the form it began in.
