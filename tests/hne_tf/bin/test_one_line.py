@@ -195,10 +195,10 @@ def test_a_config_file_may_take_an_argument(tmp_path):
 def test_settings_of_other_fields_are_refused(assert_refused, tmp_path, field):
     path = tmp_path / "config.py"
     path.write_text(
-    word = {"config.t": "trainin.", "config.d": "data.nmae", "del conf": "none of the name"}
+        "from hne_tf.training.config import default\n"
         f"def get_config():\n    config = default()\n    {field}\n    return config\n"
     )
-    word = {"config.t": "unknown trainin.", "config.d": "unknown data.nmae", "del conf": "missing"}
+    word = {"config.t": "trainin.", "config.d": "data.nmae", "del conf": "none of the name"}
     assert_refused(train, [f"--config={path}", f"--workdir={tmp_path / 'run'}"], word[field[:8]])
     assert not (tmp_path / "run").exists()
 
