@@ -16,12 +16,11 @@ SETTINGS = {
     "multi_exit": {"model__architecture": "multi_exit"},
     "msdnet": {
         "model__architecture": "msdnet",
-        **{"model__unit": "", "model__widths": (), "model__strides": ()},
-        "model__units": (1, 1, 1),
-        "model__growth": 2,
-        "model__scale_factors": (1, 2),
-        "model__bottlenecks": (1, 2),
-        "model__head_width": 8,
+        "model__msdnet__units": (1, 1, 1),
+        "model__msdnet__growth": 2,
+        "model__msdnet__scale_factors": (1, 2),
+        "model__msdnet__bottlenecks": (1, 2),
+        "model__msdnet__head_width": 8,
     },
 }
 

@@ -67,7 +67,7 @@ def test_quantisation_aware_training_improves_on_post_training(run):
 
 def test_the_objective_has_ended_its_ramp(run):
     constant, ramped = (
-        tune(flattened(run), changed(run, objective__ramp_epochs=epochs), steps=1)
+        tune(flattened(run), changed(run, objective__hierarchical__ramp_epochs=epochs), steps=1)
         for epochs in (0.0, 100.0)
     )
     assert ramped == pytest.approx(constant, rel=1e-4)

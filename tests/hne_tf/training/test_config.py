@@ -136,9 +136,7 @@ def test_fields_that_there_are_not_are_refused():
     flat = configs.default()
     flat.model.widths = (4, 8)
     flat.trianing = ml_collections.ConfigDict({"epochs": 3})
-    with pytest.raises(
-        InputError, match=r"got model\.widths, trianing\.epochs"
-    ):
+    with pytest.raises(InputError, match=r"got model\.widths, trianing\.epochs"):
         configs.check(flat)
     own = configs.default()
     own.model.settings.widths = (4, 8)

@@ -69,7 +69,7 @@ def test_several_steps_per_call_change_nothing(tiny_config, trained_workdir, tmp
 
 def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     config = tiny_config(
-        training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__ramp_epochs=0.3
+        training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__hierarchical__ramp_epochs=0.3
     )
     workdir, _ = run_to_end(config, tmp_path / "run")
     data_set = load(config.data)
@@ -225,16 +225,24 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny_co
         ("seed", -1, "seed must lie in 0 to 4294967295, got -1"),
         ("seed", 2**32, "seed must lie in 0 to 4294967295, got 4294967296"),
         ("training__epochs", math.inf, "training.epochs must be a finite number, got inf"),
-        ("objective__ramp_epochs", math.nan, "ramp_epochs must be a finite number, got nan"),
-        ("objective__temperature", math.inf, "temperature must be a finite number, got inf"),
+        (
+            "objective__hierarchical__ramp_epochs",
+            math.nan,
+            "ramp_epochs must be a finite number, got nan",
+        ),
+        (
+            "objective__hierarchical__temperature",
+            math.inf,
+            "temperature must be a finite number, got inf",
+        ),
         ("optimizer__learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
         ("optimizer__momentum", 1.0, r"momentum must lie in \[0, 1\), got 1.0"),
         ("optimizer__warmup_epochs", 3.0, "shorter than the run, got 3.0"),
         ("optimizer__weight_decay", -1.0, "weight_decay must be 0 or more, got -1.0"),
-        ("objective__alpha", -0.5, "alpha must be 0 or more, got -0.5"),
-        ("objective__temperature", 0.0, "temperature must be above 0, got 0.0"),
+        ("objective__hierarchical__alpha", -0.5, "alpha must be 0 or more, got -0.5"),
+        ("objective__hierarchical__temperature", 0.0, "temperature must be above 0, got 0.0"),
         ("objective__name", "magic", "objective must be one of .*, got 'magic'"),
-        ("objective__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
+        ("objective__hierarchical__ramp_epochs", -1.0, "ramp_epochs must be 0 or more, got -1.0"),
         ("model__branching", (1, 2), r"one factor for each of the 3 blocks, got \(1, 2\)"),
         ("model__branching", (1, 2, 0), r"positive integers, got \(1, 2, 0\)"),
         ("model__preset", "huge", "preset must be one of small, large, got 'huge'"),

@@ -22,11 +22,11 @@ SETTINGS = {
     "data.train_examples": 320,
     "data.pad_pixels": 1,
     "model.branching": (1, 2),
-    "model.unit": "basic",
+    "model.resnet.unit": "basic",
     # Enough steps, and long ones, to stop or kill the workers several times on the way.
-    "model.widths": (16, 32),
-    "model.units": (1, 1),
-    "model.strides": (1, 2),
+    "model.resnet.widths": (16, 32),
+    "model.resnet.units": (1, 1),
+    "model.resnet.strides": (1, 2),
     # Small enough that rounding does not grow into other losses within the run.
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_epochs": 0.1,
