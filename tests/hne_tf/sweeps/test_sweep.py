@@ -15,7 +15,7 @@ from configs.sweeps import (
     objectives_cifar10,
     objectives_digits,
 )
-from hne_tf.data.sources import STATISTICS
+from hne_tf.data.sets.tfds_sets import STATISTICS
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.sweeps import plan, report
