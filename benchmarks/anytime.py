@@ -131,7 +131,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
 
 def _cost_row(model: Model, batch_size: int, rounds: int, bar: str = "") -> list[str]:
-    from hne_tf.exported import latency, steps
+    from hne_tf.exported import steps
+    from hne_tf.exported.profiling import latency
     from hne_tf.exported.session import AnytimeSession
 
     images, runner = _images(model, batch_size), model.exported.steps

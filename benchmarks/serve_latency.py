@@ -32,7 +32,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.evaluation import results
         from hne_tf.evaluation.tables import aligned
-        from hne_tf.exported import latency
+        from hne_tf.exported.profiling import latency
 
     with tempfile.TemporaryDirectory() as folder:
         calls = _calls(pathlib.Path(folder))

@@ -18,11 +18,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "digits"
     config.data.pad_pixels = 1
     config.model.branching = (1, 4, 4)
-    config.model.unit = "basic"
-    config.model.stem_width = 8
-    config.model.widths = (16, 32, 48)
-    config.model.units = (1, 1, 1)
-    config.model.strides = (2, 2, 1)
+    config.model.resnet.unit = "basic"
+    config.model.resnet.stem_width = 8
+    config.model.resnet.widths = (16, 32, 48)
+    config.model.resnet.units = (1, 1, 1)
+    config.model.resnet.strides = (2, 2, 1)
     config.optimizer.learning_rate = 0.1
     config.training.epochs = 25.0
     config.training.batch_size = 64

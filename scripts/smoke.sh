@@ -21,7 +21,7 @@ cp -r hne_tf serving configs tests pyproject.toml README.md LICENSE "$place/sour
 "${pip[@]}" wheel --no-deps --wheel-dir="$place" "$place/source"
 "$place/venv/bin/python" tests/smoke/wheel.py "$place"/hne_tf-*.whl
 
-echo "installing hne_tf without extras, newest versions"
+echo "installing hne_tf without extras"
 "${pip[@]}" install "$@" "$place"/hne_tf-*.whl
 cd "$place/empty"
 "$place/venv/bin/python" "$checkout/tests/smoke/bare.py"

@@ -46,6 +46,14 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         ("num_batch_threads", 2, "Batches computed at once: the cores of the server."),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "grpc_max_threads",
+        None,
+        "Requests that TF Serving holds at once; by default two largest batches for each of "
+        "--num_batch_threads, and 64 or more.",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.mark_flags_as_required(["export", "output"], values)
 
 
@@ -64,6 +72,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         batch_timeout_micros=values.batch_timeout_micros,
         max_enqueued_batches=values.max_enqueued_batches,
         num_batch_threads=values.num_batch_threads,
+        grpc_max_threads=values.grpc_max_threads,
     )
     output = pathlib.Path(values.output)
     configmap = pathlib.Path(values.configmap) if values.configmap else None

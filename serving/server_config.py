@@ -1,6 +1,7 @@
 """What TF Serving's configuration files say of an export, and whether they fit it."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 
 from hne_tf.errors import InputError
@@ -9,8 +10,13 @@ from serving import config_protos
 MODELS = "models.config"
 BATCHING = "batching_parameters.txt"
 MONITORING = "monitoring.config"
+ENVIRONMENT = "server.env"
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _PLATFORM = "tensorflow"
+
+_THREADS = "GRPC_MAX_THREADS"
+# Enough for 64 clients where nothing is batched; a thread that waits costs little.
+_FEWEST_THREADS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,8 @@ class ServerSettings:
       max_enqueued_batches: full queues refuse requests, which tells clients to
         ask for less.
       num_batch_threads: batches computed at once, the cores of the server.
+      grpc_max_threads: requests held at once, see `least_threads`. By default two
+        batches for each batch thread: one that is computed, one that fills.
     """
 
     model: str
@@ -33,6 +41,22 @@ class ServerSettings:
     batch_timeout_micros: int = 1000
     max_enqueued_batches: int = 16
     num_batch_threads: int = 2
+    grpc_max_threads: int | None = None
+
+    @property
+    def threads(self) -> int:
+        """`grpc_max_threads`, or what it is by default."""
+        filling = 2 * self.num_batch_threads * self.batch_sizes[-1]
+        return self.grpc_max_threads or max(_FEWEST_THREADS, filling)
+
+    @property
+    def least_threads(self) -> int:
+        """Threads that two largest batches of single images need.
+
+        A request holds a thread until it is answered, so with fewer threads no batch can
+        be full, and beyond them TF Serving refuses: `Server Threadpool Exhausted`.
+        """
+        return 2 * self.batch_sizes[-1]
 
 
 def files(settings: ServerSettings) -> dict[str, str]:
@@ -68,11 +92,21 @@ prometheus_config {{
   path: "{METRICS_PATH}"
 }}
 """,
+        ENVIRONMENT: f"""\
+# Environment of the server, for compose; Kubernetes has it in the ConfigMap.
+# --grpc_max_threads. A request holds a thread until it is answered, and beyond them it is
+# refused. TF Serving's own number is four per core.
+{_THREADS}={settings.threads}
+""",
     }
 
 
 def config_map(contents: Mapping[str, str], name: str = "hne-serving") -> str:
-    """The files as a Kubernetes ConfigMap in YAML."""
+    """The files as a Kubernetes ConfigMap in YAML; variables are keys of their own.
+
+    Raises:
+      InputError: for a line of the environment that is none.
+    """
     lines = [
         "# Written by serving.configure from the files in serving/config.",
         "apiVersion: v1",
@@ -82,9 +116,29 @@ def config_map(contents: Mapping[str, str], name: str = "hne-serving") -> str:
         "data:",
     ]
     for file, text in contents.items():
+        if file == ENVIRONMENT:
+            lines += [f'  {name}: "{value}"' for name, value in environment(text).items()]
+            continue
         lines.append(f"  {file}: |")
         lines += [f"    {line}" if line else "" for line in text.splitlines()]
     return "\n".join(lines) + "\n"
+
+
+def environment(text: str) -> dict[str, str]:
+    """Variables and their values in the text of `ENVIRONMENT`.
+
+    Raises:
+      InputError: for a line that sets none, or sets one again.
+    """
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([A-Z][A-Z0-9_]*)=([A-Za-z0-9_]+)", line)
+        if not match or match[1] in found:
+            raise InputError(f"a line must set a variable, each once, got {line!r}")
+        found[match[1]] = match[2]
+    return found
 
 
 def differences(contents: Mapping[str, str], settings: ServerSettings) -> Iterator[str]:
@@ -96,7 +150,12 @@ def differences(contents: Mapping[str, str], settings: ServerSettings) -> Iterat
       contents: text by file name.
       settings: the export's model, base path and batch sizes.
     """
-    checks = {MODELS: _models, BATCHING: _batching, MONITORING: _monitoring}
+    checks = {
+        MODELS: _models,
+        BATCHING: _batching,
+        MONITORING: _monitoring,
+        ENVIRONMENT: _environment,
+    }
     for name, check in checks.items():
         if name not in contents:
             yield f"{name} is missing"
@@ -158,3 +217,15 @@ def _monitoring(text: str, settings: ServerSettings) -> Iterator[str]:
         yield "prometheus_config must be enabled"
     if not prometheus.path.startswith("/"):
         yield f"path must start with '/', got {prometheus.path!r}"
+
+
+def _environment(text: str, settings: ServerSettings) -> Iterator[str]:
+    variables = environment(text)
+    threads = variables.get(_THREADS, "")
+    if not threads.isascii() or not threads.isdecimal() or int(threads) < settings.least_threads:
+        yield (
+            f"{_THREADS} must be {settings.least_threads} or more, two of the largest batch, "
+            f"got {threads or 'none'}"
+        )
+    if unknown := sorted(variables.keys() - {_THREADS}):
+        yield f"variables must be {_THREADS}, got {', '.join(unknown)}"

@@ -26,17 +26,20 @@ settings.load_profile("suite")
 def tiny_config():
     """Makes the settings of a run of a few seconds: digits, three blocks, N = 4."""
 
+    tiny = {"unit": "basic", "widths": (4, 8, 8), "units": (1, 1, 1), "strides": (1, 2, 1)}
+    tiny["stem_width"] = 4
+
     def make(**overrides):
         config = default()
         config.update_from_flattened_dict(
             {
                 "data.train_examples": 320,
                 "model.branching": (1, 2, 2),
-                "model.resnet.unit": "basic",
-                "model.resnet.widths": (4, 8, 8),
-                "model.resnet.units": (1, 1, 1),
-                "model.resnet.strides": (1, 2, 1),
-                "model.resnet.stem_width": 4,
+                **{
+                    f"model.{network}.{name}": value
+                    for network in ("resnet", "multi_exit")
+                    for name, value in tiny.items()
+                },
                 "optimizer.warmup_epochs": 0.5,
                 "training.epochs": 3.0,
                 "training.batch_size": 32,

@@ -56,7 +56,7 @@ def test_a_new_file_a_line_and_a_test_are_all_that_the_package_needs(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     diffs = titled("diff")
-    assert len(diffs) == 3
+    assert len(diffs) == 5
     for name, diff in diffs.items():
         lines = diff.splitlines()
         before = "\n".join(line[1:] for line in lines if not line.startswith("+"))
@@ -66,5 +66,5 @@ def test_a_new_file_a_line_and_a_test_are_all_that_the_package_needs(tmp_path):
         assert text.count(before) == 1, name
         (tmp_path / name).write_text(text.replace(before, after))
     tests = [name for name in OF_THE_PACKAGE if name.startswith("tests/")]
-    assert len(tests) == 3
+    assert len(tests) == 5
     python("-m", "pytest", "-p", "no:cacheprovider", *tests, folder=tmp_path, path=tmp_path)

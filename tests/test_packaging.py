@@ -35,7 +35,7 @@ BARE = (
     "hne_tf.compression.compressor",
     "hne_tf.evaluation.evaluation",
     "hne_tf.export.exporter",
-    "hne_tf.exported.profile",
+    "hne_tf.exported.profiling.profile",
     "hne_tf.export.tflite",
     "hne_tf.exported.session",
     "hne_tf.pretrained",

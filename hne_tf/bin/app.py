@@ -131,8 +131,8 @@ def _unusable_file(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _UNUSABLE:
         where = f"{error.filename!r}: " if error.filename is not None else ""
         return f"{rule}, got {where}{error.strerror}"
-    # TensorFlow's own, by its words.
-    if type(error).__module__.startswith("tensorflow"):
+    # TensorFlow's and HDF5's own, by their words.
+    if type(error).__module__.startswith("tensorflow") or isinstance(error, OSError):
         text = " ".join(str(error).split())
         if any(os.strerror(number) in text for number in _UNUSABLE):
             return f"{rule}, got {text[:200]}"

@@ -54,7 +54,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.evaluation import results, tables
         from hne_tf.exported.model import load
-        from hne_tf.exported.profile import profile
+        from hne_tf.exported.profiling.profile import profile
 
         # Its extra is missed now, not after measuring.
         if values.results:

@@ -31,9 +31,6 @@ class Encoded(NamedTuple):
 # Maps an index to the picture at it; several threads call it at a time.
 Fetch = Callable[[int], Encoded]
 
-# Number of examples and their reader, by split.
-Readers = Mapping[str, tuple[int, Fetch]]
-
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:

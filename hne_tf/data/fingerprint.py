@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hne_tf.data.class_folders import Ignored, find_splits, list_classes
+from hne_tf.data.sets.class_folders import Ignored, find_splits, list_classes
 from hne_tf.errors import InputError
 
 _TOLD_NAMES = 5

@@ -14,7 +14,7 @@ with extra("report"):
     from matplotlib.figure import Figure
 
 if typing.TYPE_CHECKING:
-    from hne_tf.exported.profile import ProfiledModel
+    from hne_tf.exported.profiling.profile import ProfiledModel
 
 
 def plot(evaluation: dict[str, Any], title: str, paths: list[pathlib.Path]) -> None:

@@ -1,5 +1,6 @@
 """Accuracy of every ensemble size on corrupted test images."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -43,14 +44,17 @@ def evaluate(
         raise InputError(f"examples must be 1 or more, got {examples}")
     sizes = model.tree.sizes
     batches = _first(labelled.batches(data, model.images.shape, _BATCH_SIZE), examples)
+    # Data sets come in batches of their own size.
+    firsts = itertools.accumulate((len(labels) for _, labels in batches[:-1]), initial=0)
+    numbered = list(zip(firsts, batches, strict=True))
     predict = inference(model)
     accuracy: dict[str, dict[str, dict[str, float]]] = {}
     for name in CORRUPTIONS:
         accuracy[name] = {}
         for severity in severities:
             corrupted = (
-                (corrupt(images, name, severity, index * _BATCH_SIZE), labels)
-                for index, (images, labels) in enumerate(batches)
+                (corrupt(images, name, severity, first), labels)
+                for first, (images, labels) in numbered
             )
             measured = measure(predict, corrupted, [EnsembleAccuracy(sizes, model.average)])
             accuracy[name][str(severity)] = {

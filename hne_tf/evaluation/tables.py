@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
-    from hne_tf.exported.profile import ProfiledModel
+    from hne_tf.exported.profiling.profile import ProfiledModel
 
 _COLUMNS = {
     "size": "{:d}",

@@ -12,8 +12,9 @@ from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation
 from hne_tf.export import describe, signatures, verification, warmup
-from hne_tf.exported import latency, versions
+from hne_tf.exported import versions
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.profiling import latency
 from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.files import write_text

@@ -8,19 +8,26 @@ import abc
 import functools
 import itertools
 import pathlib
+import pkgutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from hne_tf.errors import InputError
 from hne_tf.exported import manifest as manifests
-from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import AnytimeSession, Clock, Prediction, StepTimes
 from hne_tf.exported.steps import RunnableSignature, SignatureSteps, StepRunner, check_images
 from hne_tf.exported.versions import version_folder
+
+
+# The registry of formats that are one file, by suffix: import path of the `ExportedModel` that
+# opens it. A new format needs a line here.
+FILE_FORMATS: Mapping[str, str] = {
+    ".tflite": "hne_tf.exported.tflite_model:TFLiteModel",
+}
 
 
 def load(path: str | pathlib.Path, threads: int | None = None) -> "ExportedModel":
@@ -52,9 +59,8 @@ def load(path: str | pathlib.Path, threads: int | None = None) -> "ExportedModel
             f"got {str(path)!r}, which is not there"
         )
     if not path.is_dir():
-        from hne_tf.exported.tflite_model import TFLiteModel
-
-        return TFLiteModel(path, tflite_file.read_manifest(path), threads)
+        kind = FILE_FORMATS.get(path.suffix, FILE_FORMATS[".tflite"])
+        return pkgutil.resolve_name(kind).open(path, threads)
     if threads is not None:
         raise InputError(
             "threads are set for a TFLite file; a SavedModel has those of the process, "

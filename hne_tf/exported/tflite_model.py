@@ -44,6 +44,11 @@ class TFLiteModel(ExportedModel):
             raise InputError(f"threads must be 1 or more, got {threads!r}")
         self._threads = threads
 
+    @classmethod
+    def open(cls, path: pathlib.Path, threads: int | None = None) -> "TFLiteModel":
+        """Opens a file that is whole; raises `InputError` for any other."""
+        return cls(path, tflite_file.read_manifest(path), threads)
+
     @property
     def name(self) -> str:
         return self.path.stem

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from hne_tf.errors import InputError
-from hne_tf.training.config import copy_of, digest
+from hne_tf.training.config import check, copy_of, digest
 
 # Splits that a table can be judged on; nobody chooses or reports by training data.
 SPLITS = ("validation", "test")
@@ -185,6 +185,7 @@ def _settings(
             f"change its table, got False in group {group!r}"
         )
     config.seed = seed
+    check(config)
     return ml_collections.FrozenConfigDict(config)
 
 

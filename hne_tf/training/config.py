@@ -27,8 +27,6 @@ _CIRCUMSTANCES = (
     "distribution.operation_threads",
 )
 
-# Settings of classes of the user's own have names of their own.
-_FREE = ("model.settings.", "objective.settings.")
 
 # Before architectures and objectives had sub-sections, settings had a flat form. Files in that
 # form are read, and digests are taken of it: they name the folders of sweeps and stand in
@@ -85,7 +83,8 @@ def default() -> ml_collections.ConfigDict:
                 # them as they are, but those of ImageNet and image folders differ.
                 "image_size": 0,
                 # Of these, the central square with sides of this share of the shorter
-                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture.
+                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture. It is
+                # a part of what an export's clients do with a picture.
                 "central_crop": 0.0,
                 # Goes on without pictures that cannot be decoded, and counts them.
                 "skip_corrupt": False,
@@ -145,8 +144,8 @@ def default() -> ml_collections.ConfigDict:
                 "checkpoint_every_epochs": 1.0,
                 "keep_checkpoints": 3,
                 "validate_every_epochs": 1.0,
-                # A resumed run ends with the same bits. Slower on some devices; pictures
-                # are decoded one batch at a time. Data are the same in any case.
+                # A resumed run ends with the same bits. Slower on some devices. Data are
+                # the same in any case.
                 "deterministic": False,
                 # grouped: a layer computes all nodes of a block; branched: one node. auto:
                 # grouped on a GPU. A run keeps to the form it began in.
@@ -223,22 +222,26 @@ def _with_tuples(value: Any) -> Any:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Checks what holds for settings in general; ranges are up to what takes a setting.
+    """Checks names of fields, and what holds for numbers in general.
+
+    Ranges are up to what takes a setting.
 
     Raises:
-      InputError: for fields that are missing or unknown, a setting that is infinite or
-        not a number, or a seed outside 0 to 2**32 - 1.
+      InputError: for a field that there is not, such as a misspelt one, or is missing;
+        for a setting that is infinite or not a number; or a seed outside 0 to 2**32 - 1.
     """
-    fields = dict(_leaves(config.to_dict(), ""))
-    known = dict(_leaves(default().to_dict(), ""))
-    unknown = [name for name in fields if name not in known and not name.startswith(_FREE)]
-    missing = [name for name in known if name not in fields]
-    if unknown or missing:
-        what = [f"unknown {', '.join(unknown)}"] if unknown else []
-        what += [f"missing {', '.join(missing)}"] if missing else []
+    fields, known = _dotted(config), _dotted(default())
+    # What a class of one's own takes, it knows itself.
+    own = [name for name in fields if name.split(".")[1:2] == ["settings"]]
+    if unknown := sorted(fields.keys() - known.keys() - set(own)):
         raise InputError(
-            "settings must be the fields of hne_tf.training.config.default(), got "
-            f"{' and '.join(what)}"
+            "fields of a config must be some of those in hne_tf/training/config.py, got "
+            f"{', '.join(unknown)}"
+        )
+    if missing := sorted(known.keys() - fields.keys()):
+        raise InputError(
+            "a config must have all fields of hne_tf.training.config.default(), got none of the "
+            f"name {', '.join(missing)}"
         )
     for field, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,5 +1,6 @@
 """What clients promise of any server: ours, and TF Serving where it is installed."""
 
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -21,6 +22,7 @@ from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
 from hne_tf.server.watcher import VersionWatcher
 from hne_tf.tree import Tree
+from serving.server_config import ServerSettings
 
 _LEAVES, _CLASSES = 3, 2
 _LARGEST_BATCH = 4
@@ -166,6 +168,27 @@ def test_the_largest_batch_is_said(batching_address, images):
         pytest.raises(BudgetError, match=r"at most 4 (images|rows).*got 5"),
     ):
         client.predict(images, 10_000.0)
+
+
+@pytest.fixture(scope="module")
+def configured_address(server_kind, base_path, request):
+    """A server of `digits` with the threads that `serving.configure` writes."""
+    if server_kind == "embedded":
+        return request.getfixturevalue("server").address
+    threads = ServerSettings("digits", str(base_path), (1, 32)).threads
+    return request.getfixturevalue("model_server")(base_path, f"--grpc_max_threads={threads}")
+
+
+def test_sixty_four_clients_at_once_are_answered(configured_address, images):
+    def ask(client):
+        return [client.predict(images, "ensemble_4")["logits"].shape for _ in range(5)]
+
+    with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(64) as threads:
+        clients = [
+            stack.enter_context(ServingClient(configured_address, "digits")) for _ in range(64)
+        ]
+        answers = list(threads.map(ask, clients))
+    assert answers == [[(5, 10)] * 5] * 64
 
 
 def test_requests_of_no_rows_are_not_sent(batching_address, images):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from serving import config_protos, configure, server_config
-from serving.server_config import BATCHING, MODELS, MONITORING, ServerSettings
+from serving.server_config import BATCHING, ENVIRONMENT, MODELS, MONITORING, ServerSettings
 
 _COMMITTED = pathlib.Path(server_config.__file__).parent / "config"
 _SETTINGS = ServerSettings("digits", "/models/digits", (1, 4, 16))
@@ -25,7 +25,12 @@ def _findings(**changed):
     """What is found when a pattern in a file is replaced, by file name."""
     contents = server_config.files(_SETTINGS)
     for name, (old, new) in changed.items():
-        file = {"models": MODELS, "batching": BATCHING, "monitoring": MONITORING}[name]
+        file = {
+            "models": MODELS,
+            "batching": BATCHING,
+            "monitoring": MONITORING,
+            "server": ENVIRONMENT,
+        }[name]
         assert old in contents[file]
         contents[file] = contents[file].replace(old, new)
     return list(server_config.differences(contents, _SETTINGS))
@@ -65,6 +70,12 @@ def test_files_are_read_back_as_written():
         ({"monitoring": ("enable: true", "enable: false")}, "must be enabled"),
         ({"monitoring": ('"/monitoring', '"monitoring')}, "must start with '/'"),
         ({"monitoring": ("enable: true", "enable: 7")}, "MonitoringConfig in text form"),
+        ({"server": ("=64", "=31")}, "must be 32 or more, two of the largest batch, got 31"),
+        ({"server": ("=64", "=²")}, "must set a variable, each once, got 'GRPC_MAX_THREADS=²'"),
+        ({"server": ("=64", "=many")}, "must be 32 or more, two of the largest batch, got many"),
+        ({"server": ("GRPC_MAX_THREADS=64", "")}, "must be 32 or more, two of the largest"),
+        ({"server": ("GRPC_MAX", "MAX")}, "variables must be GRPC_MAX_THREADS, got MAX_THREADS"),
+        ({"server": ("=64", "=64\nGRPC_MAX_THREADS=64")}, "each once, got 'GRPC_MAX_THREADS=64'"),
     ],
 )
 def test_what_tf_serving_would_refuse_or_the_export_does_not_fit_is_found(changed, finding):
@@ -76,6 +87,31 @@ def test_what_tf_serving_would_refuse_or_the_export_does_not_fit_is_found(change
 
 def test_tuning_is_free():
     assert _findings(batching=("{ value: 1000 }", "{ value: 5000 }")) == []
+    assert _findings(server=("=64", "=32")) == []
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "settings", "threads"),
+    [
+        ((1,), {}, 64),
+        ((1, 16), {}, 64),
+        ((1, 32), {}, 128),
+        ((1, 32), {"num_batch_threads": 8}, 512),
+        ((1, 32), {"grpc_max_threads": 100}, 100),
+    ],
+)
+def test_threads_hold_two_largest_batches_for_each_batch_thread(batch_sizes, settings, threads):
+    made = ServerSettings("digits", "/models/digits", batch_sizes, **settings)
+    assert server_config.environment(server_config.files(made)[ENVIRONMENT]) == {
+        "GRPC_MAX_THREADS": str(threads)
+    }
+
+
+def test_threads_that_no_batch_would_fill_are_refused(export, tmp_path, assert_refused):
+    # The four per core that TF Serving takes by itself, on two cores.
+    flags = [f"--export={export}", f"--output={tmp_path / 'config'}", "--grpc_max_threads=8"]
+    assert_refused(configure, flags, "GRPC_MAX_THREADS must be 32 or more", "got 8")
+    assert not (tmp_path / "config").exists()
 
 
 def test_the_newest_version_and_a_given_one_make_the_same_files(export, tmp_path, run_binary):

@@ -70,7 +70,13 @@ def test_kustomize_applies_every_resource():
 
 def test_the_config_map_holds_the_configuration_files():
     files = {name: (_SERVING / "config" / name).read_text() for name in _CONFIG}
-    assert _kubernetes("ConfigMap")["data"] == files
+    data = _kubernetes("ConfigMap")["data"]
+    assert {name: data[name] for name in _CONFIG} == files
+    environment = (_SERVING / "config" / server_config.ENVIRONMENT).read_text()
+    assert {name: data[name] for name in data.keys() - files.keys()} == server_config.environment(
+        environment
+    )
+    files[server_config.ENVIRONMENT] = environment
     # What serving.configure writes, to the byte.
     assert (_KUBERNETES / "configmap.yaml").read_text() == server_config.config_map(files)
 
@@ -133,6 +139,8 @@ def test_both_deployments_run_the_same_server_with_the_files_in_config():
     (container,) = _pod()["containers"]
     assert compose["image"] == container["image"]
     flags = [_tf_serving_flags(args) for args in (compose["command"], container["args"])]
+    # Both take it from the environment, compose through a shell.
+    assert flags[1].pop("grpc_max_threads") == "$(GRPC_MAX_THREADS)"
     own = {"model_config_file_poll_wait_seconds", "grpc_channel_arguments"}
     assert {k: v for k, v in flags[0].items() if k not in own} == {
         k: v for k, v in flags[1].items() if k not in own
@@ -145,6 +153,42 @@ def test_both_deployments_run_the_same_server_with_the_files_in_config():
     threads = str(batching.num_batch_threads.value)
     assert flags[0]["tensorflow_intra_op_parallelism"] == threads
     assert container["resources"]["limits"]["cpu"] == threads
+
+
+def test_pods_take_every_variable_from_the_config_map():
+    (container,) = _pod()["containers"]
+    taken = {entry["name"]: entry["valueFrom"]["configMapKeyRef"] for entry in container["env"]}
+    for name, source in taken.items():
+        assert (source["name"], source["key"]) == (
+            _kubernetes("ConfigMap")["metadata"]["name"],
+            name,
+        )
+    text = (_SERVING / "config" / server_config.ENVIRONMENT).read_text()
+    assert taken.keys() >= server_config.environment(text).keys()
+
+
+def test_compose_gives_the_server_as_many_threads_as_configured(tmp_path):
+    compose = yaml.safe_load(_COMPOSE.read_text())["services"]["tf-serving"]
+    assert (_SERVING / compose["env_file"]).samefile(
+        _SERVING / "config" / server_config.ENVIRONMENT
+    )
+    variables = server_config.environment((_SERVING / compose["env_file"]).read_text())
+    program = tmp_path / "tensorflow_model_server"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    # Compose makes one dollar of two.
+    command = [part.replace("$$", "$") for part in compose["entrypoint"]] + compose["command"]
+    ran = subprocess.run(
+        command,
+        env={**variables, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.splitlines() == [
+        f"--grpc_max_threads={variables['GRPC_MAX_THREADS']}",
+        *compose["command"],
+    ]
 
 
 def test_what_compose_mounts_exists():

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from hne_tf.bin import app, config_file, train
+from hne_tf.bin import app, config_file, convert_tflite, evaluate, export, sweep, train
 
 ROOT = pathlib.Path(__file__).parents[3]
 DIGITS = f"--config={ROOT / 'configs/digits.py'}"
@@ -70,6 +71,8 @@ def test_what_tensorflow_says_of_a_full_disk_is_one_line(capsys):
 
 
 def test_other_errors_of_the_system_keep_their_traceback():
+    hdf5 = OSError("unable to write (errno = 28, error message = 'No space left on device')")
+    assert run(raising(hdf5)) == 1
     with pytest.raises(OSError, match="Bad file descriptor"):
         run(raising(OSError(errno.EBADF, os.strerror(errno.EBADF))))
 
@@ -195,7 +198,7 @@ def test_settings_of_other_fields_are_refused(assert_refused, tmp_path, field):
         "from hne_tf.training.config import default\n"
         f"def get_config():\n    config = default()\n    {field}\n    return config\n"
     )
-    word = {"config.t": "unknown trainin.", "config.d": "unknown data.nmae", "del conf": "missing"}
+    word = {"config.t": "trainin.", "config.d": "data.nmae", "del conf": "none of the name"}
     assert_refused(train, [f"--config={path}", f"--workdir={tmp_path / 'run'}"], word[field[:8]])
     assert not (tmp_path / "run").exists()
 
@@ -206,6 +209,19 @@ def test_an_impossible_workdir_is_one_line(assert_refused, tmp_path, place):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").touch()
     assert_refused(train, [*TINY, f"--workdir={tmp_path / place}"], str(tmp_path))
+
+
+def test_a_file_in_the_way_of_any_binary_is_one_line(assert_refused, trained_workdir, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    config = f"--config={ROOT / 'configs/sweeps/objectives_digits.py'}"
+    assert_refused(sweep, [config, f"--root={file / 'root'}"], "Not a directory", str(file))
+    copied = shutil.copytree(trained_workdir.path, tmp_path / "run")
+    (copied / "evaluation.json").mkdir()
+    run = f"--workdir={copied}"
+    assert_refused(evaluate, [run], "Is a directory", "evaluation.json")
+    assert_refused(export, [run, f"--model_base_path={file / 'model'}"], str(file))
+    assert_refused(convert_tflite, [run, f"--output={file / 'a.tflite'}"], str(file))
 
 
 def limited(bytes_):

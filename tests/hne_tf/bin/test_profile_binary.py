@@ -8,13 +8,13 @@ import tensorflow as tf
 from hne_tf.bin import profile
 from hne_tf.errors import InputError
 from hne_tf.evaluation import tables
-from hne_tf.exported import latency as latencies
-from hne_tf.exported import profile as profiles
 from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import Manifest, read_manifest
 from hne_tf.exported.measurements import Accuracy, MeasuredLatency, Measurement, Storage
 from hne_tf.exported.model import load
-from hne_tf.exported.profile import ProfiledModel
+from hne_tf.exported.profiling import latency as latencies
+from hne_tf.exported.profiling import profile as profiles
+from hne_tf.exported.profiling.profile import ProfiledModel
 from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.tree import Tree

@@ -22,10 +22,10 @@ def get_config():
     base.update_from_flattened_dict({
         "data.train_examples": 320,
         "model.branching": (1, 2),
-        "model.unit": "basic",
-        "model.widths": (4, 8),
-        "model.units": (1, 1),
-        "model.strides": (2, 2),
+        "model.resnet.unit": "basic",
+        "model.resnet.widths": (4, 8),
+        "model.resnet.units": (1, 1),
+        "model.resnet.strides": (2, 2),
         "optimizer.warmup_epochs": 1.0,
         "training.epochs": 40.0,
         "training.batch_size": 32,
@@ -112,7 +112,10 @@ def test_another_sweep_uses_the_runs_it_shares_and_reports_those_that_fail(
     folder, _ = finished
     root = tmp_path / "root"
     shutil.copytree(folder / "root", root)
-    groups = (("broken", {"objective.alpha": -1.0}), ("mine", {"objective.name": "independent"}))
+    groups = (
+        ("broken", {"objective.hierarchical.alpha": -1.0}),
+        ("mine", {"objective.name": "independent"}),
+    )
     code, again, errors = run_binary(
         sweep,
         config,

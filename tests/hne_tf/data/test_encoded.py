@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import threading
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from hne_tf import data
 from hne_tf.bin import evaluate, train
+from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.encoded import Encoded, EncodedSplit
 from hne_tf.data.pixels import Pixels, decode, read_bytes
 from hne_tf.errors import InputError, raised_in_graph
@@ -118,8 +120,9 @@ def deterministic():
     config.disable_op_determinism()
 
 
+@pytest.mark.parametrize("training", [False, True])
 def test_pictures_and_batches_are_decoded_in_parallel_and_deterministic(
-    made_of, encode, deterministic
+    made_of, encode, deterministic, training
 ):
     """Three readers wait for each other: of one batch of two, and of the next."""
     tf.keras.utils.set_random_seed(0)
@@ -134,8 +137,14 @@ def test_pictures_and_batches_are_decoded_in_parallel_and_deterministic(
         return encoded
 
     dataset = made_of(read)
-    batches = list(dataset.evaluation_batches("test", 2).as_numpy_iterator())
-    assert np.concatenate([labels for _, labels in batches]).tolist() == [0, 1] * 20
+    if training:
+        augmentation = Augmentation(pad_pixels=1, flip=True, color_jitter=0.5)
+        dataset = dataclasses.replace(dataset, augmentation=augmentation)
+        batches = dataset.train_batches(batch_size=2, start_step=0, total_steps=20, seed=0)
+    else:
+        batches = dataset.evaluation_batches("test", 2)
+    labels = np.concatenate([labels for _, labels in batches.as_numpy_iterator()])
+    assert sorted(labels) == [0] * 20 + [1] * 20
     assert not met.broken
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hne_tf import data
-from hne_tf.data import tfds_sets
+from hne_tf.data.sets import tfds_sets
 from hne_tf.errors import InputError
 
 
@@ -45,7 +45,7 @@ def test_train_examples_is_a_fixed_stratified_subset(load):
 def test_cifar_validation_is_the_last_5000_of_train(load, name, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (5040, 32, 32, 3), np.uint8)
     labels = np.arange(5040) % 4
-    arrays = tuple("abcd"), (images, labels), (images[:8], labels[:8])
+    arrays = tuple("abcd"), "cifar/1.0.0", (images, labels), (images[:8], labels[:8])
     monkeypatch.setattr(tfds_sets, "read_arrays", lambda config: arrays)
     dataset = load(name=name, train_examples=20)
     assert [dataset.examples(split) for split in data.SPLITS] == [20, 5000, 8]
@@ -80,7 +80,7 @@ def test_sets_in_memory_are_resized_as_pillow_does_before_augmentation(
     small = rng.integers(0, 256, (5040, 4, 4, 3), np.uint8)
     images = np.asarray([Image.fromarray(image).resize((32, 32)) for image in small])
     labels = np.arange(5040) % 4
-    arrays = tuple("abcd"), (images, labels), (images[:8], labels[:8])
+    arrays = tuple("abcd"), "cifar/1.0.0", (images, labels), (images[:8], labels[:8])
     monkeypatch.setattr(tfds_sets, "read_arrays", lambda config: arrays)
     for size in (64, 12):
         dataset = load(name="cifar10", image_size=size)
@@ -138,3 +138,26 @@ def test_real_cifar10(load, batches_of):
 def test_bad_settings(load, settings, message):
     with pytest.raises(InputError, match=message):
         load(**settings)
+
+
+def test_a_set_of_ones_own_is_named_by_its_import_path(load, tmp_path, monkeypatch):
+    (tmp_path / "my_squares.py").write_text(
+        "import numpy as np\n"
+        "from hne_tf.data.source import ArraySource\n"
+        "def load(config):\n"
+        "    images, labels = np.zeros([20, 6, 6, 1], np.uint8), np.arange(20) % 2\n"
+        "    arrays = dict.fromkeys(('train', 'validation', 'test'), (images, labels))\n"
+        "    return ArraySource(('a', 'b'), ((0.0,), (1.0,)), 'squares/1', arrays)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = load(name="my_squares:load", image_size=8)
+    assert dataset.spec.shape == (8, 8, 1)
+    assert dataset.record.fingerprint == "squares/1"
+    assert dataset.examples("test") == 20
+    for name, reason in (
+        ("my_squares:store", "a function of my_squares"),
+        ("no_such_module:load", "a module that can be imported"),
+        ("squares", r"one of digits, .* or an import path"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            load(name=name)

@@ -17,9 +17,10 @@ from scipy import special
 import hne_tf as hne
 from hne_tf.errors import InputError
 from hne_tf.export import signatures
-from hne_tf.exported import latency, model, profile, session, tflite_file
+from hne_tf.exported import model, session, tflite_file
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.model import ExportedModel, load
+from hne_tf.exported.profiling import latency, profile
 from hne_tf.exported.steps import RunnableSignature, SignatureInput, walk
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.image_spec import ImageSpec
@@ -374,7 +375,7 @@ def test_examples_are_found():
         "hne_tf.exported.model.load",
         "hne_tf.exported.model.ExportedModel.predict",
         "hne_tf.exported.session.AnytimeSession",
-        "hne_tf.exported.profile.profile",
+        "hne_tf.exported.profiling.profile.profile",
     } <= names
 
 

@@ -15,7 +15,7 @@ from configs.sweeps import (
     objectives_cifar10,
     objectives_digits,
 )
-from hne_tf.data.sources import STATISTICS
+from hne_tf.data.sets.tfds_sets import STATISTICS
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.sweeps import plan, report
@@ -309,7 +309,7 @@ def test_every_sweep_is_as_large_as_it_says_and_fits_its_model(module):
     for run in sweep.runs[: len(sweep.groups)]:
         blocks = build.architecture(run.config).blocks
         assert blocks == build.tree(run.config).blocks - build.has_exits(run.config)
-        build.objective(run.config, 2.0, 0)
+        build.objective(run.config, 2.0)
 
 
 def test_all_sweeps_are_tested():

@@ -129,3 +129,20 @@ def test_settings_of_a_choice():
     model.settings.depth = 3
     with pytest.raises(InputError, match="empty for resnet"):
         configs.settings_of(model, "resnet")
+
+
+def test_fields_that_there_are_not_are_refused():
+    configs.check(configs.default())
+    flat = configs.default()
+    flat.model.widths = (4, 8)
+    flat.trianing = ml_collections.ConfigDict({"epochs": 3})
+    with pytest.raises(InputError, match=r"got model\.widths, trianing\.epochs"):
+        configs.check(flat)
+    own = configs.default()
+    own.model.settings.widths = (4, 8)
+    own.objective.settings = {"margin": 0.5}
+    configs.check(own)
+    short = configs.default()
+    del short.model.preset
+    with pytest.raises(InputError, match=r"got none of the name model\.preset"):
+        configs.check(short)

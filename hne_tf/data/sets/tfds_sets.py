@@ -9,20 +9,51 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import config_dict
 
-from hne_tf.data.encoded import Encoded, Fetch, Readers
+from hne_tf.data.encoded import Encoded, Fetch
+from hne_tf.data.source import IMAGENET_STATISTICS, ArraySource, PictureSource
 from hne_tf.errors import InputError, extra
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+CIFAR_VALIDATION_EXAMPLES = 5000
 IMAGENET_VALIDATION_EXAMPLES = 50_000
+
+# Mean and standard deviation per channel over the training split, in uint8 units;
+# CIFAR-100's are over all of train, validation included.
+STATISTICS = {
+    "cifar10": ((125.34, 122.97, 113.90), (63.00, 62.10, 66.71)),
+    "cifar100": ((129.31, 124.06, 112.43), (68.16, 65.38, 70.43)),
+}
 
 # Arrays of one split: images uint8 [n, height, width, channels], labels [n].
 SplitArrays = tuple[np.ndarray, np.ndarray]
 
 
-def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], SplitArrays, SplitArrays]:
-    """Class names, train and test arrays of an image classification set.
+def load_cifar(config: config_dict.ConfigDict) -> ArraySource:
+    """CIFAR-10 or CIFAR-100; the last 5,000 images of train are validation.
+
+    Args:
+      config: the `data` section of `hne_tf.training.config.default()`.
+
+    Raises:
+      InputError: if the set is missing or cannot be downloaded.
+    """
+    class_names, version, (images, labels), test = read_arrays(config)
+    train = slice(None, -CIFAR_VALIDATION_EXAMPLES)
+    validation = slice(-CIFAR_VALIDATION_EXAMPLES, None)
+    arrays = {
+        "train": (images[train], labels[train]),
+        "validation": (images[validation], labels[validation]),
+        "test": test,
+    }
+    return ArraySource(class_names, STATISTICS[config.name], version, arrays)
+
+
+def read_arrays(
+    config: config_dict.ConfigDict,
+) -> tuple[tuple[str, ...], str, SplitArrays, SplitArrays]:
+    """Class names, name with version, train and test arrays of an image classification set.
 
     Args:
       config: the `data` section of `hne_tf.training.config.default()`.
@@ -40,18 +71,10 @@ def read_arrays(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], SplitA
             (split["image"].numpy(), split["label"].numpy())
             for split in builder.as_dataset(split=["train", "test"], batch_size=-1, decoders=wanted)
         )
-    return tuple(builder.info.features["label"].names), train, test
+    return tuple(builder.info.features["label"].names), builder.info.full_name, train, test
 
 
-def version(config: config_dict.ConfigDict) -> str:
-    """Name and version of a prepared data set, such as `cifar10/3.0.2`."""
-    with _only_errors_logged():
-        return _prepared(config).info.full_name
-
-
-def find_imagenet(
-    config: config_dict.ConfigDict,
-) -> tuple[tuple[str, ...], Readers, tuple[str, ...]]:
+def load_imagenet(config: config_dict.ConfigDict) -> PictureSource:
     """ImageNet's pictures, read by index from ArrayRecord files.
 
     Validation is the last 50,000 of train, which TFDS has shuffled; the public
@@ -59,9 +82,6 @@ def find_imagenet(
 
     Args:
       config: the `data` section of `hne_tf.training.config.default()`.
-
-    Returns:
-      Class names; number of examples and their reader by split; no lines for the user.
 
     Raises:
       InputError: if the set is missing, in another format or smaller than
@@ -83,7 +103,8 @@ def find_imagenet(
             f"got {config.train_examples}"
         )
     readers["train"] = config.train_examples or examples, fetch
-    return tuple(builder.info.features["label"].names), readers, ()
+    names = tuple(builder.info.features["label"].names)
+    return PictureSource(names, IMAGENET_STATISTICS, builder.info.full_name, readers)
 
 
 @contextlib.contextmanager

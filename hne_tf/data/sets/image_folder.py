@@ -9,10 +9,11 @@ import pathlib
 import numpy as np
 from ml_collections import config_dict
 
-from hne_tf.data import subsets
-from hne_tf.data.class_folders import Ignored, find_splits, list_classes
-from hne_tf.data.encoded import Encoded, Readers
+from hne_tf.data import fingerprint, subsets
+from hne_tf.data.encoded import Encoded
 from hne_tf.data.pixels import SUFFIXES, read_bytes
+from hne_tf.data.sets.class_folders import Ignored, find_splits, list_classes
+from hne_tf.data.source import IMAGENET_STATISTICS, PictureSource
 from hne_tf.errors import InputError
 
 # Up to so many classes are told one by one.
@@ -54,7 +55,7 @@ class Files:
         return f"{len(self.labels):,} pictures ({told})"
 
 
-def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers, tuple[str, ...]]:
+def load(config: config_dict.ConfigDict) -> PictureSource:
     """The examples in `data_dir/<split>/<class>/`.
 
     Without a folder `validation`, about a tenth of the files of each class in `train` is
@@ -62,10 +63,6 @@ def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers, tupl
 
     Args:
       config: the `data` section of `hne_tf.training.config.default()`.
-
-    Returns:
-      Class names; number of examples and their reader by split; lines that tell what
-      was found and what was ignored.
 
     Raises:
       InputError: if the folders are not laid out as they must be.
@@ -90,7 +87,13 @@ def find(config: config_dict.ConfigDict) -> tuple[tuple[str, ...], Readers, tupl
     if str(ignored):
         found.append(f"ignored: {ignored}")
     readers = {split: (len(each.labels), each.fetch) for split, each in files.items()}
-    return files["train"].class_names, readers, tuple(found)
+    return PictureSource(
+        files["train"].class_names,
+        IMAGENET_STATISTICS,
+        fingerprint.of_folder(folder),
+        readers,
+        found=tuple(found),
+    )
 
 
 def root(config: config_dict.ConfigDict) -> pathlib.Path:

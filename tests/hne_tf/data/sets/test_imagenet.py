@@ -96,7 +96,7 @@ with tfds.core.registered.skip_registration():
 def place(tmp_path, monkeypatch):
     """Where the tiny set is prepared and found as ImageNet."""
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: Tiny(data_dir=data_dir))
-    monkeypatch.setattr("hne_tf.data.tfds_sets.IMAGENET_VALIDATION_EXAMPLES", 3)
+    monkeypatch.setattr("hne_tf.data.sets.tfds_sets.IMAGENET_VALIDATION_EXAMPLES", 3)
     return str(tmp_path)
 
 

@@ -1,6 +1,6 @@
 """Latency of a model's signatures on this machine.
 
-    python -m hne_tf.exported.latency
+    python -m hne_tf.exported.profiling.latency
 
 serves `measure_together`: the number of threads of TensorFlow is a setting of the
 process, so each has a process of its own. They call in turns, one at a time, so that
@@ -164,7 +164,7 @@ def _worker(
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "hne_tf.exported.latency"],
+            [sys.executable, "-m", "hne_tf.exported.profiling.latency"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

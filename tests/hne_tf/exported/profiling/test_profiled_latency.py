@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from hne_tf.exported import latency
 from hne_tf.exported.measurements import Measurement
+from hne_tf.exported.profiling import latency
 
 
 def test_all_take_one_turn_per_round_in_changing_order():

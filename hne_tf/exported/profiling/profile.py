@@ -5,10 +5,10 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from hne_tf.errors import InputError
-from hne_tf.exported import latency
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.measurements import Measurement, Storage
 from hne_tf.exported.model import ExportedModel
+from hne_tf.exported.profiling import latency
 from hne_tf.tree import is_positive_integer
 
 

@@ -1,0 +1,1 @@
+"""Latency of published models on this machine, measured side by side."""
