@@ -22,7 +22,6 @@ from hne_tf.exported.session import AnytimeSession, Clock, Prediction, StepTimes
 from hne_tf.exported.steps import RunnableSignature, SignatureSteps, StepRunner, check_images
 from hne_tf.exported.versions import version_folder
 
-
 # The registry of formats that are one file, by suffix: import path of the `ExportedModel` that
 # opens it. A new format needs a line here.
 FILE_FORMATS: Mapping[str, str] = {
