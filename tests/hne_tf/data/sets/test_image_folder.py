@@ -33,6 +33,11 @@ def numbers_of(dataset, split):
     }
 
 
+def test_pictures_need_a_size_in_common(load, folder):
+    with pytest.raises(InputError, match=r"image_size of image_folder must be at least 1, got 0"):
+        load(name="image_folder", data_dir=str(folder))
+
+
 def test_image_folder_holds_out_some_files_of_each_class(load, folder):
     dataset = load(name="image_folder", data_dir=str(folder), image_size=4)
     assert dataset.spec.class_names == ("ant", "bee")
