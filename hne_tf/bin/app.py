@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
+from hne_tf import hardware
 from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
 
 if typing.TYPE_CHECKING:
@@ -19,12 +20,24 @@ if typing.TYPE_CHECKING:
 # the one that it leaves to programs.
 EXIT_INTERRUPTED = 138
 
+# Whether a command with these flags is faster with oneDNN; None if TensorFlow is to choose.
+OneDNN = Callable[[flags.FlagValues], bool | None]
+
+_ENVIRONMENT = f"""
+Environment:
+  {hardware.ONEDNN_VARIABLE}: 1 or 0 has TensorFlow compute with oneDNN or without.
+    Unless it is set, commands that train or evaluate in batches compute with oneDNN,
+    and a run that is resumed as it began. Commands that serve or measure latency take
+    what is faster for the model, where that is known, or what TensorFlow chooses.
+"""
+
 
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     main: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str] | None = None,
+    onednn: OneDNN | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
 
@@ -38,6 +51,8 @@ def run(
         config files, whose overrides become flags.
       main: called with the parsed flags and the remaining arguments.
       argv: arguments without the program name; `sys.argv[1:]` by default.
+      onednn: for a command that computes with TensorFlow, which kernels are faster:
+        `in_batches`, `in_calls` or a function of its own.
 
     Returns:
       The exit code: 0, 1 for bad input found by the library, 2 for bad flags,
@@ -52,6 +67,8 @@ def run(
     # Before parsing, which would ask for the required flags.
     if "--help" in arguments:
         print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
+        if onednn:
+            print(_ENVIRONMENT)
         return 0
     try:
         positional = values([name, *arguments])[1:]
@@ -61,6 +78,8 @@ def run(
         # What ml_collections raises for an override of an unknown field.
         return _fail(name, f"the config must have the field that is set, got {error}", 2)
     try:
+        if onednn:
+            hardware.prefer_onednn(onednn(values))
         main(values, positional)
     except InputError as error:
         return _fail(name, error, 1)
@@ -72,6 +91,17 @@ def run(
             raise
         return _fail(name, refused, 1)
     return 0
+
+
+def in_batches(values: flags.FlagValues) -> bool:
+    """A command that trains or evaluates in batches is faster with oneDNN."""
+    del values
+    return True
+
+
+def in_calls(values: flags.FlagValues) -> None:
+    """A command that serves or measures latency computes as TensorFlow does by itself."""
+    del values
 
 
 @contextlib.contextmanager

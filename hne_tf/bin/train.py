@@ -14,6 +14,8 @@ from ml_collections import config_flags
 
 from hne_tf.bin import app
 from hne_tf.errors import InputError
+from hne_tf.training import arithmetic
+from hne_tf.training.workdir import Workdir
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -43,7 +45,6 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         raise InputError(f"--config must name a config file: {error}") from None
     with app.quiet_import():
         from hne_tf.training.loop import train
-        from hne_tf.training.workdir import Workdir
 
     train(
         config,
@@ -52,9 +53,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
 
 
+def _onednn(values: flags.FlagValues) -> bool | None:
+    """On for a new run; one that goes on keeps to what it began with."""
+    return arithmetic.onednn_of(Workdir(pathlib.Path(values.workdir)), values.restart)
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-train", define_flags, main, argv)
+    return app.run("hne-train", define_flags, main, argv, _onednn)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
-from hne_tf.training import build, checkpoints
+from hne_tf.training import arithmetic, build, checkpoints
 from hne_tf.training.cluster import Cluster
 from hne_tf.training.config import check_numbers
 from hne_tf.training.devices import accelerated, strategy_of
@@ -35,7 +35,8 @@ def train(
 
     A workdir that holds part of the same run is continued from its newest
     sound checkpoint; with `training.deterministic` the end is the same, bit
-    for bit, as without the interruption.
+    for bit, as without the interruption. What of the machine decides the bits is
+    kept in the workdir, and a change of it reported.
 
     With `TF_CONFIG` for several workers, each calls this, takes its part of
     every global batch, and returns at the same step. The first of them, the
@@ -112,6 +113,7 @@ def _to_its_end(
     step = None
     if workers.cluster.is_chief:
         workdir.claim(run.config, restart)
+        arithmetic.keep(workdir, report)
         step = _resume(run, workdir, report)
     # Only the chief writes, so the others see what it has begun or cleared away.
     workers.wait()

@@ -13,7 +13,7 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
-from hne_tf.training.devices import accelerated
+from hne_tf.training.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir
@@ -49,6 +49,7 @@ class TrainingRun:
             self.model = build.training_model(
                 config, images, accelerated(), replicas, config.training.precision
             )
+            check_kernels(self.model)
             self.optimizer = sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")

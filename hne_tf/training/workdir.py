@@ -1,4 +1,4 @@
-"""A run's folder: config.json, checkpoints, metrics.jsonl, evaluation.json.
+"""A run's folder: config.json, arithmetic.json, checkpoints, metrics.jsonl, evaluation.json.
 
 A compressed run has weights.npz and compression.json in place of checkpoints.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from hne_tf.errors import InputError
-from hne_tf.files import write_json, write_text
+from hne_tf.files import read_json, write_json, write_text
 from hne_tf.training.config import differences, from_json
 
 
@@ -29,6 +29,10 @@ class Workdir:
     @property
     def config_path(self) -> pathlib.Path:
         return self.path / "config.json"
+
+    @property
+    def arithmetic_path(self) -> pathlib.Path:
+        return self.path / "arithmetic.json"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -60,16 +64,12 @@ class Workdir:
         Raises:
           InputError: if this is not the folder of a run.
         """
-        try:
-            fields = json.loads(self.config_path.read_text())
-        except FileNotFoundError:
+        if not self.config_path.exists():
             raise InputError(
                 f"--workdir must be the folder of a training run, got {self.path} "
                 "without config.json"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
-        return from_json(fields)
+            )
+        return from_json(read_json(self.config_path))
 
     def claim(self, config: ml_collections.ConfigDict, restart: bool) -> None:
         """Makes the folder this run's: a new one, or one of the same settings.

@@ -7,7 +7,7 @@ normalisation and activation as one unit, named by its place in the block, e.g.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import keras
 from keras import KerasTensor
@@ -19,6 +19,28 @@ NORM_EPSILON = 1e-3
 
 # Keras's names of what layers compute in; variables are float32 in both.
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+# Floats in a vector of AVX2.
+LEAST_CHANNELS = 8
+
+
+def subsampled(x: Any, kernel_size: int, strides: int) -> tuple[Any, int]:
+    """What a convolution without padding reads of its input, and the strides that are left.
+
+    A strided 1x1 convolution sees every n-th pixel. With fewer than `LEAST_CHANNELS`
+    input channels these are taken out first: on a CPU with AVX2, TensorFlow's oneDNN
+    kernel for the gradient of its weights otherwise writes past its buffer, which gives
+    wrong gradients or ends the process (TensorFlow 2.21).
+
+    Args:
+      x: `[batch, height, width, ..., channels]`.
+      kernel_size: height and width of the kernel.
+      strides: in height and width.
+    """
+    if kernel_size == 1 and strides > 1 and x.shape[-1] < LEAST_CHANNELS:
+        return x[:, ::strides, ::strides], 1
+    return x, strides
 
 
 class LayerFactory(Protocol):
@@ -146,6 +168,7 @@ class TrainingLayers(_KerasLayers):
         activation: str | None = "relu",
         zero_gamma: bool = False,
     ) -> KerasTensor:
+        x, strides = subsampled(x, kernel_size, strides)
         x = keras.layers.Conv2D(
             filters,
             kernel_size,
