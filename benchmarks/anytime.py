@@ -248,7 +248,7 @@ def _exported(model, name: str, folder: pathlib.Path) -> Iterator[Model]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
-    return app.run("anytime", define_flags, main, argv)
+    return app.run("anytime", define_flags, main, argv, app.in_calls)
 
 
 if __name__ == "__main__":

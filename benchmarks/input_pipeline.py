@@ -157,7 +157,7 @@ def _training_step(config, data_set, strategy, batch) -> Callable[[], object]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
-    return app.run("input_pipeline", define_flags, main, argv)
+    return app.run("input_pipeline", define_flags, main, argv, app.in_batches)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _calls(folder: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
-    return app.run("serve_latency", define_flags, main, argv)
+    return app.run("serve_latency", define_flags, main, argv, app.in_calls)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
 Times a step of the N = 16 bottleneck tree, branched and grouped, with TensorFlow's
 fused batch norms and with Keras's, in float32 and bfloat16; on two devices (logical
 ones that share the CPU, or all GPUs) with fused norms in float32 only. The default row
-is also taken with its batch in parts, with averaged weights, and with all cores for
-every operation. Each row runs in a process of its own, as a training would, of up to
-1.6 GB on one device; they take their steps in turns. Ten minutes on 2 cores, most of
-it tracing.
+is also taken with its batch in parts, with averaged weights, with all cores for every
+operation, and without oneDNN, with which all other rows compute. Each row runs in a
+process of its own, as a training would, of up to 1.6 GB on one device; they take their
+steps in turns. Ten minutes on 2 cores, most of it tracing.
 
 Were time proportional to multiply-adds, the tree's step would take that of the single
 network (1, 1, 1, 1, 1) with the default row's settings times the ratio of their
@@ -30,6 +30,7 @@ from multiprocessing import managers
 import numpy as np
 from absl import flags
 
+from hne_tf import hardware
 from hne_tf.bin import app
 from hne_tf.errors import InputError
 
@@ -40,11 +41,13 @@ AXES = (
     ("float32", "bfloat16"),
     ("1", "2"),
 )
+WITHOUT_ONEDNN = "without oneDNN"
 # What the default row is also measured with.
 BESIDES = {
     "batch in 4 parts": {"training.accumulate_steps": 4},
     "averaged weights": {"training.ema_momentum": 0.999},
     "all cores an operation": {"distribution.operation_threads": os.cpu_count()},
+    WITHOUT_ONEDNN: {},
 }
 
 
@@ -137,6 +140,8 @@ class TimedStep:
     """The training step of a row's network, on images made up."""
 
     def __init__(self, row: Row, batch_size: int) -> None:
+        # Rows differ in this whatever the environment says.
+        os.environ[hardware.ONEDNN_VARIABLE] = str(int(row.besides != WITHOUT_ONEDNN))
         with app.quiet_import():
             import tensorflow as tf
 

@@ -9,6 +9,20 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
+from hne_tf.errors import InputError
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+      InputError: if there is none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} must be readable JSON: {error}") from None
+
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON, complete or not at all."""

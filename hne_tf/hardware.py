@@ -1,15 +1,44 @@
-"""What a figure was measured on."""
+"""The machine that computes: what it is, and which of its kernels TensorFlow takes.
+
+Imports no TensorFlow: kernels are chosen before it is loaded.
+"""
 
 import os
 import pathlib
 import platform
 from typing import Any
 
-import tensorflow as tf
+# TensorFlow reads it once, while it loads.
+ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+
+
+def prefer_onednn(on: bool | None) -> None:
+    """Has a TensorFlow that is yet to be loaded compute with oneDNN, or without it.
+
+    On a CPU without the newest vector instructions TensorFlow leaves oneDNN off, and
+    large batches take several times as long. Calls of one image are often faster
+    without it.
+
+    Args:
+      on: the faster choice; None leaves it to TensorFlow. A choice that the user has
+        made in the environment stays.
+    """
+    if on is not None:
+        os.environ.setdefault(ONEDNN_VARIABLE, str(int(on)))
+
+
+def has_onednn() -> bool:
+    """Whether TensorFlow, which this loads, computes with oneDNN."""
+    # No public function tells; what TensorFlow's own tests ask.
+    from tensorflow.python.util import _pywrap_util_port
+
+    return _pywrap_util_port.IsMklEnabled()
 
 
 def describe() -> dict[str, Any]:
     """Processor, its cores, accelerators and operating system of this machine."""
+    import tensorflow as tf
+
     return {
         "processor": _processor_name(),
         "cores": os.cpu_count(),

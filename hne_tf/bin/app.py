@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
+from hne_tf import hardware
 from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
 
 if typing.TYPE_CHECKING:
@@ -30,12 +31,24 @@ _UNUSABLE = {
     *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 }
 
+# Whether a command with these flags is faster with oneDNN; None if TensorFlow is to choose.
+OneDNN = Callable[[flags.FlagValues], bool | None]
+
+_ENVIRONMENT = f"""
+Environment:
+  {hardware.ONEDNN_VARIABLE}: 1 or 0 has TensorFlow compute with oneDNN or without.
+    Unless it is set, commands that train or evaluate in batches compute with oneDNN,
+    and a run that is resumed as it began. Commands that serve or measure latency take
+    what is faster for the model, where that is known, or what TensorFlow chooses.
+"""
+
 
 def run(
     name: str,
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     main: Callable[[flags.FlagValues, list[str]], int | None],
     argv: Sequence[str] | None = None,
+    onednn: OneDNN | None = None,
 ) -> int:
     """Parses flags, calls `main`, and reports bad input in one line.
 
@@ -50,6 +63,8 @@ def run(
       main: called with the parsed flags and the remaining arguments; may return an
         exit code.
       argv: arguments without the program name; `sys.argv[1:]` by default.
+      onednn: for a command that computes with TensorFlow, which kernels are faster:
+        `in_batches`, `in_calls` or a function of its own.
 
     Returns:
       The exit code: 0, 1 for bad input found by the library and for files that cannot
@@ -65,7 +80,7 @@ def run(
     arguments = _last_overrides(sys.argv[1:] if argv is None else argv)
     try:
         with _working_folder_on_path():
-            code = _run(name, values, define_flags, main, arguments)
+            code = _run(name, values, define_flags, main, arguments, onednn)
         # A full disk is told by this, rather than while Python ends.
         sys.stdout.flush()
         return code
@@ -88,11 +103,14 @@ def _run(
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     main: Callable[[flags.FlagValues, list[str]], int | None],
     arguments: list[str],
+    onednn: OneDNN | None,
 ) -> int:
     define_flags(values, arguments)
     # Before parsing, which would ask for the required flags.
     if "--help" in arguments:
         print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
+        if onednn:
+            print(_ENVIRONMENT)
         return 0
     try:
         positional = values([name, *arguments])[1:]
@@ -102,6 +120,8 @@ def _run(
         # What ml_collections raises for an override of an unknown section or field.
         found = error.args[0] if error.args else error
         return _fail(name, f"the config must have the field that is set, got {found}", 2)
+    if onednn:
+        hardware.prefer_onednn(onednn(values))
     return main(values, positional) or 0
 
 
@@ -151,6 +171,17 @@ def _working_folder_on_path() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
+
+
+def in_batches(values: flags.FlagValues) -> bool:
+    """A command that trains or evaluates in batches is faster with oneDNN."""
+    del values
+    return True
+
+
+def in_calls(values: flags.FlagValues) -> None:
+    """A command that serves or measures latency computes as TensorFlow does by itself."""
+    del values
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def _check_flags(values: flags.FlagValues) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-compress", define_flags, main, argv)
+    return app.run("hne-compress", define_flags, main, argv, app.in_batches)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _settings(config: ml_collections.ConfigDict) -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-evaluate", define_flags, main, argv)
+    return app.run("hne-evaluate", define_flags, main, argv, app.in_batches)
 
 
 if __name__ == "__main__":

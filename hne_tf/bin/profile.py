@@ -77,7 +77,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-profile", define_flags, main, argv)
+    return app.run("hne-profile", define_flags, main, argv, app.in_calls)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-serve", define_flags, main, argv)
+    return app.run("hne-serve", define_flags, main, argv, app.in_calls)
 
 
 if __name__ == "__main__":

@@ -120,9 +120,14 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _by_each_run(values: flags.FlagValues) -> None:
+    """Runs have processes of their own, which choose as `hne-train` does."""
+    del values
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-sweep", define_flags, main, argv)
+    return app.run("hne-sweep", define_flags, main, argv, _by_each_run)
 
 
 if __name__ == "__main__":

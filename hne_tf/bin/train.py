@@ -14,6 +14,8 @@ import ml_collections
 from absl import flags
 
 from hne_tf.bin import app, config_file
+from hne_tf.training.machines import arithmetic
+from hne_tf.training.workdir import Workdir
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -33,7 +35,6 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.training.loop import train
         from hne_tf.training.machines.devices import use_best_threads
-        from hne_tf.training.workdir import Workdir
 
     use_best_threads(config)
     train(
@@ -43,9 +44,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
 
 
+def _onednn(values: flags.FlagValues) -> bool | None:
+    """On for a new run; one that goes on keeps to what it began with."""
+    return arithmetic.onednn_of(Workdir(pathlib.Path(values.workdir)), values.restart)
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-train", define_flags, main, argv)
+    return app.run("hne-train", define_flags, main, argv, _onednn)
 
 
 if __name__ == "__main__":

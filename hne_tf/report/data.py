@@ -1,6 +1,5 @@
 """What a report shows, as JSON values, collected from runs and their exports."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import ml_collections
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.exported.model import ExportedModel
+from hne_tf.files import read_json
 from hne_tf.report import drawing, gallery
 from hne_tf.training import build, trained
 from hne_tf.training import config as configs
@@ -75,15 +75,12 @@ def read_evaluation(workdir: Workdir) -> dict[str, Any]:
         a report shows.
     """
     path = workdir.evaluation_path("test")
-    try:
-        evaluation = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{workdir.path} must be evaluated first, hne-evaluate --workdir={workdir.path}, "
             f"got no {path.name}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} must be readable JSON: {error}") from None
+        )
+    evaluation = read_json(path)
     missing = [key for key in _NEEDED if key not in evaluation]
     missing += [
         key for key in _NEEDED_OF_SIZE if any(key not in row for row in evaluation.get("sizes", []))

@@ -14,7 +14,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from hne_tf import hardware
 from hne_tf.errors import InputError, InterruptedRunError
+from hne_tf.training.machines import arithmetic
+from hne_tf.training.workdir import Workdir
 
 # Exit code of a run that was asked to stop, and goes on another time.
 STOPPED = 3
@@ -51,15 +54,16 @@ def main() -> int:
 
 
 def _run(job: Job) -> int:
+    workdir = Workdir(pathlib.Path(job.workdir))
+    hardware.prefer_onednn(arithmetic.onednn_of(workdir))
     # Imported here, so that the parent's end is noticed while TensorFlow loads.
     from hne_tf.files import write_json
     from hne_tf.training import trained
     from hne_tf.training.config import from_json
     from hne_tf.training.loop import train
     from hne_tf.training.machines.devices import use_best_threads
-    from hne_tf.training.workdir import Workdir
 
-    config, workdir = from_json(job.config), Workdir(pathlib.Path(job.workdir))
+    config = from_json(job.config)
     use_best_threads(config)
     train(config, workdir)
     # The folder remembers where the data lay when the run began.

@@ -14,6 +14,7 @@ from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
 from hne_tf.training.config import check
+from hne_tf.training.machines import arithmetic
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.machines.devices import accelerated, seeded, strategy_of
 from hne_tf.training.machines.workers import Workers, lost_workers_told
@@ -33,7 +34,9 @@ def train(
 
     A workdir that holds part of the same run is continued from its newest
     sound checkpoint; with `training.deterministic` the end is the same, bit
-    for bit, as without the interruption. SIGTERM and SIGINT save and end it early.
+    for bit, as without the interruption. What of the machine decides the bits is
+    kept in the workdir, and a change of it reported. SIGTERM and SIGINT save and end it
+    early.
 
     Seeds and determinism are the caller's again when it returns; threads are set only if
     `distribution.operation_threads` asks for a number.
@@ -113,6 +116,7 @@ def _to_its_end(
     workdir.claim(run.config, restart)
     with workdir.in_use():
         workdir.keep_data(data_set.record)
+        arithmetic.keep(workdir, report)
         step = _resume(run, workdir, report)
         return _from_its_step(run, data_set, workers, workdir, step, report)
 

@@ -14,7 +14,7 @@ from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints
 from hne_tf.training.config import default
-from hne_tf.training.machines.devices import accelerated
+from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir
@@ -50,6 +50,7 @@ class TrainingRun:
             self.model = build.training_model(
                 config, images, accelerated(), replicas, config.training.precision
             )
+            check_kernels(self.model)
             self.optimizer = sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")

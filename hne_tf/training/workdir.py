@@ -1,4 +1,4 @@
-"""A run's folder: config.json, checkpoints, metrics.jsonl, evaluation.json.
+"""A run's folder: config.json, arithmetic.json, checkpoints, metrics.jsonl, evaluation.json.
 
 A compressed run has weights.npz and compression.json in place of checkpoints.
 """
@@ -15,7 +15,7 @@ import ml_collections
 from hne_tf import files
 from hne_tf.data.fingerprint import DataRecord
 from hne_tf.errors import InputError
-from hne_tf.files import write_json, write_text
+from hne_tf.files import read_json, write_json, write_text
 from hne_tf.training.config import differences, digest, from_json
 
 _LOCK = ".lock"
@@ -40,6 +40,10 @@ class Workdir:
     @property
     def data_path(self) -> pathlib.Path:
         return self.path / "data.json"
+
+    @property
+    def arithmetic_path(self) -> pathlib.Path:
+        return self.path / "arithmetic.json"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -71,16 +75,12 @@ class Workdir:
         Raises:
           InputError: if this is not the folder of a run.
         """
-        try:
-            fields = json.loads(self.config_path.read_text())
-        except FileNotFoundError:
+        if not self.config_path.exists():
             raise InputError(
                 f"--workdir must be the folder of a training run, got {self.path} "
                 "without config.json"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.config_path} must be readable JSON: {error}") from None
-        return from_json(fields)
+            )
+        return from_json(read_json(self.config_path))
 
     def digest(self) -> str:
         """What the settings and data of the run are known by, see `config.digest`.

@@ -9,7 +9,7 @@ names (`models/weights.py`), so every factory's weights load into every other's.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from keras import KerasTensor
@@ -52,6 +52,28 @@ class Convolution:
     def is_depthwise(self) -> bool:
         """Whether each channel is convolved by itself."""
         return self.filters is None
+
+
+# Floats in a vector of AVX2.
+LEAST_CHANNELS = 8
+
+
+def subsampled(x: Any, kernel_size: int, strides: int) -> tuple[Any, int]:
+    """What a convolution without padding reads of its input, and the strides that are left.
+
+    A strided 1x1 convolution sees every n-th pixel. With fewer than `LEAST_CHANNELS`
+    input channels these are taken out first: on a CPU with AVX2, TensorFlow's oneDNN
+    kernel for the gradient of its weights otherwise writes past its buffer, which gives
+    wrong gradients or ends the process (TensorFlow 2.21).
+
+    Args:
+      x: `[batch, height, width, ..., channels]`.
+      kernel_size: height and width of the kernel.
+      strides: in height and width.
+    """
+    if kernel_size == 1 and strides > 1 and x.shape[-1] < LEAST_CHANNELS:
+        return x[:, ::strides, ::strides], 1
+    return x, strides
 
 
 class LayerFactory(Protocol):

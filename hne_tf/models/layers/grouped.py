@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.factory import Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT
 from hne_tf.models.layers.training import TrainingLayers
 
@@ -138,29 +138,28 @@ class GroupedConv2D(_GroupedLayer):
 
     def call(self, x: Any) -> Any:
         parents, channels = x.shape[-2:]
-        size, strides = self.kernel_size, self.strides
+        size = self.kernel_size
+        x, strides = subsampled(x, size, self.strides)
         kernel = ops.reshape(
             self.kernel, (parents, self.nodes // parents, size, size, channels, self.filters)
         )
         if size == 1 and parents > 1:
             y = ops.einsum("bhwpi,pnio->bhwpno", x[:, ::strides, ::strides], kernel[:, :, 0, 0])
         else:
-            y = self._convolve(x, ops.transpose(kernel, (0, 2, 3, 4, 1, 5)))
+            y = self._convolve(x, ops.transpose(kernel, (0, 2, 3, 4, 1, 5)), strides)
         return ops.reshape(y, (-1, *y.shape[1:3], self.nodes, self.filters))
 
-    def _convolve(self, x: Any, kernel: Any) -> Any:
+    def _convolve(self, x: Any, kernel: Any, strides: int) -> Any:
         """Kernel `[parents, height, width, in, children, out]`; a group is a parent."""
         parents, height, width, channels = kernel.shape[:4]
         if self.split or parents == 1:
             kernels = ops.reshape(kernel, (parents, height, width, channels, -1))
-            each = [self._conv(x[..., p, :], kernels[p]) for p in range(parents)]
+            each = [_conv(x[..., p, :], kernels[p], strides) for p in range(parents)]
             return ops.stack(each, axis=-2)
         side_by_side = ops.reshape(x, (-1, *x.shape[1:3], parents * channels))
         kernel = ops.transpose(kernel, (1, 2, 3, 0, 4, 5))
-        return self._conv(side_by_side, ops.reshape(kernel, (height, width, channels, -1)))
-
-    def _conv(self, x: Any, kernel: Any) -> Any:
-        return ops.conv(x, kernel, self.strides, "same", data_format=DATA_FORMAT)
+        kernel = ops.reshape(kernel, (height, width, channels, -1))
+        return _conv(side_by_side, kernel, strides)
 
 
 class GroupedDepthwiseConv2D(_GroupedLayer):
@@ -222,6 +221,10 @@ class GroupedDense(_GroupedLayer):
         kernel = ops.reshape(self.kernel, (parents, self.nodes // parents, channels, self.units))
         y = ops.reshape(ops.einsum("bpi,pnio->bpno", x, kernel), (-1, self.nodes, self.units))
         return y + ops.reshape(self.bias, (self.nodes, self.units))
+
+
+def _conv(x: Any, kernel: Any, strides: int) -> Any:
+    return ops.conv(x, kernel, strides, "same", data_format=DATA_FORMAT)
 
 
 def _of_each(x: Any, nodes: int) -> Any:

@@ -7,7 +7,7 @@ import keras
 from keras import KerasTensor
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.factory import Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
 
 # Shared with folding, which needs it to turn a batch norm into a bias.
@@ -76,9 +76,11 @@ class TrainingLayers(PlainLayers):
 
     def _convolve(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         """The convolution alone, without bias."""
-        size = convolution.kernel_size
+        size, strides = convolution.kernel_size, convolution.strides
+        if not convolution.is_depthwise:
+            x, strides = subsampled(x, size, strides)
         options: dict[str, Any] = {
-            "strides": convolution.strides,
+            "strides": strides,
             "padding": "same",
             "data_format": DATA_FORMAT,
             "use_bias": False,

@@ -16,6 +16,7 @@ from tensorflow.python.framework.config import disable_op_determinism, is_op_det
 
 from hne_tf import hardware
 from hne_tf.errors import InputError
+from hne_tf.models.layers.factory import LEAST_CHANNELS
 from hne_tf.training import build
 from hne_tf.training.config import check
 from hne_tf.training.machines.cluster import Cluster
@@ -83,6 +84,30 @@ def operation_threads(tree: Paths, logical_devices: int, cores: int) -> int:
     threads wait for each other longer than they compute.
     """
     return max(1, round(cores / (tree.parallel_nodes * logical_devices)))
+
+
+def check_kernels(model: keras.Model) -> None:
+    """Checks that a CPU computes a model's gradients right.
+
+    Raises:
+      InputError: for a convolution that oneDNN, if TensorFlow computes with it, gets
+        wrong; see `models.layers.factory.subsampled`, by which ours avoid it.
+    """
+    if accelerated() or not hardware.has_onednn():
+        return
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            check_kernels(layer)
+        elif isinstance(layer, keras.layers.Conv2D):
+            channels = layer.kernel.shape[-2]
+            strided = layer.kernel_size == (1, 1) and max(layer.strides) > 1
+            if strided and channels < LEAST_CHANNELS:
+                raise InputError(
+                    "a strided 1x1 convolution must have "
+                    f"{LEAST_CHANNELS} input channels or more, got {channels} in {layer.name}, "
+                    "whose gradients oneDNN computes wrongly on some CPUs; set "
+                    f"{hardware.ONEDNN_VARIABLE}=0 to train without oneDNN"
+                )
 
 
 def use_best_threads(config: ml_collections.ConfigDict) -> None:

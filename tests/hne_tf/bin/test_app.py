@@ -5,7 +5,19 @@ import pytest
 from absl import flags
 
 from configs import digits
-from hne_tf.bin import app, config_file
+from hne_tf import hardware
+from hne_tf.bin import (
+    app,
+    compress,
+    config_file,
+    convert_tflite,
+    evaluate,
+    export,
+    profile,
+    report,
+    serve,
+    sweep,
+)
 from hne_tf.errors import InputError
 
 
@@ -72,6 +84,46 @@ def test_help_shows_the_flags_and_asks_for_none(capsys):
     assert "How many." in capsys.readouterr().out
     assert run(lambda values, rest: pytest.fail("main was called"), "--help") == 0
     assert "How many." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("binary", "onednn"),
+    [
+        (compress, True),
+        (convert_tflite, True),
+        (evaluate, True),
+        (export, None),
+        (profile, None),
+        (report, True),
+        (serve, None),
+        (sweep, None),
+    ],
+)
+def test_commands_that_compute_in_batches_have_onednn_unless_told_otherwise(
+    monkeypatch, capsys, binary, onednn
+):
+    seen = []
+    monkeypatch.setattr(app, "run", lambda *arguments: seen.append(arguments[4](None)))
+    binary.run([])
+    assert seen == [onednn]
+    monkeypatch.undo()
+    assert binary.run(["--help"]) == 0
+    assert "TF_ENABLE_ONEDNN_OPTS: 1 or 0" in capsys.readouterr().out
+
+
+def test_onednn_is_chosen_before_main(monkeypatch):
+    monkeypatch.setenv(hardware.ONEDNN_VARIABLE, "0")
+    monkeypatch.delenv(hardware.ONEDNN_VARIABLE)
+    seen = []
+    for onednn in (None, app.in_calls, app.in_batches):
+        app.run(
+            "tool",
+            define_flags,
+            lambda values, rest: seen.append(os.environ.get(hardware.ONEDNN_VARIABLE)),
+            [],
+            onednn,
+        )
+    assert seen == [None, None, "1"]
 
 
 def test_the_command_is_what_was_given():

@@ -1,9 +1,14 @@
 import json
+import os
 import pathlib
+import shutil
 
 import pytest
 
+from hne_tf import hardware
 from hne_tf.bin import train
+from hne_tf.files import write_json
+from hne_tf.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[3]
 DIGITS = f"--config={ROOT / 'configs/digits.py'}"
@@ -24,6 +29,27 @@ def test_a_config_and_its_overrides_become_a_run(run_binary, tmp_path):
     assert code == 0
     assert "trained 4 steps" in lines[-1]
     assert json.loads((tmp_path / "run/config.json").read_text())["model"]["branching"] == [1, 2]
+
+
+def test_a_run_goes_on_with_onednn_as_it_began_or_says_that_it_does_not(
+    monkeypatch, run_binary, trained_workdir, tiny_config, tmp_path
+):
+    workdir = Workdir(shutil.copytree(trained_workdir.path, tmp_path / "run"))
+    write_json(workdir.arithmetic_path, {"onednn": False, "operation_threads": 1})
+    (tmp_path / "config.py").write_text(
+        "import ml_collections\n\n"
+        f"def get_config():\n    return ml_collections.ConfigDict({tiny_config().to_dict()!r})\n"
+    )
+    monkeypatch.setenv(hardware.ONEDNN_VARIABLE, "1")
+    monkeypatch.delenv(hardware.ONEDNN_VARIABLE)
+    code, lines, _ = run_binary(
+        train, f"--config={tmp_path / 'config.py'}", f"--workdir={workdir.path}"
+    )
+    assert code == 0
+    assert os.environ[hardware.ONEDNN_VARIABLE] == "0"
+    # This process has loaded TensorFlow before, with oneDNN.
+    assert lines[0].startswith("note: the run was computed with oneDNN off, 1 threads")
+    assert "goes on with oneDNN on" in lines[0]
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("[a-z]*.py")])

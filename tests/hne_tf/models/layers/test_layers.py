@@ -6,6 +6,7 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.factory import Convolution
+from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.models.layers.training import TrainingLayers
 
 FACTORIES = (TrainingLayers(), DeployLayers())
@@ -224,3 +225,27 @@ def test_no_weight_decay_leaves_no_penalty():
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         TrainingLayers(**settings)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7, 8])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient(channels, grouped):
+    # oneDNN's kernel for it is wrong on CPUs with AVX2.
+    images = random_images((8, 8, channels), batch=32)
+    layers = GroupedLayers(nodes=1) if grouped else TrainingLayers()
+    shape = (8, 8, 1, channels) if grouped else (8, 8, channels)
+    model = model_of(lambda x: layers.conv(x, "conv", 4, 1, 2, None), shape)
+    layer = model.get_layer("conv")
+    convolve = keras.Model(model.input, layer.output)
+    weighting = np.random.default_rng(1).normal(0, 1, (32, 4, 4, 4)).astype(np.float32)
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            y = tf.reshape(convolve(x), weighting.shape)
+            total = tf.reduce_sum(y * weighting)
+        return tape.gradient(total, layer.kernel.value)
+
+    got = gradient(images.reshape(32, *shape))
+    expected = np.einsum("bhwi,bhwo->io", images[:, ::2, ::2], weighting)
+    np.testing.assert_allclose(np.reshape(got, expected.shape), expected, rtol=1e-3, atol=1e-3)

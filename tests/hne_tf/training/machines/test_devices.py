@@ -4,10 +4,13 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
+from hne_tf import hardware
+from hne_tf.errors import InputError
 from hne_tf.exits import Exits
-from hne_tf.training.machines.devices import operation_threads
+from hne_tf.training.machines.devices import check_kernels, operation_threads
 from hne_tf.tree import Tree
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -88,3 +91,20 @@ def test_the_library_leaves_threads_alone_unless_told_otherwise():
 
 def test_without_a_choice_a_running_tensorflow_is_left_as_it_is():
     assert threads_of({}, begins=True) == 0
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("channels", "kernel_size", "strides"), [(3, 1, 2), (8, 1, 2), (3, 3, 2)])
+def test_a_model_whose_gradients_onednn_gets_wrong_is_refused(
+    monkeypatch, onednn, channels, kernel_size, strides
+):
+    monkeypatch.setattr(hardware, "has_onednn", lambda: onednn)
+    images = keras.Input((8, 8, channels))
+    y = keras.layers.Conv2D(4, kernel_size, strides, name="shortcut")(images)
+    inside = keras.Model(images, y)
+    model = keras.Model(images, inside(images))
+    if onednn and (channels, kernel_size) == (3, 1):
+        with pytest.raises(InputError, match="8 input channels or more, got 3 in shortcut"):
+            check_kernels(model)
+    else:
+        check_kernels(model)
