@@ -56,6 +56,7 @@ fi
 
 say "Look next at
   $out/report.html  what a budget buys; opens in a browser
-  README.md                    your own pictures, your own networks, serving in production
-  docs/mobile.md               the same model on a phone
+  README.md                    the same in a notebook, in 25 lines
+  docs/data.md                 your own pictures
+  docs/index.md                everything else: training, serving, phones, extending
   results/README.md            figures for CIFAR-10"
