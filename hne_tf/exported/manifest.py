@@ -106,7 +106,7 @@ class Manifest:
         self._check_tree()
         check_steps(self.steps)
         check_signatures(self.signatures, self.sizes, len(self.steps))
-        _check_by_size("cost", self.cost, self.sizes)
+        _check_by_size("cost", self.cost or None, self.sizes)
         _check_by_size("accuracy.by_size", self.accuracy and self.accuracy.by_size, self.sizes)
         for point in self.early_stopping.curve if self.early_stopping else ():
             if len(point.thresholds) != len(self.steps) - 1:
@@ -351,8 +351,8 @@ def _inner(value: Any) -> Iterable[Any]:
 
 
 def _check_by_size(name: str, by_size: Mapping[int, Any] | None, sizes: Sequence[int]) -> None:
-    """Raises `InputError` if some sizes have a value and others not."""
-    missing = sorted(set(sizes) - by_size.keys()) if by_size else []
+    """Raises `InputError` if a size is without a value; None is for what was not measured."""
+    missing = [] if by_size is None else sorted(set(sizes) - by_size.keys())
     if missing:
         raise InputError(f"{name} must hold every size, got none for {missing!r:.60}")
 

@@ -365,6 +365,7 @@ def drop(*path):
         (put("cost", "4", value=7), r"cost\['4'\] must be an object, got 7"),
         (drop("accuracy", "by_size", "4"), r"accuracy.by_size must hold every size"),
         (put("accuracy", "by_size", "4", value=1.5), "must be a number from 0 to 1, got 1.5"),
+        (put("accuracy", "by_size", value={}), r"accuracy.by_size must hold every size"),
         (drop("accuracy", "split"), "accuracy must have the key 'split'"),
         (put("latency", value=[1]), "latency must be an object"),
         (put("latency", "measurements", 3, "p95_ms", value=0.0), r"\[3\].p95_ms .* above 0"),
