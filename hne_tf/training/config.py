@@ -185,10 +185,26 @@ def from_json(fields: dict[str, Any]) -> ml_collections.FrozenConfigDict:
 
     Fields that are newer than the file have their default, the value that they
     had all along.
+
+    Raises:
+      InputError: for anything that is not a section with sub-sections of fields of the
+        right types.
     """
     config = default()
-    config.update(_with_tuples(_nested(fields)))
-    return ml_collections.FrozenConfigDict(config)
+    sections = {name for name, value in config.items() if isinstance(value, type(config))}
+    if not isinstance(fields, dict) or not all(
+        isinstance(fields[name], dict) for name in sections & fields.keys()
+    ):
+        raise InputError(
+            f"settings must have the sections {', '.join(sorted(sections))}, got {fields!r:.100}"
+        )
+    try:
+        config.update(_with_tuples(_nested(fields)))
+        return ml_collections.FrozenConfigDict(config)
+    # What ml_collections raises for values of other types.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"settings must be of the types of the default ones: {reason}") from None
 
 
 def copy_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -243,6 +259,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             "a config must have all fields of hne_tf.training.config.default(), got none of the "
             f"name {', '.join(missing)}"
         )
+    if empty := sorted(name for name in known if known[name] is not None and fields[name] is None):
+        raise InputError(f"fields of a config must have values, got none for {', '.join(empty)}")
     for field, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{field} must be a finite number, got {value}")

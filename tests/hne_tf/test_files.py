@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 
 import pytest
@@ -24,3 +25,17 @@ def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path):
         write()
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_threads_that_write_one_file_leave_one_of_their_texts(tmp_path):
+    path = tmp_path / "value.json"
+    texts = [str(number) * 10_000 for number in range(8)]
+
+    def write(text):
+        for _ in range(20):
+            files.write_text(path, text)
+
+    with concurrent.futures.ThreadPoolExecutor(len(texts)) as threads:
+        list(threads.map(write, texts))
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
