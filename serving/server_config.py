@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from hne_tf.errors import InputError
+from hne_tf.hardware import ONEDNN_VARIABLE
 from serving import config_protos
 
 MODELS = "models.config"
@@ -33,6 +34,8 @@ class ServerSettings:
       num_batch_threads: batches computed at once, the cores of the server.
       grpc_max_threads: requests held at once, see `least_threads`. By default two
         batches for each batch thread: one that is computed, one that fills.
+      onednn: whether TensorFlow computes with oneDNN, which is faster or slower by the
+        model; None leaves it to TensorFlow.
     """
 
     model: str
@@ -42,6 +45,7 @@ class ServerSettings:
     max_enqueued_batches: int = 16
     num_batch_threads: int = 2
     grpc_max_threads: int | None = None
+    onednn: bool | None = None
 
     @property
     def threads(self) -> int:
@@ -97,8 +101,18 @@ prometheus_config {{
 # --grpc_max_threads. A request holds a thread until it is answered, and beyond them it is
 # refused. TF Serving's own number is four per core.
 {_THREADS}={settings.threads}
-""",
+"""
+        + _onednn_line(settings),
     }
+
+
+def _onednn_line(settings: ServerSettings) -> str:
+    if settings.onednn is None:
+        return ""
+    return f"""\
+# Whether TensorFlow computes with oneDNN: the faster setting when the model was profiled.
+{ONEDNN_VARIABLE}={int(settings.onednn)}
+"""
 
 
 def config_map(contents: Mapping[str, str], name: str = "hne-serving") -> str:
@@ -227,5 +241,13 @@ def _environment(text: str, settings: ServerSettings) -> Iterator[str]:
             f"{_THREADS} must be {settings.least_threads} or more, two of the largest batch, "
             f"got {threads or 'none'}"
         )
-    if unknown := sorted(variables.keys() - {_THREADS}):
-        yield f"variables must be {_THREADS}, got {', '.join(unknown)}"
+    onednn = variables.get(ONEDNN_VARIABLE)
+    if settings.onednn is not None and onednn != str(int(settings.onednn)):
+        yield (
+            f"{ONEDNN_VARIABLE} must be {int(settings.onednn)}, the faster setting when the "
+            f"model was profiled, got {onednn or 'none'}"
+        )
+    elif onednn not in (None, "0", "1"):
+        yield f"{ONEDNN_VARIABLE} must be 0 or 1, got {onednn}"
+    if unknown := sorted(variables.keys() - {_THREADS, ONEDNN_VARIABLE}):
+        yield f"variables must be {_THREADS} or {ONEDNN_VARIABLE}, got {', '.join(unknown)}"

@@ -1,8 +1,9 @@
 """Measures models side by side: hne-profile --models=models/digits/1,models/digits.tflite.
 
 Latency per ensemble size of published versions and TFLite files, warm, in turns, for some
-numbers of threads; what they take on disk; and the accuracy in their manifests. The figures go
-into the manifests: a file's is replaced, a version is published again as the next one.
+numbers of threads, and of versions with and without oneDNN; what they take on disk; and the
+accuracy in their manifests. The figures go into the manifests, with the faster setting of oneDNN:
+a file's is replaced, a version is published again as the next one.
 
 The picture of --results needs an extra: pip install 'hne_tf[report]'
 """

@@ -20,6 +20,7 @@ from absl import flags
 from hne_tf.bin import app
 from hne_tf.client import transport
 from hne_tf.errors import InputError
+from hne_tf.exported.manifest import read_manifest
 
 if typing.TYPE_CHECKING:
     import grpc
@@ -152,9 +153,19 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _onednn(values: flags.FlagValues) -> bool | None:
+    """What the newest version was measured to be faster with."""
+    try:
+        manifest = read_manifest(values.model_base_path or "")
+    except InputError:
+        # A SavedModel of others has no manifest; that there is no version is told later.
+        return None
+    return manifest.latency.onednn if manifest.latency else None
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the binary; returns its exit code."""
-    return app.run("hne-serve", define_flags, main, argv, app.in_calls)
+    return app.run("hne-serve", define_flags, main, argv, _onednn)
 
 
 if __name__ == "__main__":

@@ -206,15 +206,22 @@ def profiles_markdown(
             str(size),
             f"{each.accuracy[size]:.2%}" if each.accuracy else "-",
             str(batch_size),
+            {True: "on", False: "off", None: "-"}[onednn],
             *(
                 f"{milliseconds:.2f}"
-                for row in (each.latency(size, batch_size, count) for count in threads)
+                for row in (each.latency(size, batch_size, count, onednn) for count in threads)
                 for milliseconds in (row.p50_ms, row.p95_ms)
             ),
         ]
         for each in profiles
         for batch_size in batch_sizes
         for size in each.manifest.sizes
+        for onednn in each.onednn
+    ]
+    faster = [
+        f"{each.name} is faster {'with' if each.manifest.latency.onednn else 'without'} oneDNN."
+        for each in profiles
+        if None not in each.onednn
     ]
     columns = [f"{threads_text(count)} {key}" for count in threads for key in ("p50", "p95")]
     header = ["model", "mode", "bytes", "of float32", "gzip bytes", "of float32"]
@@ -225,12 +232,13 @@ def profiles_markdown(
         + (f" float32 is {reference.name}." if reference else ""),
         "",
         aligned(
-            ["model", "mode", "size", "accuracy", "batch", *columns],
+            ["model", "mode", "size", "accuracy", "batch", "oneDNN", *columns],
             latency,
-            words={"model", "mode"},
+            words={"model", "mode", "oneDNN"},
         ),
         "",
-        "Milliseconds per call, warm; models, sizes and threads took turns.",
+        "Milliseconds per call, warm; models, sizes and settings took turns.",
+        *faster,
     ]
     return "\n".join(lines)
 

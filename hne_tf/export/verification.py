@@ -22,6 +22,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
+from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.exported.manifest import Manifest, read_manifest
 from hne_tf.exported.model import ExportedModel
@@ -58,7 +59,7 @@ def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray)
             text=True,
             check=False,
             # Sums in place are oneDNN's. Where TensorFlow leaves it off, they would not be found.
-            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"},
+            env={**os.environ, hardware.ONEDNN_VARIABLE: "1"},
         )
     finally:
         reference.unlink()

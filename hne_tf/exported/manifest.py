@@ -251,18 +251,25 @@ class Manifest:
             raise InputError(self._lacks(rule, repr(found)))
         return tuple(sorted(some))
 
-    def measurement(self, size: int, batch_size: int, threads: int | None = None) -> Measurement:
+    def measurement(
+        self,
+        size: int,
+        batch_size: int,
+        threads: int | None = None,
+        onednn: bool | None = None,
+    ) -> Measurement:
         """The measured latency of an ensemble size.
 
         Args:
           size: one of `sizes`.
           batch_size: images per call.
           threads: that compute; by default the number that servers go by.
+          onednn: whether with oneDNN; by default the faster setting.
 
         Raises:
           InputError: if it was not measured.
         """
-        for row in self._measured(threads):
+        for row in self._measured(threads, onednn):
             if (row.signature, row.batch_size) == (f"ensemble_{size}", batch_size):
                 return row
         by = "" if threads is None else f" by {threads} threads"
@@ -287,8 +294,10 @@ class Manifest:
             raise InputError(self._lacks(rule, found))
         return self.early_stopping.thresholds(multiply_adds)
 
-    def _measured(self, threads: int | None = None) -> Sequence[Measurement]:
-        return () if self.latency is None else self.latency.rows(threads)
+    def _measured(
+        self, threads: int | None = None, onednn: bool | None = None
+    ) -> Iterable[Measurement]:
+        return () if self.latency is None else self.latency.rows(threads, onednn)
 
     def _lacks(self, rule: str, found: str) -> str:
         return f"the manifest of {self.model!r} must hold {rule}, got {found}"

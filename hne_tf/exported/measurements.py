@@ -127,19 +127,32 @@ class MeasuredLatency:
       measurements: with the number of threads that computes the model unless told
         otherwise; a row per signature and batch size.
       other_threads: with other numbers of threads.
+      onednn: whether these rows are with oneDNN, which is faster for the model then;
+        None if it was not measured with and without.
+      other_onednn: of all numbers of threads, with the slower setting.
     """
 
     hardware: Mapping[str, Any]
     measurements: tuple[Measurement, ...]
     other_threads: tuple[Measurement, ...] = ()
+    onednn: bool | None = None
+    other_onednn: tuple[Measurement, ...] = ()
 
-    def rows(self, threads: int | None) -> Iterator[Measurement]:
-        """The rows of a number of threads; of the default number for None."""
-        if threads is None:
-            yield from self.measurements
-            return
-        for row in (*self.measurements, *self.other_threads):
-            if row.threads == threads:
+    def rows(self, threads: int | None = None, onednn: bool | None = None) -> Iterator[Measurement]:
+        """The rows of a setting.
+
+        Args:
+          threads: that compute; the default number for None.
+          onednn: whether with oneDNN; the faster setting for None.
+        """
+        if onednn not in (None, self.onednn):
+            found = self.other_onednn
+        elif threads is None:
+            found = self.measurements
+        else:
+            found = (*self.measurements, *self.other_threads)
+        for row in found:
+            if threads in (None, row.threads):
                 yield row
 
 

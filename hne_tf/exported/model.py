@@ -87,6 +87,8 @@ class ExportedModel(abc.ABC):
 
     # Whether the number of threads belongs to the model, not to the process.
     has_own_threads: bool
+    # Whether TensorFlow computes it, with oneDNN or without.
+    has_onednn: bool
 
     def __init__(
         self, path: pathlib.Path, manifest: Manifest, clock: Clock = time.perf_counter

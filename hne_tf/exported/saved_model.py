@@ -33,6 +33,7 @@ class SavedModel(ExportedModel):
     """
 
     has_own_threads = False
+    has_onednn = True
 
     def __init__(
         self, path: pathlib.Path, manifest: Manifest, clock: Clock = time.perf_counter

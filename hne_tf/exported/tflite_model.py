@@ -31,6 +31,7 @@ class TFLiteModel(ExportedModel):
     """
 
     has_own_threads = True
+    has_onednn = False
 
     def __init__(
         self,

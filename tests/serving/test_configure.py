@@ -74,7 +74,8 @@ def test_files_are_read_back_as_written():
         ({"server": ("=64", "=²")}, "must set a variable, each once, got 'GRPC_MAX_THREADS=²'"),
         ({"server": ("=64", "=many")}, "must be 32 or more, two of the largest batch, got many"),
         ({"server": ("GRPC_MAX_THREADS=64", "")}, "must be 32 or more, two of the largest"),
-        ({"server": ("GRPC_MAX", "MAX")}, "variables must be GRPC_MAX_THREADS, got MAX_THREADS"),
+        ({"server": ("GRPC_MAX", "MAX")}, "OPTS, got MAX_THREADS"),
+        ({"server": ("=64", "=64\nTF_ENABLE_ONEDNN_OPTS=on")}, "must be 0 or 1, got on"),
         ({"server": ("=64", "=64\nGRPC_MAX_THREADS=64")}, "each once, got 'GRPC_MAX_THREADS=64'"),
     ],
 )
@@ -88,6 +89,27 @@ def test_what_tf_serving_would_refuse_or_the_export_does_not_fit_is_found(change
 def test_tuning_is_free():
     assert _findings(batching=("{ value: 1000 }", "{ value: 5000 }")) == []
     assert _findings(server=("=64", "=32")) == []
+    assert _findings(server=("=64", "=64\nTF_ENABLE_ONEDNN_OPTS=1")) == []
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_server_computes_with_what_the_profile_found_faster(
+    tmp_path, manifest_content, run_binary, assert_refused, onednn
+):
+    manifest_content["latency"]["onednn"] = onednn
+    manifest, output = tmp_path / "manifest.json", tmp_path / "config"
+    manifest.write_text(json.dumps(manifest_content))
+    flags = [f"--export={manifest}", f"--output={output}", f"--configmap={tmp_path / 'map.yaml'}"]
+    assert run_binary(configure, *flags)[0] == 0
+    value = str(int(onednn))
+    written = (output / ENVIRONMENT).read_text()
+    assert server_config.environment(written)["TF_ENABLE_ONEDNN_OPTS"] == value
+    assert f'  TF_ENABLE_ONEDNN_OPTS: "{value}"\n' in (tmp_path / "map.yaml").read_text()
+    assert run_binary(configure, *flags, "--check")[0] == 0
+    # One that is found otherwise, and one that was never told.
+    for other in (written.replace(f"OPTS={value}", f"OPTS={1 - onednn}"), written.split("# W")[0]):
+        (output / ENVIRONMENT).write_text(other)
+        assert_refused(configure, [*flags, "--check"], f"TF_ENABLE_ONEDNN_OPTS must be {value}")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +204,7 @@ def test_sizes_profiled_at_different_batches_are_refused(
 
 
 def test_the_committed_files_are_what_configure_writes_for_the_digits():
-    """As the README exports them: hne-export --batch_sizes=1,2,4,8,16,32."""
-    settings = ServerSettings("digits", "/models/digits", (1, 2, 4, 8, 16, 32))
+    """As docs/production.md exports and profiles them, where they are slower with oneDNN."""
+    settings = ServerSettings("digits", "/models/digits", (1, 2, 4, 8, 16, 32), onednn=False)
     written = {path.name: path.read_text() for path in _COMMITTED.iterdir()}
     assert written == server_config.files(settings)

@@ -1,5 +1,7 @@
 """The `hne-serve` binary: a real process, and bad flags in this one."""
 
+import json
+import os
 import pathlib
 import re
 import signal
@@ -54,6 +56,23 @@ def test_a_process_serves_and_stops_on_sigterm(process, images, server):
     assert process.wait(timeout=20) == 0
     assert process.stdout.read() == "hne-serve: stopped\n"
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("user", "expected"), [(None, "0"), ("1", "1")])
+def test_the_faster_setting_of_onednn_is_taken_unless_the_user_has_set_it(
+    tmp_path, manifest_content, monkeypatch, capsys, user, expected
+):
+    # So that the test's end puts back what was there.
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", user or "")
+    if user is None:
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    manifest_content["latency"]["onednn"] = False
+    path = tmp_path / "digits" / "1" / "assets.extra" / "hne_manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(manifest_content))
+    # There is no graph to serve.
+    assert serve.run([f"--model_base_path={tmp_path / 'digits'}", "--port=0"]) != 0
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

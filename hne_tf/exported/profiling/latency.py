@@ -3,21 +3,25 @@
     python -m hne_tf.exported.profiling.latency
 
 serves `measure_together`: the number of threads of TensorFlow is a setting of the
-process, so each has a process of its own. They call in turns, one at a time, so that
-a busy moment of the machine hits all models, sizes and numbers of threads alike.
+process, and so is oneDNN, so each of both has a process of its own. They call in turns,
+one at a time, so that a busy moment of the machine hits all models, sizes and settings
+alike.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import math
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,6 +47,26 @@ class Subject:
 
     model: ExportedModel
     threads: tuple[int, ...]
+
+    @property
+    def settings(self) -> Iterator["Setting"]:
+        """What the model is measured with."""
+        for threads in self.threads:
+            yield Setting(threads, onednn=False)
+            if self.model.has_onednn:
+                yield Setting(threads, onednn=True)
+
+
+class Setting(NamedTuple):
+    """Settings of a process.
+
+    Attributes:
+      threads: that compute.
+      onednn: whether TensorFlow computes with oneDNN.
+    """
+
+    threads: int
+    onednn: bool
 
 
 def measure(
@@ -71,36 +95,63 @@ def measure_together(
     Args:
       subjects: the models.
       batch_sizes: images per call.
-      runs: timed calls per model, ensemble size, batch size and number of threads.
+      runs: timed calls per model, ensemble size, batch size, number of threads, with
+        and without oneDNN where TensorFlow computes.
 
     Returns:
       Latencies of each subject: its `measurements` are those with the model's
-      `default_threads`, so that they hold a row per ensemble size and batch size.
+      `default_threads` and the faster setting of oneDNN, so that they hold a row per
+      ensemble size and batch size.
 
     Raises:
       InputError: for a model that cannot be loaded or called.
     """
-    timers: dict[tuple[int, int, str, int], Timer] = {}
+    timers: dict[tuple[int, Setting, str, int], Timer] = {}
     with contextlib.ExitStack() as stack:
-        for threads in sorted({count for subject in subjects for count in subject.threads}):
-            chosen = [index for index, each in enumerate(subjects) if threads in each.threads]
-            worker = _worker([subjects[index].model for index in chosen], batch_sizes, threads)
-            numbered = stack.enter_context(worker)
-            for (position, signature, batch_size), timer in numbered.items():
-                timers[chosen[position], threads, signature, batch_size] = timer
+        workers = []
+        for setting in sorted({setting for subject in subjects for setting in subject.settings}):
+            chosen = [index for index, each in enumerate(subjects) if setting in each.settings]
+            worker = _worker([subjects[index].model for index in chosen], batch_sizes, setting)
+            workers.append((setting, chosen, stack.enter_context(worker)))
+        # All load TensorFlow and the models side by side.
+        for setting, chosen, loaded in workers:
+            for (position, signature, batch_size), timer in loaded().items():
+                timers[chosen[position], setting, signature, batch_size] = timer
         times = take_turns(timers, runs)
-    latencies = []
-    for index, subject in enumerate(subjects):
-        default = subject.model.default_threads
-        rows = [
-            _measurement(signature, batch_size, threads, values)
-            for (owner, threads, signature, batch_size), values in times.items()
-            if owner == index
-        ]
-        by_default = tuple(row for row in rows if row.threads == default)
-        others = tuple(row for row in rows if row.threads != default)
-        latencies.append(MeasuredLatency(hardware.describe(), by_default, others))
-    return latencies
+    rows: list[dict[Setting, list[Measurement]]] = [{} for _ in subjects]
+    for (owner, setting, signature, batch_size), values in times.items():
+        row = _measurement(signature, batch_size, setting.threads, values)
+        rows[owner].setdefault(setting, []).append(row)
+    return [_latency(subject.model, found) for subject, found in zip(subjects, rows, strict=True)]
+
+
+def _latency(
+    model: ExportedModel, rows: Mapping[Setting, Sequence[Measurement]]
+) -> MeasuredLatency:
+    """The rows of a model, those of the faster setting of oneDNN apart."""
+    default = model.default_threads
+    onednn = model.has_onednn and _is_faster(
+        rows[Setting(default, onednn=True)], rows[Setting(default, onednn=False)]
+    )
+    by_default: list[Measurement] = []
+    other_threads: list[Measurement] = []
+    slower: list[Measurement] = []
+    for setting, found in rows.items():
+        same = by_default if setting.threads == default else other_threads
+        (same if setting.onednn == onednn else slower).extend(found)
+    return MeasuredLatency(
+        hardware.describe(),
+        tuple(by_default),
+        tuple(other_threads),
+        onednn if model.has_onednn else None,
+        tuple(slower),
+    )
+
+
+def _is_faster(rows: Sequence[Measurement], others: Sequence[Measurement]) -> bool:
+    """Whether the geometric mean of the medians is lower; both are in the same order."""
+    ratios = [row.p50_ms / other.p50_ms for row, other in zip(rows, others, strict=True)]
+    return math.prod(ratios) < 1
 
 
 def take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]]:
@@ -153,11 +204,14 @@ def timer(call: Callable[[], Any]) -> Timer:
 
 @contextlib.contextmanager
 def _worker(
-    models: Sequence[ExportedModel], batch_sizes: Sequence[int], threads: int
-) -> Iterator[dict[tuple[int, str, int], Timer]]:
-    """Timers by position of the model, signature and batch size, in another process."""
+    models: Sequence[ExportedModel], batch_sizes: Sequence[int], setting: Setting
+) -> Iterator[Callable[[], dict[tuple[int, str, int], Timer]]]:
+    """Timers by position of the model, signature and batch size, in another process.
+
+    Gives what waits until the models are loaded and returns the timers.
+    """
     request = {
-        "threads": threads,
+        "threads": setting.threads,
         "batch_sizes": list(batch_sizes),
         "models": [str(model.path) for model in models],
     }
@@ -169,13 +223,16 @@ def _worker(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, hardware.ONEDNN_VARIABLE: str(int(setting.onednn))},
         ) as process,
     ):
 
-        def ask(value: Any) -> Any:
+        def tell(value: Any) -> None:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(value) + "\n")
                 process.stdin.flush()
+
+        def answer() -> Any:
             if line := process.stdout.readline():
                 return json.loads(line)
             process.wait()
@@ -183,9 +240,17 @@ def _worker(
             last = errors.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
             raise InputError(f"models must load and answer, got {last[0]}")
 
+        def timed(number: int) -> float:
+            tell(number)
+            return answer()
+
+        def loaded() -> dict[tuple[int, str, int], Timer]:
+            keys = map(tuple, answer())
+            return {key: functools.partial(timed, number) for number, key in enumerate(keys)}
+
         try:
-            keys = [tuple(key) for key in ask(request)]
-            yield {key: lambda number=number: ask(number) for number, key in enumerate(keys)}
+            tell(request)
+            yield loaded
         finally:
             # Its input ends, and so does it.
             with contextlib.suppress(BrokenPipeError):

@@ -40,9 +40,17 @@ class ProfiledModel:
         """Held-out accuracy by ensemble size; empty if it was not measured."""
         return self.manifest.accuracy_by_size if self.manifest.accuracy else {}
 
-    def latency(self, size: int, batch_size: int, threads: int) -> Measurement:
+    @property
+    def onednn(self) -> tuple[bool | None, ...]:
+        """Whether with oneDNN, of each setting that was measured; None of a TFLite file."""
+        measured = self.manifest.latency is not None and self.manifest.latency.onednn is not None
+        return (True, False) if measured else (None,)
+
+    def latency(
+        self, size: int, batch_size: int, threads: int, onednn: bool | None = None
+    ) -> Measurement:
         """See `Manifest.measurement`."""
-        return self.manifest.measurement(size, batch_size, threads)
+        return self.manifest.measurement(size, batch_size, threads, onednn)
 
 
 def profile(
@@ -61,7 +69,8 @@ def profile(
         servers go, is measured besides.
       batch_sizes: images per call; one image, which clients need to know, is
         measured besides.
-      runs: timed calls of each ensemble size, batch size and number of threads.
+      runs: timed calls of each ensemble size, batch size and number of threads; with and
+        without oneDNN where TensorFlow computes.
       keep: whether the measurements go into manifests: that of a file is replaced,
         and a version, which never changes, is published again as the next one.
       report: gets a line per manifest that is written.

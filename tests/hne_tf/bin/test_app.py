@@ -1,5 +1,6 @@
 import os
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -103,7 +104,8 @@ def test_commands_that_compute_in_batches_have_onednn_unless_told_otherwise(
     monkeypatch, capsys, binary, onednn
 ):
     seen = []
-    monkeypatch.setattr(app, "run", lambda *arguments: seen.append(arguments[4](None)))
+    values = types.SimpleNamespace(model_base_path=None)
+    monkeypatch.setattr(app, "run", lambda *arguments: seen.append(arguments[4](values)))
     binary.run([])
     assert seen == [onednn]
     monkeypatch.undo()

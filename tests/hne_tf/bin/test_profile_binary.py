@@ -119,6 +119,10 @@ def test_servers_read_the_rows_of_all_cores(measured):
             assert row.threads == threads
             assert row.runs == 3
             assert 0 < row.p50_ms <= row.p95_ms <= row.p99_ms
+    assert latency.onednn in (True, False)
+    assert {(row.signature, row.batch_size, row.threads) for row in latency.other_onednn} == {
+        (*key, threads) for key in expected for threads in (1, 2)
+    }
     assert manifest.latency_ms == {
         batch: {size: manifest.measurement(size, batch, threads=2).p95_ms for size in SIZES}
         for batch in (1, 2)
@@ -133,7 +137,8 @@ def test_a_file_gets_its_measurements_and_stays_the_same_model(measured, origina
     manifest, old = tflite_file.read_manifest(path), tflite_file.read_manifest(original)
     assert dataclasses.replace(manifest, latency=None, storage=None) == old
     assert {row.threads for row in manifest.latency.measurements} == {1}
-    assert manifest.latency.other_threads == ()
+    assert manifest.latency.other_threads == manifest.latency.other_onednn == ()
+    assert manifest.latency.onednn is None
 
 
 def test_storage_is_that_of_graph_and_weights(measured):
@@ -164,12 +169,15 @@ def test_the_page_has_a_table_of_storage_and_one_of_latency(measured):
     plain, compressed = manifest.storage.bytes, manifest.storage.gzip_bytes
     assert storage[1][2:] == [f"{plain:,}", "1.00", f"{compressed:,}", "1.00"]
     assert rows[4][:5] == ["model", "mode", "size", "accuracy", "batch"]
-    assert rows[4][5:] == ["1 thread p50", "1 thread p95"]
-    # One image, which clients need to know, is measured but was not asked for.
-    assert len(latency) == 2 * 2
+    assert rows[4][5:] == ["oneDNN", "1 thread p50", "1 thread p95"]
+    # One image, which clients need to know, is measured but was not asked for. The version
+    # has rows with oneDNN and without.
+    assert [row[5] for row in latency] == ["on", "off"] * 2 + ["-"] * 2
+    onednn = read_manifest(folder / "tiny/4").latency.onednn
+    assert f"tiny/3 is faster {'with' if onednn else 'without'} oneDNN." in text
     row = manifest.latency.measurements[-1]
     assert row.signature == "ensemble_2"
-    last = ["tiny_pruned", "float32", "2", "87.50%", "2"]
+    last = ["tiny_pruned", "float32", "2", "87.50%", "2", "-"]
     assert [*last, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}"] in latency
     assert "](mobile.png)" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -258,7 +266,10 @@ def test_without_a_float32_file_there_are_no_ratios_and_without_data_no_accuracy
     )
     text = tables.profiles_markdown([ProfiledModel(exported, manifest)], [1], [1])
     assert "| tiny/3 | SavedModel | 2,000 |          - |      1,000 |          - |" in text
-    assert "| tiny/3 | SavedModel |    2 |        - |     1 |         0.50 |         0.60 |" in text
+    line = (
+        "| tiny/3 | SavedModel |    2 |        - |     1 | -      |         0.50 |         0.60 |"
+    )
+    assert line in text
 
 
 def test_the_library_refuses_an_empty_list():

@@ -171,7 +171,7 @@ def test_a_walk_gives_what_every_step_does(exported, images, leaf_probabilities)
 class TimedModel(ExportedModel):
     """Each signature takes as many milliseconds as it is told."""
 
-    has_own_threads = name = mode = default_threads = threads = None
+    has_own_threads = has_onednn = name = mode = default_threads = threads = None
     parts = check_revisable = revise = None
 
     def __init__(self, takes_ms):

@@ -48,26 +48,31 @@ class Model:
     path: pathlib.Path
     sizes: tuple[int, ...]
     default_threads: int = 2
+    has_onednn: bool = False
 
 
 @pytest.fixture
 def fake_workers(monkeypatch):
-    """Replaces processes: a call of model i with t threads takes 100 i + t ms."""
+    """Replaces processes: a call of model i with t threads takes 100 i + t ms.
+
+    With oneDNN a batch of 1 takes four times as long, and others half as long.
+    """
     started = []
 
     class Worker(dict):
         def __enter__(self):
-            return self
+            return lambda: self
 
         def __exit__(self, *error):
             pass
 
-    def worker(models, batch_sizes, threads):
-        started.append(([str(each.path) for each in models], threads))
+    def worker(models, batch_sizes, setting):
+        started.append(([str(each.path) for each in models], *setting))
         return Worker(
             {
-                (position, f"ensemble_{size}", batch): lambda each=each: (
-                    100 * int(each.path.stem) + threads
+                (position, f"ensemble_{size}", batch): lambda each=each, batch=batch: (
+                    (100 * int(each.path.stem) + setting.threads)
+                    * ((4 if batch == 1 else 0.5) if setting.onednn else 1)
                 )
                 for position, each in enumerate(models)
                 for batch in batch_sizes
@@ -84,7 +89,7 @@ def test_models_share_a_process_per_number_of_threads(fake_workers, tmp_path):
     second = latency.Subject(Model(tmp_path / "2", (1,)), (2, 3))
     latencies = latency.measure_together([first, second], batch_sizes=(1, 8), runs=4)
     both = [str(first.model.path), str(second.model.path)]
-    assert fake_workers == [(both[:1], 1), (both, 2), (both[1:], 3)]
+    assert fake_workers == [(both[:1], 1, False), (both, 2, False), (both[1:], 3, False)]
     for number, (subject, measured) in enumerate(zip((first, second), latencies, strict=True), 1):
         assert measured.hardware["cores"] >= 1
         rows = measured.measurements
@@ -98,3 +103,46 @@ def test_models_share_a_process_per_number_of_threads(fake_workers, tmp_path):
         for row in rows + measured.other_threads:
             assert row.p50_ms == row.p99_ms == 100 * number + row.threads
             assert row.runs == 4
+        assert measured.onednn is None
+        assert measured.other_onednn == ()
+
+
+def test_saved_models_are_measured_with_and_without_onednn(fake_workers, tmp_path):
+    version = latency.Subject(Model(tmp_path / "1", (1, 2), has_onednn=True), (1, 2))
+    file = latency.Subject(Model(tmp_path / "2", (1,)), (2,))
+    measured, of_file = latency.measure_together([version, file], batch_sizes=(1, 8), runs=2)
+    first, both = [str(version.model.path)], [str(tmp_path / "1"), str(tmp_path / "2")]
+    assert fake_workers == [(first, 1, False), (first, 1, True), (both, 2, False), (first, 2, True)]
+    # The geometric mean of 4 and 0.5 is above 1.
+    assert measured.onednn is False
+    assert {(row.threads, row.p50_ms) for row in measured.measurements} == {(2, 102.0)}
+    assert {(row.threads, row.p50_ms) for row in measured.other_threads} == {(1, 101.0)}
+    assert {(row.threads, row.batch_size, row.p50_ms) for row in measured.other_onednn} == {
+        (1, 1, 404.0),
+        (1, 8, 50.5),
+        (2, 1, 408.0),
+        (2, 8, 51.0),
+    }
+    assert [row.p50_ms for row in measured.rows(1, onednn=True)] == [404.0, 404.0, 50.5, 50.5]
+    assert [row.p50_ms for row in measured.rows(1, onednn=False)] == [101.0] * 4
+    assert list(measured.rows(2)) == list(measured.rows()) == list(measured.measurements)
+    assert of_file.onednn is None
+
+
+def test_the_faster_setting_of_onednn_is_what_servers_read(fake_workers, tmp_path):
+    subject = latency.Subject(Model(tmp_path / "1", (1,), has_onednn=True), (1, 2))
+    (measured,) = latency.measure_together([subject], batch_sizes=(8, 16, 32), runs=2)
+    assert measured.onednn is True
+    assert {row.p50_ms for row in measured.measurements} == {51.0}
+
+
+def test_a_worker_has_the_setting_that_it_is_asked_for(tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(
+        "#!/bin/sh\nread request\necho \"[[$TF_ENABLE_ONEDNN_OPTS, 'e', 1]]\" | tr \"'\" '\"'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(latency.sys, "executable", str(program))
+    for onednn in (False, True):
+        with latency._worker([], [1], latency.Setting(1, onednn)) as loaded:
+            assert list(loaded()) == [(int(onednn), "e", 1)]
