@@ -77,7 +77,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     keras.utils.set_random_seed(config.seed)
     model = build.ensemble(config, build.training_layers(config), data_set.spec)
     optimizer = training_run.sgd(config, schedule)
-    objective = build.objective(config, schedule.steps_per_epoch, optimizer.iterations)
+    objective = build.objective(config, schedule.steps_per_epoch)
     model.compile(optimizer=optimizer, loss=objective)
     batches = data_set.train_batches(
         batch_size=32, start_step=0, total_steps=schedule.total, seed=config.seed
