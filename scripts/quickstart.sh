@@ -9,6 +9,8 @@ out=runs/quickstart
 rm -rf "$out"
 mkdir -p "$out"
 exec 3>&1
+# Training takes Ctrl-C as a wish to stop and ends well; the rest must not go on from there.
+trap 'exit 130' INT
 say() { printf '\n%s\n' "$*"; }
 hne() {
   echo "\$ hne-$1 ${*:2}" >&3

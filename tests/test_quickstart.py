@@ -100,6 +100,14 @@ def test_a_failure_is_one(quickstart, answers, cases, said):
     assert "Look next" not in output
 
 
+def test_an_interrupt_ends_it(quickstart):
+    # Ctrl-C reaches the script and the command, which may handle it and end with 0.
+    stopped = "  hne_tf.bin.train) kill -INT $PPID; exit 0;;"
+    code, output = quickstart(answer(1), stopped)
+    assert code == 130, output
+    assert "hne-evaluate" not in output
+
+
 def test_pictures_are_the_test_split_by_class(tmp_path):
     digit_pictures.main(tmp_path)
     digits = data.load(default().data)
