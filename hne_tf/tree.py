@@ -18,7 +18,7 @@ from hne_tf.errors import InputError
 
 
 def is_positive_integer(value: object) -> bool:
-    """Whether `value` is an integer of at least 1; a bool is none."""
+    """Whether `value` is an integer of at least 1; a bool does not count."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -98,7 +98,7 @@ def _read(path: pathlib.Path) -> tuple[bytes, Manifest]:
             f"a model must be a readable TFLite file, got {str(path)!r}: {reason}"
         ) from None
     if not _is_tflite(content):
-        raise InputError(f"a model must be a TFLite file, got {str(path)!r}, which is none")
+        raise InputError(f"a model must be a TFLite file, got {str(path)!r}, which has another format")
     text, start = _archived(content, path)
     manifest = Manifest.from_text(text, f"{MANIFEST} in {str(path)!r}")
     flatbuffer = content[:start]

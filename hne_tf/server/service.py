@@ -257,5 +257,5 @@ def _listen(server: grpc.Server, address: str, credentials: grpc.ServerCredentia
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        tls = "" if credentials is None else ", or the TLS certificate or key is none"
+        tls = "" if credentials is None else ", or the TLS certificate or key is invalid"
         raise InputError(f"cannot listen on {address}: {error}{tls}") from error

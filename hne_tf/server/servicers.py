@@ -55,7 +55,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
         Args:
           message: a serialised PredictRequest. gRPC would parse it in the one
-            thread that serves all calls, and log a traceback for one that is none.
+            thread that serves all calls, and log a traceback for anything else.
           context: the call's.
         """
         started = time.perf_counter()

@@ -159,8 +159,8 @@ class TrainingRun:
 
     def _replica_part(self, images, labels, part):
         """Adds the gradients of one of the parts that a replica takes one after the other."""
-        # Every so manieth image, so that a part is the same whatever the number of devices,
-        # each of which gets a stretch of the batch.
+        # Every n-th image: a part does not depend on the number of devices, each of which gets a
+        # stretch of the batch.
         rows = slice(part, None, self.config.training.accumulate_steps)
         gradients = self._gradients(images[rows], labels[rows])
         for total, gradient in zip(self._gradient_sums, gradients, strict=True):
