@@ -3,9 +3,9 @@
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 import time
+import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -38,7 +38,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary name beside `path`, renamed onto it when the block succeeds."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # By a name that no other thread, process or machine has.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
         temporary.replace(path)
