@@ -38,6 +38,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary name beside `path`, renamed onto it when the block succeeds."""
+    # By a name that no other thread, process or machine has.
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary

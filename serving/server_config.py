@@ -236,7 +236,7 @@ def _monitoring(text: str, settings: ServerSettings) -> Iterator[str]:
 def _environment(text: str, settings: ServerSettings) -> Iterator[str]:
     variables = environment(text)
     threads = variables.get(_THREADS, "")
-    if not threads.isascii() or not threads.isdecimal() or int(threads) < settings.least_threads:
+    if not re.fullmatch("[0-9]{1,9}", threads) or int(threads) < settings.least_threads:
         yield (
             f"{_THREADS} must be {settings.least_threads} or more, two of the largest batch, "
             f"got {threads or 'none'}"

@@ -71,6 +71,19 @@ def test_pods_and_volume_fit_their_schemas(replicas):
         assert mount["name"] == volume["name"]
 
 
+def test_the_image_is_run_by_the_user_of_the_pods(replicas):
+    lines = (ROOT / "training/Dockerfile").read_text().splitlines()
+    users = [line.removeprefix("USER ") for line in lines if line.startswith("USER ")]
+    assert users == ["65534:65534"]
+    # After everything that is installed.
+    assert lines.index(f"USER {users[0]}") > max(
+        index for index, line in enumerate(lines) if line.startswith(("RUN", "COPY"))
+    )
+    for replica in replicas.values():
+        security = pod(replica)["securityContext"]
+        assert f"{security['runAsUser']}:{security['fsGroup']}" == users[0]
+
+
 def test_the_operator_finds_container_and_port(replicas):
     for replica in replicas.values():
         assert container(replica)["name"] == "tensorflow"

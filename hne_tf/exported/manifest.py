@@ -40,6 +40,8 @@ FORMAT = 1
 
 # Of objects and lists inside each other. Python's own limit depends on who calls.
 _MOST_LEVELS = 32
+# Of a text; one with 20,000 classes has one. Parsing can take 25 times as much memory.
+MOST_BYTES = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,8 @@ class Manifest:
         Raises:
           InputError: for any other text.
         """
+        if len(text) > MOST_BYTES:
+            raise InputError(f"{source} must have at most {MOST_BYTES} bytes, got more")
         try:
             content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -188,8 +192,15 @@ class Manifest:
             raise InputError(f"{error} in {source}") from None
 
     def to_text(self) -> str:
-        """The manifest as JSON."""
-        return json.dumps(self.to_json(), indent=2) + "\n"
+        """The manifest as JSON, ASCII.
+
+        Raises:
+          InputError: if it were longer than a reader takes.
+        """
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        if len(text) > MOST_BYTES:
+            raise InputError(f"a manifest must have at most {MOST_BYTES} bytes, got {len(text)}")
+        return text
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
@@ -332,7 +343,8 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     path = pathlib.Path(path)
     file = version_folder(path) / MANIFEST if path.is_dir() else path
     try:
-        text = file.read_bytes()
+        with file.open("rb") as stream:
+            text = stream.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 
 from hne_tf.errors import InputError
-from hne_tf.exported.manifest import Flatbuffer, Manifest
+from hne_tf.exported.manifest import MOST_BYTES, Flatbuffer, Manifest
 from hne_tf.files import replacing
 
 # What a file can be made of, see `export.tflite`.
@@ -98,7 +98,9 @@ def _read(path: pathlib.Path) -> tuple[bytes, Manifest]:
             f"a model must be a readable TFLite file, got {str(path)!r}: {reason}"
         ) from None
     if not _is_tflite(content):
-        raise InputError(f"a model must be a TFLite file, got {str(path)!r}, which has another format")
+        raise InputError(
+            f"a model must be a TFLite file, got {str(path)!r}, which has another format"
+        )
     text, start = _archived(content, path)
     manifest = Manifest.from_text(text, f"{MANIFEST} in {str(path)!r}")
     flatbuffer = content[:start]
@@ -115,7 +117,7 @@ def _archived(content: bytes, path: pathlib.Path) -> tuple[bytes, int]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             start = min((entry.header_offset for entry in archive.infolist()), default=0)
-            text = archive.read(MANIFEST) if MANIFEST in archive.namelist() else None
+            text = _bounded(archive) if MANIFEST in archive.namelist() else None
     except _DAMAGE:
         raise InputError(
             "a TFLite file must be one that hne-convert-tflite wrote and whole, got "
@@ -127,6 +129,14 @@ def _archived(content: bytes, path: pathlib.Path) -> tuple[bytes, int]:
             f"{str(path)!r}, whose archive is without {MANIFEST}"
         )
     return text, start
+
+
+def _bounded(archive: zipfile.ZipFile) -> bytes:
+    """The manifest, or a byte more than one may have: an archive can unpack to any size."""
+    if archive.getinfo(MANIFEST).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile
+    with archive.open(MANIFEST) as stream:
+        return stream.read(MOST_BYTES + 1)
 
 
 def _is_tflite(content: bytes) -> bool:

@@ -12,6 +12,31 @@ def test_a_written_file_holds_the_value_and_leaves_nothing_beside_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_writers_in_one_process_do_not_share_a_temporary_name(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.replacing(path) as first:
+        first.write_text("first")
+        with files.replacing(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_threads_that_write_the_same_file_all_end_well(tmp_path):
+    path, texts = tmp_path / "a.txt", [str(number) * 10_000 for number in range(8)]
+
+    def write(text):
+        for _ in range(50):
+            files.write_text(path, text)
+            assert path.read_text() in texts
+
+    with concurrent.futures.ThreadPoolExecutor(len(texts)) as threads:
+        list(threads.map(write, texts))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -72,6 +72,7 @@ def test_files_are_read_back_as_written():
         ({"monitoring": ("enable: true", "enable: 7")}, "MonitoringConfig in text form"),
         ({"server": ("=64", "=31")}, "must be 32 or more, two of the largest batch, got 31"),
         ({"server": ("=64", "=²")}, "must set a variable, each once, got 'GRPC_MAX_THREADS=²'"),
+        ({"server": ("=64", "=" + "9" * 5000)}, "must be 32 or more, two of the largest batch"),
         ({"server": ("=64", "=many")}, "must be 32 or more, two of the largest batch, got many"),
         ({"server": ("GRPC_MAX_THREADS=64", "")}, "must be 32 or more, two of the largest"),
         ({"server": ("GRPC_MAX", "MAX")}, "OPTS, got MAX_THREADS"),

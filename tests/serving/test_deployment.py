@@ -191,6 +191,20 @@ def test_compose_gives_the_server_as_many_threads_as_configured(tmp_path):
     ]
 
 
+def test_no_container_runs_as_root_and_every_image_has_a_version():
+    services = yaml.safe_load(_COMPOSE.read_text())["services"]
+    # The images of the others have users of their own.
+    assert services["tf-serving"]["user"] == "65534:65534"
+    assert all(services[name].get("user") != "0" for name in services)
+    pod = _pod()["securityContext"]
+    assert pod["runAsNonRoot"]
+    assert pod["runAsUser"] == 65534
+    images = [service["image"] for service in services.values()]
+    images += [container["image"] for container in _pod()["containers"]]
+    for image in images:
+        assert re.fullmatch(r"[a-z/]+:v?\d+(\.\d+)+(@sha256:[0-9a-f]{64})?", image), image
+
+
 def test_what_compose_mounts_exists():
     for service in yaml.safe_load(_COMPOSE.read_text())["services"].values():
         for volume in service["volumes"]:

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hne_tf.errors import InputError
+from hne_tf.exported import manifest as manifests
 from hne_tf.exported import tflite_file
-from hne_tf.exported.manifest import Manifest
+from hne_tf.exported.manifest import MOST_BYTES, Manifest
 from hne_tf.tree import Tree
 
 MANIFEST = Manifest.of_tree(Tree((1, 2)), "mine", ("ant", "bee"), (6, 4, 2))
@@ -160,6 +162,52 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_other_archives_are_refused(path, entry, text, words):
     rewrite_archive(path, entry, text)
     assert_refused(path, *words)
+
+
+def peak_of(call):
+    """Bytes of Python's memory that a call takes at most."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_manifest_that_unpacks_to_any_size_is_refused_in_little_memory(path):
+    entry = zipfile.ZipInfo("hne_manifest.json")
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    rewrite_archive(path, entry, b" " * (128 * 2**20))
+    assert path.stat().st_size < 2**20
+    peak = peak_of(lambda: assert_refused(path, f"at most {MOST_BYTES} bytes, got more"))
+    assert peak < 6 * MOST_BYTES
+
+
+def test_an_entry_of_another_compression_is_refused(path):
+    entry = zipfile.ZipInfo("hne_manifest.json")
+    # A few bytes of it can unpack to a hundred megabytes at once.
+    entry.compress_type = zipfile.ZIP_BZIP2
+    rewrite_archive(path, entry, MANIFEST.to_text())
+    assert_refused(path, "hne-convert-tflite")
+
+
+def test_a_file_of_a_manifest_is_read_to_the_bound(tmp_path):
+    path = tmp_path / "hne_manifest.json"
+    with path.open("wb") as file:
+        file.truncate(2**30)
+
+    def read():
+        with pytest.raises(InputError, match="at most 8388608 bytes, got more"):
+            manifests.read_manifest(path)
+
+    assert peak_of(read) < 6 * MOST_BYTES
+
+
+def test_no_manifest_is_written_that_readers_refuse(tmp_path):
+    long = dataclasses.replace(MANIFEST, record={"note": "x" * MOST_BYTES})
+    with pytest.raises(InputError, match="a manifest must have at most 8388608 bytes, got 8"):
+        tflite_file.write(tmp_path / "model.tflite", FLATBUFFER, long)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_a_tflite_model_is_written(tmp_path):
