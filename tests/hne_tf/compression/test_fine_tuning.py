@@ -32,7 +32,7 @@ def tune(model, run, steps):
 def objective_of(run, model):
     """Mean objective over the training split, at its final strength."""
     images, labels = next(iter(run.data_set.evaluation_batches("train", 320)))
-    loss = build.objective(run.config, 1.0, None)
+    loss = build.objective(run.config, 1.0)
     return float(np.mean(loss.call(labels, model(images, training=False))))
 
 

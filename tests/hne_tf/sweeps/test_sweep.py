@@ -288,7 +288,7 @@ def test_every_sweep_is_as_large_as_it_says_and_fits_its_model(module):
     for run in sweep.runs[: len(sweep.groups)]:
         blocks = build.architecture(run.config).blocks
         assert blocks == build.tree(run.config).blocks - build.has_exits(run.config)
-        build.objective(run.config, 2.0, 0)
+        build.objective(run.config, 2.0)
 
 
 def test_all_sweeps_are_tested():
