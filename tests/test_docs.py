@@ -23,8 +23,8 @@ def named(language):
     return [
         pytest.param(page, block, id=f"{page.stem}-{number}")
         for page in PAGES
-        # The page on phones has tests of its own.
-        if page.stem != "mobile"
+        # The pages on phones and on extending have tests of their own.
+        if page.stem not in ("mobile", "extending")
         for number, block in enumerate(fenced(page, language))
     ]
 
@@ -63,7 +63,8 @@ def commands():
     """Commands of the pages that take flags, by page."""
     found = []
     for page in PAGES:
-        for block in fenced(page, "bash"):
+        # Its config is a file of the reader's.
+        for block in fenced(page, "bash") if page.stem != "extending" else ():
             for line in block.replace("\\\n", " ").splitlines():
                 # A value of several lines is no flag of ours.
                 if not line.startswith(("hne-", "python ")):

@@ -94,4 +94,4 @@ def test_other_languages_call_signatures_that_are_there(folder):
         assert quoted & outputs
         assert quoted <= outputs | {"images"}
     assert set(re.findall(r'"([a-z_]+)"', photo_reader)) == {"central_crop", "size"}
-    assert manifest["steps"][0]["input"] == "images"
+    assert manifest.steps[0].input == "images"

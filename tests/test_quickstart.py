@@ -61,7 +61,7 @@ def test_answers_that_grow_with_the_budget_are_all_there_is(quickstart):
     code, output = quickstart(answer(1) + answer(4) + answer(16))
     assert code == 0, output
     assert "ensemble of 16" in output
-    assert "runs/quickstart/report.html" in output.splitlines()[-4]
+    assert "runs/quickstart/report.html" in output.splitlines()[-5]
     assert NOTICE not in output
 
 
@@ -79,7 +79,7 @@ def test_a_busy_machine_is_no_failure(quickstart, answers):
     code, output = quickstart(answers)
     assert code == 0, output
     assert output.count(NOTICE) == 1
-    assert "runs/quickstart/report.html" in output.splitlines()[-4]
+    assert "runs/quickstart/report.html" in output.splitlines()[-5]
 
 
 @pytest.mark.parametrize(

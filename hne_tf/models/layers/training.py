@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import keras
-from keras import KerasTensor
+from keras import KerasTensor, ops
 
 from hne_tf.errors import InputError
 from hne_tf.models.layers.factory import Convolution, subsampled
@@ -15,6 +15,18 @@ NORM_EPSILON = 1e-3
 
 # Keras's names of what layers compute in; variables are float32 in both.
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+class Convolution2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` that reads what it needs of its input, see `factory.subsampled`.
+
+    It does so itself: a layer before it would change the places of layers in checkpoints.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        pixels, strides = subsampled(inputs, self.kernel_size[0], self.strides[0])
+        return ops.conv(pixels, kernel, strides, self.padding, data_format=self.data_format)
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -76,11 +88,9 @@ class TrainingLayers(PlainLayers):
 
     def _convolve(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         """The convolution alone, without bias."""
-        size, strides = convolution.kernel_size, convolution.strides
-        if not convolution.is_depthwise:
-            x, strides = subsampled(x, size, strides)
+        size = convolution.kernel_size
         options: dict[str, Any] = {
-            "strides": strides,
+            "strides": convolution.strides,
             "padding": "same",
             "data_format": DATA_FORMAT,
             "use_bias": False,
@@ -97,7 +107,7 @@ class TrainingLayers(PlainLayers):
                 depthwise_regularizer=self._penalty(),
                 **options,
             )(x)
-        return keras.layers.Conv2D(
+        return Convolution2D(
             convolution.filters,
             size,
             kernel_initializer="he_normal",

@@ -86,7 +86,7 @@ def test_compressed_runs_are_not_compressed_or_trained_further(
     quantized, _ = compressed(run_binary, trained_workdir, folder, "quantize")
     again = [output, "--method=cluster"]
     assert_refused(compress, [f"--workdir={pruned.path}", *again], "pruned or clustered")
-    assert_refused(compress, [f"--workdir={quantized.path}", *again], "quantised run")
+    assert_refused(compress, [f"--workdir={quantized.path}", *again], "quantised model")
     config = ["--config=configs/digits.py", f"--workdir={pruned.path}"]
     assert_refused(train, config, "compressed run")
     assert not (tmp_path / "new").exists()

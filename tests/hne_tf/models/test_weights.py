@@ -19,7 +19,7 @@ IMAGES = ImageSpec((4, 4, 1), ("ant", "bee", "cow"), mean=(0.0,), std=(1.0,))
 
 def build(unit="basic", layers=None, name="hne"):
     resnet = ResNet(unit, (2, 4), (1, 1), (1, 2), stem_width=2)
-    return TreeEnsemble(resnet, Tree((1, 2)), IMAGES, layers or TrainingLayers(), name)
+    return TreeEnsemble(resnet, Tree((1, 2)), IMAGES, layers or TrainingLayers(), name=name)
 
 
 def names(unit, per_unit):

@@ -234,7 +234,7 @@ def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient(channe
     images = random_images((8, 8, channels), batch=32)
     layers = GroupedLayers(nodes=1) if grouped else TrainingLayers()
     shape = (8, 8, 1, channels) if grouped else (8, 8, channels)
-    model = model_of(lambda x: layers.conv(x, "conv", 4, 1, 2, None), shape)
+    model = model_of(lambda x: layers.conv(x, "conv", Convolution(4, 1, 2, None)), shape)
     layer = model.get_layer("conv")
     convolve = keras.Model(model.input, layer.output)
     weighting = np.random.default_rng(1).normal(0, 1, (32, 4, 4, 4)).astype(np.float32)

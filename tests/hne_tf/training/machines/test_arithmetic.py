@@ -5,7 +5,7 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.files import write_json
-from hne_tf.training import arithmetic
+from hne_tf.training.machines import arithmetic
 from hne_tf.training.machines.arithmetic import Arithmetic
 from hne_tf.training.workdir import Workdir
 
