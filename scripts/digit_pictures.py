@@ -12,12 +12,12 @@ from hne_tf.bin import app
 from hne_tf.training.config import default
 
 with app.quiet_import():
-    from hne_tf import data
+    from hne_tf.data.sources import load
 
 
 def main(folder: pathlib.Path) -> None:
     """Writes `<folder>/<class>/<number>.png`."""
-    digits = data.load(default().data)
+    digits = load(default().data)
     batches = digits.evaluation_batches("test", digits.examples("test"))
     images, labels = next(iter(batches))
     for number, (image, label) in enumerate(zip(images.numpy(), labels.numpy(), strict=True)):

@@ -28,9 +28,9 @@ hne report "$out/digits" --models="$out/models/digits/1" --output="$out/report.h
 say "Serve it"
 "$venv/bin/python" -m scripts.digit_pictures "$out/test"
 touch "$out/server.log"
-echo "\$ hne-serve --model_base_path=$out/models/digits --port=0"
+echo "\$ hne-serve --model_base_path=$out/models/digits --max_rows=360 --port=0"
 # Not through a shell function, whose process would be the shell's and not the server's.
-"$venv/bin/python" -m hne_tf.bin.serve --model_base_path="$out/models/digits" --port=0 \
+"$venv/bin/python" -m hne_tf.bin.serve --model_base_path="$out/models/digits" --max_rows=360 --port=0 \
   >> "$out/server.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT

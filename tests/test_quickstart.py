@@ -116,3 +116,9 @@ def test_pictures_are_the_test_split_by_class(tmp_path):
     assert [path.parent.name for path in paths] == [str(label) for label in labels.numpy()]
     shown = [np.asarray(Image.open(path)) for path in paths]
     np.testing.assert_array_equal(shown, images.numpy()[..., 0])
+
+
+def test_the_server_takes_all_test_digits_in_one_request():
+    script = (ROOT / "scripts/quickstart.sh").read_text()
+    examples = data.load(default().data).examples("test")
+    assert script.count(f"--max_rows={examples} ") == 2
