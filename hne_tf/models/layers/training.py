@@ -7,7 +7,7 @@ import keras
 from keras import KerasTensor, ops
 
 from hne_tf.errors import InputError
-from hne_tf.models.layers.factory import Convolution, subsampled
+from hne_tf.models.layers.factory import LEAST_CHANNELS, Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
 
 # Shared with folding, which needs it to turn a batch norm into a bias.
@@ -18,7 +18,7 @@ _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class Convolution2D(keras.layers.Conv2D):
+class SubsampledConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` that reads what it needs of its input, see `factory.subsampled`.
 
     It does so itself: a layer before it would change the places of layers in checkpoints.
@@ -107,7 +107,9 @@ class TrainingLayers(PlainLayers):
                 depthwise_regularizer=self._penalty(),
                 **options,
             )(x)
-        return Convolution2D(
+        narrow = size == 1 and convolution.strides > 1 and x.shape[-1] < LEAST_CHANNELS
+        kind = SubsampledConv2D if narrow else keras.layers.Conv2D
+        return kind(
             convolution.filters,
             size,
             kernel_initializer="he_normal",

@@ -17,7 +17,7 @@ from tensorflow.python.framework.config import disable_op_determinism, is_op_det
 from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.models.layers.factory import LEAST_CHANNELS
-from hne_tf.models.layers.training import Convolution2D
+from hne_tf.models.layers.training import SubsampledConv2D
 from hne_tf.training import build
 from hne_tf.training.config import check
 from hne_tf.training.machines.cluster import Cluster
@@ -99,7 +99,7 @@ def check_kernels(model: keras.Model) -> None:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             check_kernels(layer)
-        elif isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, Convolution2D):
+        elif isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, SubsampledConv2D):
             channels = layer.kernel.shape[-2]
             strided = layer.kernel_size == (1, 1) and max(layer.strides) > 1
             if strided and channels < LEAST_CHANNELS:
