@@ -3,7 +3,7 @@
     hne-train --config=configs/quickstart.py --workdir=runs/quickstart/digits
 
 Most of the work is in the last block, which no networks share: with many images in a
-request, sixteen networks take about five times as long as one. Half a minute on 2 cores.
+request, sixteen networks take several times as long as one.
 Test accuracy 98% or more.
 """
 
