@@ -11,7 +11,8 @@ from sklearn import datasets
 from hne_tf.bin import predict
 from hne_tf.data.pixels import Pixels, decode, read_bytes
 from hne_tf.export import exporter
-from hne_tf.exported.manifest import MANIFEST, read_manifest
+from hne_tf.exported.manifest import read_manifest
+from hne_tf.exported.versions import MANIFEST, latest_version_path
 from hne_tf.server import servable, service
 from hne_tf.training import trained
 from hne_tf.training.loop import train
@@ -86,7 +87,7 @@ def files(folder):
 
 
 def test_predict_answers_as_evaluation_does(run, version, evaluated, files, run_binary):
-    model = servable.Servable("photos", servable.latest_version_path(version.parent))
+    model = servable.Servable("photos", latest_version_path(version.parent))
     server = service.start(model)
     try:
         code, lines, _ = run_binary(
@@ -119,7 +120,7 @@ def test_the_phone_sees_what_evaluation_sees(version, evaluated, files):
     )
     names = {}
     exec(code.partition("\nmanifest = ")[0], names)
-    pixels = read_manifest(version)["pixels"]
+    pixels = read_manifest(version).pixels
     assert (pixels["central_crop"], pixels["size"]) == (0.875, [12, 12])
     got = [names["image_of"](path, pixels) for path in files]
     np.testing.assert_array_equal(got, evaluated[0])
@@ -129,7 +130,7 @@ def test_a_crop_and_a_turn_are_what_answers_hang_on(run, version, evaluated, fil
     """Or the tests above would prove nothing."""
     pictures = [decode(read_bytes(path)) for path in files]
     whole = np.stack([Pixels(12, 12).image(picture) for picture in pictures])
-    pixels = Pixels.from_json(read_manifest(version)["pixels"])
+    pixels = Pixels.from_json(read_manifest(version).pixels)
     sideways = np.stack([pixels.image(Image.open(path)) for path in files])
     for images in (whole, sideways):
         answers = run.model(images, training=False).numpy().mean(axis=1).argmax(axis=1)

@@ -198,8 +198,11 @@ def from_json(fields: dict[str, Any]) -> ml_collections.FrozenConfigDict:
         raise InputError(
             f"settings must have the sections {', '.join(sorted(sections))}, got {fields!r:.100}"
         )
+    nested = _nested(fields)
+    if unknown := sorted(_unknown(nested, config.to_dict())):
+        raise InputError(f"settings must be named as the default ones, got {unknown[0]!r:.100}")
     try:
-        config.update(_with_tuples(_nested(fields)))
+        config.update(_with_tuples(nested))
         return ml_collections.FrozenConfigDict(config)
     # What ml_collections raises for values of other types.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -352,6 +355,17 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
     if shared:
         objective |= dict.fromkeys(_SHARING, shared)
     return {**fields, "model": model, "objective": objective}
+
+
+def _unknown(
+    fields: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """Dotted names of the settings that are not known; a class of one's own has any."""
+    for name, value in fields.items():
+        if name not in known:
+            yield f"{prefix}{name}"
+        elif name != "settings" and isinstance(value, dict) and isinstance(known[name], dict):
+            yield from _unknown(value, known[name], f"{prefix}{name}.")
 
 
 def _flat(fields: dict[str, Any], used: Container[str], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -84,10 +84,13 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
     assert first["accuracy"] == pytest.approx(measured["sizes"][0]["accuracy"])
     assert costs[0] < last["target_multiply_adds"] < costs[-1]
     for row in stopping["curve"]:
+        # Here and below, images whose confidence is a threshold, at most one for each, may
+        # fall to the other side: sums are not rounded alike twice.
         sizes = early_stopping.apply(validation.confidences, row["thresholds"])
-        assert np.mean([costs[size - 1] for size in sizes]) <= row["target_multiply_adds"]
+        others = len(row["thresholds"]) * (costs[-1] - costs[0]) / len(sizes)
+        mean_cost = np.mean([costs[size - 1] for size in sizes])
+        assert mean_cost <= row["target_multiply_adds"] + others
         sizes = early_stopping.apply(test.confidences, row["thresholds"])
-        # An image whose confidence is its threshold may fall to the other side.
         assert row["mean_size"] == pytest.approx(sizes.mean(), abs=0.03)
         hits = test.correct[np.arange(len(sizes)), sizes - 1]
         assert row["accuracy"] == pytest.approx(hits.mean(), abs=0.01)

@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hne_tf.errors import InputError
@@ -67,7 +67,28 @@ def test_settings_of_any_kind_are_read_or_refused(changes):
 
 
 @given(content=VALUES)
+@example(content={"": {}})
 def test_anything_else_is_refused(content):
     sections = isinstance(content, dict) and content.keys() <= set(default().keys())
     with contextlib.suppress(InputError) if sections else pytest.raises(InputError):
         check(from_json(content))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"optimiser": {"momentum": 0.5}}, "optimiser"),
+        ({"optimiser": {}}, "optimiser"),
+        ({"model": {"resnet": {"width": (8,)}}}, "model.resnet.width"),
+        ({"data": {"flips": True}}, "data.flips"),
+    ],
+)
+def test_a_misspelt_setting_is_named(fields, name):
+    with pytest.raises(InputError, match=f"got '{name}'"):
+        from_json(fields)
+
+
+def test_a_class_of_ones_own_has_settings_of_any_name():
+    settings = {"depth": 3, "widths": {"first": 8}}
+    config = from_json({"model": {"architecture": "mine:Net", "settings": settings}})
+    assert config.model.settings.to_dict() == settings
