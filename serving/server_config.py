@@ -119,7 +119,7 @@ def config_map(contents: Mapping[str, str], name: str = "hne-serving") -> str:
     """The files as a Kubernetes ConfigMap in YAML; variables are keys of their own.
 
     Raises:
-      InputError: for a line of the environment that is none.
+      InputError: for a line of an environment file that is not NAME=VALUE.
     """
     lines = [
         "# Written by serving.configure from the files in serving/config.",

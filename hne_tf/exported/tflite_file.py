@@ -25,7 +25,7 @@ MODES = ("float32", "float16", "dynamic_range", "int8")
 MANIFEST = "hne_manifest.json"
 
 _IDENTIFIER = b"TFL3"
-# What zipfile raises for archives that are none, or not whole.
+# What zipfile raises for files that are no archives, or for damaged ones.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,

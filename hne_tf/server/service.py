@@ -120,7 +120,7 @@ def start(
       options: `Options()` by default.
 
     Raises:
-      InputError: if the address cannot be listened on or the TLS files are none.
+      InputError: if the address cannot be listened on or the TLS files are not PEM.
     """
     options = options or Options()
     catalog = model if isinstance(model, Catalog) else _only(model)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -16,6 +16,7 @@ from hne_tf.data import fingerprint
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import ARCHITECTURES, ArchitectureEntry
 from hne_tf.objectives import OBJECTIVES
+from hne_tf.training import flat_settings
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
 # or how layers are computed.
@@ -28,151 +29,144 @@ _CIRCUMSTANCES = (
 )
 
 
-# Before architectures and objectives had sub-sections, settings had a flat form. Files in that
-# form are read, and digests are taken of it: they name the folders of sweeps and stand in
-# manifests, so a run of older settings must keep its digest.
-
-# What a setting of an architecture was where it was not set.
-_FLAT_ARCHITECTURE = {
-    "unit": "",
-    "widths": (),
-    "units": (),
-    "strides": (),
-    "stem_width": 0,
-    "width_multiplier": 0.0,
-    "stem_stride": 0,
-    "growth": 0,
-    "scale_factors": (),
-    "bottlenecks": (),
-    "reduction": 0.0,
-    "head_width": 0,
-}
-# Settings that both kinds of distillation shared.
-_FLAT_DISTILLATION = ("alpha", "temperature", "ramp_epochs", "combine")
-_SHARING = ("codistillation", "hierarchical")
-# All other settings of that form.
-_OTHERS = {
-    f"{section}.{name}"
-    for section, names in {
-        "data": "name image_size central_crop pad_pixels flip color_jitter random_resized_crop "
-        "train_examples",
-        "model": "architecture branching preset",
-        "objective": "name average",
-        "optimizer": "learning_rate warmup_epochs momentum weight_decay norm_momentum",
-        "training": "epochs batch_size steps_per_call checkpoint_every_epochs keep_checkpoints "
-        "validate_every_epochs deterministic fused_norm precision accumulate_steps ema_momentum",
-        "distribution": "logical_devices synchronized_norm",
-    }.items()
-    for name in names.split()
-} | {"seed"}
-
-
 def default() -> ml_collections.ConfigDict:
     """Every field that a run has; experiments in `configs/` set some of them."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
-            "data": {
-                # digits, cifar10, cifar100, imagenet2012 or image_folder.
-                "name": "digits",
-                # Where TFDS keeps its sets, or the image folder; TFDS's own default if empty.
-                "data_dir": "",
-                # Downloads a set that is missing.
-                "download": False,
-                # Pixels a side that pictures are resized to, before augmentation; 0 leaves
-                # them as they are, but those of ImageNet and image folders differ.
-                "image_size": 0,
-                # Of these, the central square with sides of this share of the shorter
-                # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture. It is
-                # a part of what an export's clients do with a picture.
-                "central_crop": 0.0,
-                # Goes on without pictures that cannot be decoded, and counts them.
-                "skip_corrupt": False,
-                # Augmentation: zero padding before a random crop, random mirroring,
-                # random brightness, contrast and saturation (0.4 for up to 40%), and for
-                # ImageNet and image folders a random crop of at least this share of the
-                # picture (0.08 is usual), resized. 0 for none.
-                "pad_pixels": 0,
-                "flip": False,
-                "color_jitter": 0.0,
-                "random_resized_crop": 0.0,
-                # A fixed stratified part of the training split; 0 for all of it.
-                "train_examples": 0,
-            },
-            "model": {
-                # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
-                # network, a residual or a multi-scale dense one, with an exit after each
-                # block. my_module:MyNetwork: a class of your own, by its import path.
-                "architecture": "resnet",
-                # Of a tree; networks with exits have none.
-                "branching": (1, 2, 2, 2, 2),
-                # small or large: five blocks of three bottleneck units; the four blocks
-                # of a mobilenet_v2 in half or in full width; five or eleven blocks of an
-                # msdnet.
-                "preset": "small",
-                # Of a class of your own.
-                "settings": {},
-                # One for each architecture: what is set here, and not None, replaces the
-                # preset's.
-                **{name: _unset(entry) for name, entry in ARCHITECTURES.items()},
-            },
-            # Of the objective and the learning rate: what results/grid_digits.md shows to be best.
-            "objective": {
-                # independent, subtree, codistillation or hierarchical; or my_module:MyLoss.
-                "name": "hierarchical",
-                # The answer of size n: the mean logits or probabilities of the first n
-                # leaves or exits; with exits also last, the n-th exit alone.
-                "average": "logits",
-                # Of a class of your own.
-                "settings": {},
-                # One for each objective. alpha grows from 0 over ramp_epochs; 0 for a
-                # constant alpha.
-                **{name: dict(entry.settings) for name, entry in OBJECTIVES.items()},
-            },
-            "optimizer": {
-                "learning_rate": 0.2,
-                # Half of a run that is no longer than the default.
-                "warmup_epochs": 1.0,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "norm_momentum": 0.9,
-            },
-            "training": {
-                "epochs": 300.0,
-                "batch_size": 128,
-                "steps_per_call": 50,
-                "checkpoint_every_epochs": 1.0,
-                "keep_checkpoints": 3,
-                "validate_every_epochs": 1.0,
-                # A resumed run ends with the same bits. Slower on some devices. Data are
-                # the same in any case.
-                "deterministic": False,
-                # grouped: a layer computes all nodes of a block; branched: one node. auto:
-                # grouped on a GPU. A run keeps to the form it began in.
-                "factory": "auto",
-                # One kernel per batch norm. auto: unless norms are synchronised; else on or off.
-                "fused_norm": "auto",
-                # Of activations: float32 or bfloat16; weights stay in float32.
-                "precision": "float32",
-                # Parts that a batch is computed in, one after the other, for less memory.
-                "accumulate_steps": 1,
-                # Metrics of your own, ("my_module:MyMetric",), for validation and hne-evaluate.
-                "metrics": (),
-                # Of an average of the weights, which is validated, evaluated and
-                # exported instead of them, e.g. 0.999; 0 for none.
-                "ema_momentum": 0.0,
-            },
-            "distribution": {
-                # Splits the CPU into this many devices where there is no GPU.
-                "logical_devices": 1,
-                # CPU threads that compute an operation, while others compute those of other
-                # branches. 0: what is best in commands, TensorFlow's own number elsewhere.
-                "operation_threads": 0,
-                # auto: synchronised on more than one replica; else on or off.
-                "synchronized_norm": "auto",
-            },
+            "data": _data(),
+            "model": _model(),
+            "objective": _objective(),
+            "optimizer": _optimizer(),
+            "training": _training(),
+            "distribution": _distribution(),
         }
     )
+
+
+def _data() -> dict[str, Any]:
+    """Which pictures, and what becomes of them."""
+    return {
+        # digits, cifar10, cifar100, imagenet2012 or image_folder.
+        "name": "digits",
+        # Where TFDS keeps its sets, or the image folder; TFDS's own default if empty.
+        "data_dir": "",
+        # Downloads a set that is missing.
+        "download": False,
+        # Pixels a side that pictures are resized to, before augmentation; 0 leaves
+        # them as they are, but those of ImageNet and image folders differ.
+        "image_size": 0,
+        # Of these, the central square with sides of this share of the shorter
+        # side (0.875 for "resize to 256, crop 224"); 0 for the whole picture. It is
+        # a part of what an export's clients do with a picture.
+        "central_crop": 0.0,
+        # Goes on without pictures that cannot be decoded, and counts them.
+        "skip_corrupt": False,
+        # Augmentation: zero padding before a random crop, random mirroring,
+        # random brightness, contrast and saturation (0.4 for up to 40%), and for
+        # ImageNet and image folders a random crop of at least this share of the
+        # picture (0.08 is usual), resized. 0 for none.
+        "pad_pixels": 0,
+        "flip": False,
+        "color_jitter": 0.0,
+        "random_resized_crop": 0.0,
+        # A fixed stratified part of the training split; 0 for all of it.
+        "train_examples": 0,
+    }
+
+
+def _model() -> dict[str, Any]:
+    """Which networks."""
+    return {
+        # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
+        # network, a residual or a multi-scale dense one, with an exit after each
+        # block. my_module:MyNetwork: a class of your own, by its import path.
+        "architecture": "resnet",
+        # Of a tree; networks with exits have none.
+        "branching": (1, 2, 2, 2, 2),
+        # small or large: five blocks of three bottleneck units; the four blocks
+        # of a mobilenet_v2 in half or in full width; five or eleven blocks of an
+        # msdnet.
+        "preset": "small",
+        # Of a class of your own.
+        "settings": {},
+        # One for each architecture: what is set here, and not None, replaces the
+        # preset's.
+        **{name: _unset(entry) for name, entry in ARCHITECTURES.items()},
+    }
+
+
+def _objective() -> dict[str, Any]:
+    """What is minimised.
+
+    With the learning rate: what results/grid_digits.md shows to be best.
+    """
+    return {
+        # independent, subtree, codistillation or hierarchical; or my_module:MyLoss.
+        "name": "hierarchical",
+        # The answer of size n: the mean logits or probabilities of the first n
+        # leaves or exits; with exits also last, the n-th exit alone.
+        "average": "logits",
+        # Of a class of your own.
+        "settings": {},
+        # One for each objective. alpha grows from 0 over ramp_epochs; 0 for a
+        # constant alpha.
+        **{name: dict(entry.settings) for name, entry in OBJECTIVES.items()},
+    }
+
+
+def _optimizer() -> dict[str, Any]:
+    """Of SGD with Nesterov momentum."""
+    return {
+        "learning_rate": 0.2,
+        # Half of a run that is no longer than the default.
+        "warmup_epochs": 1.0,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "norm_momentum": 0.9,
+    }
+
+
+def _training() -> dict[str, Any]:
+    """How long, and how steps are computed."""
+    return {
+        "epochs": 300.0,
+        "batch_size": 128,
+        "steps_per_call": 50,
+        "checkpoint_every_epochs": 1.0,
+        "keep_checkpoints": 3,
+        "validate_every_epochs": 1.0,
+        # A resumed run ends with the same bits. Slower on some devices. Data are
+        # the same in any case.
+        "deterministic": False,
+        # grouped: a layer computes all nodes of a block; branched: one node. auto:
+        # grouped on a GPU. A run keeps to the form it began in.
+        "factory": "auto",
+        # One kernel per batch norm. auto: unless norms are synchronised; else on or off.
+        "fused_norm": "auto",
+        # Of activations: float32 or bfloat16; weights stay in float32.
+        "precision": "float32",
+        # Parts that a batch is computed in, one after the other, for less memory.
+        "accumulate_steps": 1,
+        # Metrics of your own, ("my_module:MyMetric",), for validation and hne-evaluate.
+        "metrics": (),
+        # Of an average of the weights, which is validated, evaluated and
+        # exported instead of them, e.g. 0.999; 0 for none.
+        "ema_momentum": 0.0,
+    }
+
+
+def _distribution() -> dict[str, Any]:
+    """Over devices and threads."""
+    return {
+        # Splits the CPU into this many devices where there is no GPU.
+        "logical_devices": 1,
+        # CPU threads that compute an operation, while others compute those of other
+        # branches. 0: what is best in commands, TensorFlow's own number elsewhere.
+        "operation_threads": 0,
+        # auto: synchronised on more than one replica; else on or off.
+        "synchronized_norm": "auto",
+    }
 
 
 def _unset(entry: ArchitectureEntry) -> dict[str, Any]:
@@ -198,7 +192,7 @@ def from_json(fields: dict[str, Any]) -> ml_collections.FrozenConfigDict:
         raise InputError(
             f"settings must have the sections {', '.join(sorted(sections))}, got {fields!r:.100}"
         )
-    nested = _nested(fields)
+    nested = flat_settings.nested(fields)
     if unknown := sorted(_unknown(nested, config.to_dict())):
         raise InputError(f"settings must be named as the default ones, got {unknown[0]!r:.100}")
     try:
@@ -282,7 +276,7 @@ def digest(config: ml_collections.ConfigDict, pictures: str | None = None) -> st
         name, if it is there.
     """
     fields = _dotted(config)
-    counted = _flat(fields, _used(fields), _dotted(default()))
+    counted = flat_settings.flattened(fields, _used(fields), _dotted(default()))
     if config.data.name == "image_folder" and (
         found := pictures or _fingerprint(config.data.data_dir)
     ):
@@ -340,23 +334,6 @@ def _leaves(fields: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with sub-sections, read from JSON in either form.
-
-    A setting goes to the architecture that the settings choose, one of the
-    distillation to both kinds.
-    """
-    model, objective = dict(fields.get("model", {})), dict(fields.get("objective", {}))
-    settings = {name: model.pop(name) for name in _FLAT_ARCHITECTURE if name in model}
-    shared = {name: objective.pop(name) for name in _FLAT_DISTILLATION if name in objective}
-    if chosen := {name: value for name, value in settings.items() if value}:
-        # The default of files that are older than the choice.
-        model[model.get("architecture", "resnet")] = chosen
-    if shared:
-        objective |= dict.fromkeys(_SHARING, shared)
-    return {**fields, "model": model, "objective": objective}
-
-
 def _unknown(
     fields: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[str]:
@@ -366,28 +343,3 @@ def _unknown(
             yield f"{prefix}{name}"
         elif name != "settings" and isinstance(value, dict) and isinstance(known[name], dict):
             yield from _unknown(value, known[name], f"{prefix}{name}.")
-
-
-def _flat(fields: dict[str, Any], used: Container[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What a digest is taken of.
-
-    A setting that is newer than this form counts where it differs from its default.
-
-    Args:
-      fields: settings by dotted name, `"model.resnet.units"`.
-      used: names of those that make a difference to the run.
-      defaults: the default settings by dotted name.
-    """
-    architecture, objective = fields["model.architecture"], fields["objective.name"]
-    # Objectives without distillation had its settings, too.
-    shared = objective if objective in _SHARING else _SHARING[-1]
-    older = {f"model.{architecture}.{name}": f"model.{name}" for name in _FLAT_ARCHITECTURE}
-    older |= {f"objective.{shared}.{name}": f"objective.{name}" for name in _FLAT_DISTILLATION}
-    result = {f"model.{name}": unset for name, unset in _FLAT_ARCHITECTURE.items()}
-    for name, value in fields.items():
-        if name in older:
-            if value is not None:
-                result[older[name]] = value
-        elif name in _OTHERS or (name in used and value != defaults.get(name)):
-            result[name] = value
-    return result

@@ -1,4 +1,4 @@
-"""Requests that are none: each gets TF Serving's code and the server goes on."""
+"""Malformed requests: each gets TF Serving's code and the server goes on."""
 
 import random
 
