@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -51,6 +52,8 @@ def quickstart(tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            # What runs in the background of a shell ignores it, and so would the script.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return finished.returncode, finished.stdout + finished.stderr
 

@@ -12,8 +12,7 @@ from hne_tf.errors import InputError
 from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
-from hne_tf.training import build, checkpoints
-from hne_tf.training.config import default
+from hne_tf.training import build, checkpoints, optimizer
 from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
@@ -51,7 +50,7 @@ class TrainingRun:
                 config, images, accelerated(), replicas, config.training.precision
             )
             check_kernels(self.model)
-            self.optimizer = sgd(config, schedule)
+            self.optimizer = optimizer.sgd(config, schedule)
             self.optimizer.build(self.model.trainable_variables)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
@@ -143,6 +142,7 @@ class TrainingRun:
             for variable in self.model.trainable_variables
         ]
 
+    # AutoGraph has only this loop to convert. What a replica does it would read for seconds.
     def _run_steps(self, batches, count):
         for _ in tf.range(count):
             batch = next(batches)
@@ -153,10 +153,12 @@ class TrainingRun:
             else:
                 self.strategy.run(self._replica_step, args=batch)
 
+    @tf.autograph.experimental.do_not_convert
     def _replica_step(self, images, labels):
         """One step on a replica's part of the batch."""
         self._apply(self._gradients(images, labels))
 
+    @tf.autograph.experimental.do_not_convert
     def _replica_part(self, images, labels, part):
         """Adds the gradients of one of the parts that a replica takes one after the other."""
         # Every n-th image: a part does not depend on the number of devices, each of which gets a
@@ -166,6 +168,7 @@ class TrainingRun:
         for total, gradient in zip(self._gradient_sums, gradients, strict=True):
             total.assign_add(gradient)
 
+    @tf.autograph.experimental.do_not_convert
     def _replica_end(self):
         """The step that all parts add up to."""
         # What is read from a mirrored variable has no device, which the reduction asks for.
@@ -193,33 +196,3 @@ class TrainingRun:
         self.optimizer.apply(gradients, self.model.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
-
-
-def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
-    """SGD with Nesterov momentum, linear warm-up and cosine decay to 0.
-
-    Raises:
-      InputError: for a learning rate of 0 or below, a momentum outside [0, 1)
-        or a warm-up below 0 or as long as the run; the default one is shortened.
-    """
-    section = config.optimizer
-    warmup = round(section.warmup_epochs * schedule.steps_per_epoch)
-    if not section.learning_rate > 0:
-        raise InputError(f"optimizer.learning_rate must be above 0, got {section.learning_rate}")
-    if not 0 <= section.momentum < 1:
-        raise InputError(f"optimizer.momentum must lie in [0, 1), got {section.momentum}")
-    if warmup >= schedule.total and section.warmup_epochs == default().optimizer.warmup_epochs:
-        # Nobody has chosen it for so short a run.
-        warmup = schedule.total // 2
-    if not 0 <= warmup < schedule.total:
-        raise InputError(
-            "optimizer.warmup_epochs must be 0 or more and shorter than the run, "
-            f"got {section.warmup_epochs}"
-        )
-    rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else section.learning_rate,
-        decay_steps=schedule.total - warmup,
-        warmup_target=section.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    return keras.optimizers.SGD(rate, momentum=section.momentum, nesterov=section.momentum > 0)

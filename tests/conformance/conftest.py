@@ -22,27 +22,21 @@ from hne_tf.tree import Paths, Tree
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.0, 60.0, 50.0))
 
 BASIC = ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3)
-BOTTLENECK = ResNet("bottleneck", (4, 6, 8), (1, 2, 1), (1, 2, 1), stem_width=3)
+BOTTLENECK = ResNet("bottleneck", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3)
 # Two scales between its blocks, and one in the end.
 DENSE = MSDNet((1, 2), 2, (1, 2), (2, 1), stem_width=3, reduction=0.5, head_width=4)
 
-# Each architecture with the trees that it is checked on, splits in different
-# places, and how they answer; the first tree is also trained on two devices.
+# Each architecture with a tree, splits in different places, and how it answers.
 ARCHITECTURES = {
-    "resnet_basic": (
-        BASIC,
-        {Tree((1, 1, 2)): "probabilities", Tree((1, 2, 3)): "probabilities"},
-    ),
-    "resnet_bottleneck": (
-        BOTTLENECK,
-        {Tree((1, 2, 1)): "probabilities", Tree((2, 1, 2)): "logits"},
-    ),
-    "multi_exit": (BASIC, {Exits(3): "logits"}),
-    "msdnet": (DENSE, {Exits(2): "last"}),
+    "resnet_basic": (BASIC, Tree((1, 3, 1)), "probabilities"),
+    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1, 2)), "logits"),
+    "multi_exit": (BASIC, Exits(3), "logits"),
+    "msdnet": (DENSE, Exits(2), "last"),
+    # As small as it gets; where widths are equal, units add their input.
     "mobilenet_v2": (
-        # As small as it gets; where widths are equal, units add their input.
         MobileNetV2(0.1, (1,) * 7, (1, 2, 1, 1, 1, 2, 1), stem_stride=1),
-        {Tree((1, 1, 2, 1)): "logits"},
+        Tree((1, 1, 2, 1)),
+        "logits",
     ),
 }
 FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}
@@ -64,27 +58,15 @@ class Case:
         return form(self.architecture, self.tree, IMAGES, layers, self.average)
 
 
-def shape(tree):
-    """A tree as a part of a test's name."""
-    return "x".join(str(factor) for value in dataclasses.astuple(tree) for factor in listed(value))
-
-
-def listed(value):
-    return value if isinstance(value, tuple) else (value,)
-
-
 CASES = {
-    f"{name}-{shape(tree)}-{factory}": Case(architecture, tree, average, layers)
-    for name, (architecture, trees) in ARCHITECTURES.items()
-    for tree, average in trees.items()
+    f"{name}-{factory}": Case(*described, layers)
+    for name, described in ARCHITECTURES.items()
     for factory, layers in FACTORIES.items()
 }
-
-
+# Those that are also trained, on one device and on two.
 TRAINED_CASES = {
-    # Synchronized norms make two replicas comparable with the whole batch.
-    name: Case(architecture, *next(iter(trees.items())), TrainingLayers(synchronized=True))
-    for name, (architecture, trees) in ARCHITECTURES.items()
+    name: Case(*described, TrainingLayers(synchronized=True))
+    for name, described in ARCHITECTURES.items()
 }
 TRAINED_CASES["grouped"] = dataclasses.replace(
     TRAINED_CASES["resnet_basic"], layers=GroupedLayers(synchronized=True, split=True)

@@ -145,7 +145,8 @@ def take_step(model, strategy, images):
 
     data = tf.data.Dataset.from_tensor_slices((images, LABELS)).batch(len(LABELS))
     for batch in strategy.experimental_distribute_dataset(data):
-        tf.function(strategy.run)(replica_step, batch)
+        # Eagerly: these few operations take less time than tracing them.
+        strategy.run(replica_step, batch)
     return weights.read(model)
 
 

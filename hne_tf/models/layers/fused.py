@@ -5,6 +5,7 @@ same from a dozen. Needs TensorFlow; statistics are of one replica's batch.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import keras
@@ -25,21 +26,26 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not training or not self.trainable:
             return super().call(inputs, training=training, mask=mask)
-        normalised, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            self.gamma.value,
-            self.beta.value,
+        normalised, mean, variance = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma.value,
+            offset=self.beta.value,
+            mean=(),
+            variance=(),
             epsilon=self.epsilon,
-            is_training=True,
         )[:3]
         # The kernel's variance is the unbiased estimate, Keras's the biased one.
-        count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
-        self._keep(self.moving_mean, mean)
-        self._keep(self.moving_variance, variance * (count - 1) / count)
+        count = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else _pixels(inputs)
+        self._keep(self.moving_mean, mean, 1 - self.momentum)
+        self._keep(self.moving_variance, variance, (1 - self.momentum) * (count - 1) / count)
         return normalised
 
-    def _keep(self, moving: keras.Variable, statistic: tf.Tensor) -> None:
-        moving.assign(moving * self.momentum + statistic * (1 - self.momentum))
+    def _keep(self, moving: keras.Variable, statistic: tf.Tensor, share: Any) -> None:
+        moving.assign(moving * self.momentum + statistic * share)
+
+
+def _pixels(images: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.size(images) // images.shape[-1], tf.float32)
 
 
 @keras.saving.register_keras_serializable("hne_tf")

@@ -23,25 +23,23 @@ SETTINGS = {
     "data.pad_pixels": 1,
     "model.branching": (1, 2),
     "model.resnet.unit": "basic",
-    # Enough steps, and long ones, to stop or kill the workers several times on the way.
     "model.resnet.widths": (16, 32),
     "model.resnet.units": (1, 1),
     "model.resnet.strides": (1, 2),
     # Small enough that rounding does not grow into other losses within the run.
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_epochs": 0.1,
-    "training.epochs": 30.0,
+    # Enough to stop or kill the workers several times on the way.
+    "training.epochs": 20.0,
     "training.batch_size": 32,
     # So that metrics.jsonl has the loss of every step.
     "training.steps_per_call": 1,
     "training.checkpoint_every_epochs": 0.5,
-    "training.ema_momentum": 0.9,
+    "training.validate_every_epochs": 10.0,
     "distribution.synchronized_norm": "on",
 }
-TOTAL = 300
+TOTAL = 200
 INTERRUPTED = 138
-# Far more than it takes; a worker that fails ends the wait.
-PATIENCE_S = 600
 
 CONFIG_FILE = f"""
 from hne_tf.training.config import default
@@ -97,7 +95,7 @@ def start(tmp_path):
 
 def ends(process, code):
     """Asserts that a worker ends by itself with a code; its lines on both outputs."""
-    output, errors = process.communicate(timeout=PATIENCE_S)
+    output, errors = process.communicate()
     assert process.returncode == code, output + errors
     return output.splitlines(), errors.splitlines()
 
@@ -110,9 +108,7 @@ def records(workdir):
 
 
 def wait_for_step(workdir, step, workers):
-    deadline = time.monotonic() + PATIENCE_S
     while not any(record["step"] >= step for record in records(workdir)):
-        assert time.monotonic() < deadline
         assert [worker.poll() for worker in workers] == [None, None]
         time.sleep(0.02)
 
@@ -130,7 +126,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
     config.update_from_flattened_dict(SETTINGS)
     loop.train(config, alone, report=lambda line: None)
 
-    wait_for_step(together, 10, (chief, other))
+    wait_for_step(together, 5, (chief, other))
     other.send_signal(signal.SIGTERM)
     for worker in (chief, other):
         _, errors = ends(worker, INTERRUPTED)
@@ -145,7 +141,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
     saved = stopped
     for victim in (1, 0):
         workers = start(together.path, together.path)
-        wait_for_step(together, saved + 10, workers)
+        wait_for_step(together, saved + 11, workers)
         os.killpg(workers[victim].pid, signal.SIGKILL)
         _, errors = ends(workers[1 - victim], INTERRUPTED)
         assert len(errors) == 1, errors
