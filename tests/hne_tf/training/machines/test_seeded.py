@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.utils import rng_utils
+from tensorflow.python.eager import context
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from hne_tf.training.loop import train
@@ -41,7 +43,7 @@ def test_generators_go_on_as_if_nothing_had_been_seeded(seeds):
         assert is_op_determinism_enabled()
     assert not is_op_determinism_enabled()
     assert (random.random(), np.random.random()) == expected
-    assert keras.utils.get_random_seed() == 7 if hasattr(keras.utils, "get_random_seed") else True
+    assert context.global_seed() == rng_utils.get_random_seed() == 7
     with seeded(0, deterministic=True):
         assert draws() == inside
 
