@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -157,11 +158,22 @@ def prepared(server_kind, walks_base, tmp_path, request):
     )
 
     def graphs():
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{METRICS_PATH}", timeout=30) as page:
-            text = page.read().decode()
+        text = _page(f"http://127.0.0.1:{port}{METRICS_PATH}")
         return int(re.search(r"^:tensorflow:core:graph_build_calls\{\} (\d+)", text, re.M)[1])
 
     return address, graphs
+
+
+def _page(url):
+    """The text of a page, whose server may open its port after that of gRPC."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as page:
+                return page.read().decode()
+        except urllib.error.URLError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 @pytest.fixture
