@@ -122,8 +122,16 @@ def test_only_evaluations_of_the_last_step_count(tmp_path):
     assert store.evaluations(run, ("test", "validation")) is None
     evaluated(store, other, {1: 0.5}, step=8)
     assert store.evaluations(other, ("test",)) is None
-    store.workdir(run).evaluation_path("test").write_text('{"step"')
-    assert store.evaluations(run, ("test",)) is None
+    for damaged in (
+        '{"step"',
+        "{}",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"step": 3, "total_steps": null}',
+    ):
+        store.workdir(run).evaluation_path("test").write_text(damaged)
+        assert store.evaluations(run, ("test",)) is None
 
 
 def test_a_run_that_ends_well_without_its_evaluations_has_failed(tmp_path, monkeypatch):
