@@ -122,14 +122,8 @@ def test_only_evaluations_of_the_last_step_count(tmp_path):
     assert store.evaluations(run, ("test", "validation")) is None
     evaluated(store, other, {1: 0.5}, step=8)
     assert store.evaluations(other, ("test",)) is None
-    for damaged in (
-        '{"step"',
-        "{}",
-        "[]",
-        "null",
-        "[" * 100_000,
-        '{"step": 3, "total_steps": null}',
-    ):
+    unended = '{"step": 3, "total_steps": null}'
+    for damaged in ('{"step"', "{}", "[]", "null", "[" * 100_000, unended):
         store.workdir(run).evaluation_path("test").write_text(damaged)
         assert store.evaluations(run, ("test",)) is None
 
