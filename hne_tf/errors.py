@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 
 
@@ -51,6 +52,20 @@ def raised_in_graph(error: Exception) -> InputError | None:
     """
     found = re.search(rf"\b{InputError.__name__}: (.*)", str(error))
     return InputError(found.group(1)) if found else None
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and message of an exception, whose message can have several lines."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextlib.contextmanager
+def ended_in_one_line() -> Iterator[None]:
+    """Ends the process with any error in one line, for a parent that tells the last one."""
+    try:
+        yield
+    except Exception as error:
+        sys.exit(in_one_line(error))
 
 
 class InterruptedRunError(RuntimeError):

@@ -20,7 +20,7 @@ def read_json(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} must be readable JSON: {error}") from None
 
 

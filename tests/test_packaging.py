@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import hne_tf
@@ -98,6 +99,17 @@ def test_the_package_loads_without_tensorflow():
     loaded = run_bare(code)
     assert "hne_tf" in loaded
     assert not {"keras", "numpy", "tensorflow"} & {name.partition(".")[0] for name in loaded}
+
+
+def test_python_versions_are_the_same_everywhere():
+    """pip reads the range first, so that another version is what it names."""
+    promised = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert f"3.{sys.version_info.minor}" in promised
+    taken = SpecifierSet(PROJECT["requires-python"])
+    assert [f"3.{minor}" for minor in range(30) if f"3.{minor}" in taken] == promised
+    words = f"{', '.join(promised[:-1])} or {promised[-1]}"
+    for page in ("README.md", "docs/install.md"):
+        assert f"Python {words}" in (ROOT / page).read_text(), page
 
 
 def test_the_version_is_that_of_the_installed_package(monkeypatch):

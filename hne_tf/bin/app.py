@@ -21,6 +21,8 @@ if typing.TYPE_CHECKING:
 # for those to restart from; a process killed by SIGUSR1, which this would be, is
 # the one that it leaves to programs.
 EXIT_INTERRUPTED = 138
+# A chain of certificates has some kilobytes, and a device has no end.
+_MOST_PEM_BYTES = 2**20
 # As of a process that SIGINT has killed.
 EXIT_KEYBOARD = 130
 
@@ -287,7 +289,8 @@ def integers(flag: str, texts: Sequence[str]) -> list[int]:
 def pem(flag: str, path: str) -> bytes:
     """The content of the PEM file that a flag names; raises `InputError` for another file."""
     try:
-        content = pathlib.Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(_MOST_PEM_BYTES)
     except OSError as error:
         raise InputError(
             f"--{flag} must be a readable file, got {path!r}: {error.strerror}"

@@ -1,6 +1,7 @@
 """Requests to TF Serving and its answers as Python values, for blocking and asyncio clients."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -170,6 +171,11 @@ def read_outputs(response: predict_pb2.PredictResponse, outputs: Sequence[str]) 
     Raises:
       CallError: if the answer cannot be read or lacks one of them.
     """
+    for name, proto in response.outputs.items():
+        # A list of one value stands for a tensor of any size.
+        values, given = math.prod(dim.size for dim in proto.tensor_shape.dim), proto.ByteSize()
+        if values > given:
+            _unreadable(f"all values of tensors, got {given} bytes for the {values} of {name!r}")
     try:
         arrays = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
     except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, in_one_line
 from hne_tf.exported.manifest import Manifest
 from hne_tf.image_spec import ImageSpec
 
@@ -251,7 +251,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"a picture has at most {MAX_PIXELS:,} pixels, got more: {_in_words(error)}"
+            f"a picture has at most {MAX_PIXELS:,} pixels, got more: {in_one_line(error)}"
         ) from None
     except Image.UnidentifiedImageError:
         raise InputError(
@@ -259,7 +259,7 @@ def decode(data: bytes) -> Image.Image:
         ) from None
     # Pillow does not document what its decoders raise for a damaged file.
     except Exception as error:
-        raise InputError(f"a picture must be sound, got {_in_words(error)}") from error
+        raise InputError(f"a picture must be sound, got {in_one_line(error)}") from error
 
 
 def _with_8_bits(picture: Image.Image) -> Image.Image:
@@ -302,8 +302,4 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
         # A conversion to the same mode would copy the pixels.
         return picture if picture.mode == mode else picture.convert(mode)
     except (ValueError, OSError) as error:
-        raise InputError(f"a picture must be grey or coloured, got {_in_words(error)}") from error
-
-
-def _in_words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"a picture must be grey or coloured, got {in_one_line(error)}") from error

@@ -23,7 +23,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
 from hne_tf import hardware
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, ended_in_one_line
 from hne_tf.exported.manifest import Manifest, read_manifest
 from hne_tf.exported.model import ExportedModel
 from hne_tf.exported.steps import step_inputs
@@ -240,10 +240,11 @@ def _findings(folder: str, reference: str, compared: list[str]) -> Iterator[str]
 def _main(folder: str, reference: str) -> None:
     compared: list[str] = []
     findings = 0
-    for finding in _findings(folder, reference, compared):
-        findings += 1
-        # At once: what a killed process has in its buffer is lost.
-        print(finding, flush=True)
+    with ended_in_one_line():
+        for finding in _findings(folder, reference, compared):
+            findings += 1
+            # At once: what a killed process has in its buffer is lost.
+            print(finding, flush=True)
     if not findings:
         print(_verdict(compared), flush=True)
 

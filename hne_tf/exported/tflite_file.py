@@ -90,6 +90,11 @@ def write_manifest(path: str | pathlib.Path, manifest: Manifest) -> None:
 
 def _read(path: pathlib.Path) -> tuple[bytes, Manifest]:
     """Flatbuffer and manifest of a file, checked against each other."""
+    # Opening a pipe would wait for its writer, and a device has no end.
+    if path.is_fifo() or path.is_char_device():
+        raise InputError(
+            f"a model must be a readable TFLite file, got {str(path)!r}: a pipe or a device"
+        )
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:

@@ -25,6 +25,8 @@ class PerColumn(keras.metrics.Metric):
         self, columns: Sequence[int] | None, name: str | None = None, **kwargs: Any
     ) -> None:
         name = name or re.sub(r"(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()
+        # Whatever Keras's default is: sums over a split do not fit into float16.
+        kwargs.setdefault("dtype", "float32")
         super().__init__(name=name, **kwargs)
         self._given = None if columns is None else tuple(columns)
         self._columns: tuple[int, ...] = ()
@@ -39,6 +41,10 @@ class PerColumn(keras.metrics.Metric):
             _, leaves, classes = leaf_logits_shape
             self._columns = self._given or self._columns_of(leaves)
             self._make_state(len(self._columns), classes)
+
+    def add_weight(self, **settings: Any) -> Any:
+        """Keras's, of the metric's own type."""
+        return super().add_weight(**{"dtype": self.dtype, **settings})
 
     def _columns_of(self, leaves: int) -> tuple[int, ...]:
         return ensemble_sizes(leaves)

@@ -26,7 +26,8 @@ class Disagreement(MeanPerColumn):
         return {**super().get_config(), "sizes": self._given}
 
     def _values(self, labels, leaf_logits):
-        votes = ops.one_hot(ops.argmax(leaf_logits, axis=-1), leaf_logits.shape[-1])
+        best, classes = ops.argmax(leaf_logits, axis=-1), leaf_logits.shape[-1]
+        votes = ops.one_hot(best, classes, dtype=self.dtype)
         columns = []
         for size in self._columns:
             counts = ops.sum(votes[:, :size], axis=1)

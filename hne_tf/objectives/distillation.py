@@ -46,6 +46,8 @@ class _Distillation(keras.losses.Loss):
         ramp_steps: int = 0,
         **kwargs: Any,
     ) -> None:
+        # Whatever Keras's default is: losses do not fit into float16.
+        kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         if combine not in COMBINATIONS:
             raise InputError(f"combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}")

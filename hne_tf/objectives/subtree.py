@@ -29,6 +29,8 @@ class Subtree(keras.losses.Loss):
         name: str = "subtree",
         **kwargs: Any,
     ) -> None:
+        # Whatever Keras's default is: losses do not fit into float16.
+        kwargs.setdefault("dtype", "float32")
         super().__init__(name=name, **kwargs)
         self._sizes = None if sizes is None else tuple(sizes)
         self._average = check_average(average)

@@ -1,7 +1,6 @@
 """A sweep's root folder: runs by the digest of their settings. Imports no TensorFlow."""
 
 import contextlib
-import json
 import pathlib
 import re
 import shutil
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hne_tf.errors import InputError
-from hne_tf.files import locked
+from hne_tf.files import locked, read_json
 from hne_tf.sweeps.plan import Run
 from hne_tf.training.workdir import Workdir
 
@@ -100,10 +99,11 @@ class Store:
         found = {}
         for split in splits:
             try:
-                evaluation = json.loads(workdir.evaluation_path(split).read_text())
-            except (OSError, ValueError):
-                return None
-            if evaluation["step"] < evaluation["total_steps"]:
+                evaluation = read_json(workdir.evaluation_path(split))
+                if evaluation["step"] < evaluation["total_steps"]:
+                    return None
+            # One that is damaged is made again.
+            except (InputError, KeyError, TypeError):
                 return None
             found[split] = evaluation
         return found

@@ -11,11 +11,12 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from hne_tf import hardware
-from hne_tf.errors import InputError, InterruptedRunError
+from hne_tf.errors import InputError, InterruptedRunError, in_one_line, raised_in_graph
 from hne_tf.training.machines import arithmetic
 from hne_tf.training.workdir import Workdir
 
@@ -51,6 +52,12 @@ def main() -> int:
     except (InputError, InterruptedRunError) as error:
         print(f"hne-sweep: {' '.join(str(error).split())}", file=sys.stderr)
         return STOPPED if isinstance(error, InterruptedRunError) else 1
+    except Exception as error:
+        traceback.print_exc()
+        # The last line of the log is what the sweep tells.
+        told = raised_in_graph(error) or in_one_line(error)
+        print(f"hne-sweep: {told}", file=sys.stderr)
+        return 1
 
 
 def _run(job: Job) -> int:

@@ -49,7 +49,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep:
 
 def steps(folder: pathlib.Path) -> list[int]:
     """Steps that have checkpoint files in `folder`, sound or not, newest first."""
-    found = (re.match(r"ckpt-(\d+)\.", file.name) for file in folder.glob("ckpt-*"))
+    found = (re.match(r"ckpt-([0-9]+)\.", file.name) for file in folder.glob("ckpt-*"))
     return sorted({int(match[1]) for match in found if match}, reverse=True)
 
 

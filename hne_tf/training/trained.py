@@ -1,7 +1,6 @@
 """A trained run, brought back from its workdir."""
 
 import dataclasses
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import tensorflow as tf
 from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError
 from hne_tf.evaluation import evaluation
+from hne_tf.files import read_json
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -156,11 +156,11 @@ def _restore_compressed(
     workdir: Workdir, config: ml_collections.ConfigDict, data_set: DataSet
 ) -> TrainedRun:
     """The run that `hne-compress` wrote."""
+    description = read_json(workdir.compression_path)
     try:
-        description = json.loads(workdir.compression_path.read_text())
         step, total = int(description["step"]), int(description["total_steps"])
         factory = description["factory"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{workdir.compression_path} must describe a compressed run: {error!r}"
         ) from None

@@ -137,13 +137,9 @@ class Workdir:
         Raises:
           InputError: if the record is damaged.
         """
-        try:
-            fields = json.loads(self.data_path.read_text())
-        except FileNotFoundError:
+        if not self.data_path.exists():
             return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.data_path} must be readable JSON: {error}") from None
-        return DataRecord.from_json(fields, str(self.data_path))
+        return DataRecord.from_json(read_json(self.data_path), str(self.data_path))
 
     def keep_data(self, data: DataRecord) -> None:
         """Records the data of a new run; a run that goes on must have the same.
@@ -208,5 +204,5 @@ def _parse(line: str) -> dict[str, Any] | None:
     """A record, or None for the torn last line of a killed run."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

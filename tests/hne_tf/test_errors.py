@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from hne_tf.errors import InputError, MissingExtraError, extra
+from hne_tf.errors import InputError, MissingExtraError, ended_in_one_line, extra
 
 
 def test_a_missing_package_is_reported_with_the_extra_that_brings_it(monkeypatch):
@@ -35,3 +35,11 @@ def test_a_package_that_fails_to_load_keeps_its_own_error(tmp_path, monkeypatch)
     with pytest.raises(ImportError, match="libtree") as raised, extra("report"):
         import broken_package  # noqa: F401
     assert not isinstance(raised.value, MissingExtraError)
+
+
+def test_a_process_ends_with_its_whole_error_in_one_line():
+    with pytest.raises(SystemExit) as end, ended_in_one_line():
+        raise RuntimeError("no memory\n\t for that\nHint: buy some")
+    assert end.value.code == "RuntimeError: no memory for that Hint: buy some"
+    with ended_in_one_line():
+        pass

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from hne_tf import files
+from hne_tf.errors import InputError
 
 
 def test_a_written_file_holds_the_value_and_leaves_nothing_beside_it(tmp_path):
@@ -64,3 +65,15 @@ def test_threads_that_write_one_file_leave_one_of_their_texts(tmp_path):
         list(threads.map(write, texts))
     assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[" * 100_000, b"9" * 5000, b"\xed\xa0\x80"],
+    ids=["empty", "cut", "deep", "long", "no text"],
+)
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="must be readable JSON"):
+        files.read_json(path)

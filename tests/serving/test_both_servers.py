@@ -2,8 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import re
+import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -14,22 +18,26 @@ from hne_tf.client.anytime_client import COMPLETE, AnytimeClient
 from hne_tf.client.budget_client import BudgetClient, ServingClient
 from hne_tf.client.messages import CallError
 from hne_tf.errors import InputError
+from hne_tf.export.warmup import write_requests
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.versions import latest_version_path, new_version
+from hne_tf.server import servicers
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
 from hne_tf.server.watcher import VersionWatcher
 from hne_tf.tree import Tree
-from serving.server_config import ServerSettings
+from serving import server_config
+from serving.server_config import METRICS_PATH, MONITORING, ServerSettings
 
 _LEAVES, _CLASSES = 3, 2
+_SIZES = (1, 2, 3)
 _LARGEST_BATCH = 4
 
 
 class _Leaves(tf.Module):
-    """Every leaf of a version gives the version's number, and so does their average."""
+    """Every leaf of a version gives the version's number, and so do their averages."""
 
     def __init__(self, version):
         self.leaf = tf.Variable(tf.fill([_CLASSES], float(version)))
@@ -40,6 +48,10 @@ class _Leaves(tf.Module):
             running_sum = tf.repeat(self.leaf[None], rows, axis=0)
             cache = tf.reshape(tf.cast(images, tf.float32), [rows, -1])
             return {"running_sum": running_sum, "probabilities": running_sum, "cache_0": cache}
+
+        def ensemble(images):
+            average = tf.repeat(self.leaf[None], tf.shape(images)[0], axis=0)
+            return {"logits": average, "probabilities": tf.nn.softmax(average)}
 
         def later(size):
             def take_step(cache, running_sum):
@@ -52,6 +64,8 @@ class _Leaves(tf.Module):
         cache = tf.TensorSpec([None, 4], tf.float32, name="cache")
         running_sum = tf.TensorSpec([None, _CLASSES], tf.float32, name="running_sum")
         functions = {"step_1": tf.function(first, input_signature=[images])}
+        for size in _SIZES:
+            functions[f"ensemble_{size}"] = tf.function(ensemble, input_signature=[images])
         for size in range(2, _LEAVES + 1):
             functions[f"step_{size}"] = tf.function(
                 later(size), input_signature=[cache, running_sum]
@@ -64,6 +78,7 @@ def _publish(base, version):
     model.functions = model.signatures()
     with new_version(base, version) as folder:
         tf.saved_model.save(model, str(folder), signatures=model.functions)
+        write_requests(folder, base.name, model.functions, (1, 2))
 
 
 @pytest.fixture
@@ -89,9 +104,12 @@ def walks_address(server_kind, walks_base, request):
 
 @pytest.fixture
 def walker(walks_address):
-    manifest = Manifest.of_tree(Tree((1, _LEAVES)), "walks", ("no", "yes"), (2, 2, 1))
-    with AnytimeClient(walks_address, "walks", manifest) as client:
+    with AnytimeClient(walks_address, "walks", _manifest()) as client:
         yield client
+
+
+def _manifest():
+    return Manifest.of_tree(Tree((1, _LEAVES)), "walks", ("no", "yes"), (2, 2, 1))
 
 
 def _is_gone(client, version):
@@ -119,6 +137,81 @@ def test_a_walk_across_a_hot_swap_mixes_no_versions(walker, walks_base, walks_ad
     assert [answer.size for answer in answers] == list(range(leaves + 1, _LEAVES + 1))
     np.testing.assert_array_equal(walk.best.probabilities, np.full([2, _CLASSES], 2.0))
     assert (walk.stopped, walk.failed) == (COMPLETE, False)
+
+
+@pytest.fixture
+def prepared(server_kind, walks_base, tmp_path, request):
+    """A server of `walks` after its warm-up, and what counts the graphs that it has prepared.
+
+    TF Serving prepares a graph for each set of outputs that a signature is asked for.
+    """
+    if server_kind == "embedded":
+        return request.getfixturevalue("counting_address")
+    monitoring = tmp_path / MONITORING
+    settings = ServerSettings("walks", str(walks_base), (1, 2))
+    monitoring.write_text(server_config.files(settings)[MONITORING])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = request.getfixturevalue("model_server")(
+        walks_base, f"--rest_api_port={port}", f"--monitoring_config_file={monitoring}"
+    )
+
+    def graphs():
+        text = _page(f"http://127.0.0.1:{port}{METRICS_PATH}")
+        return int(re.search(r"^:tensorflow:core:graph_build_calls\{\} (\d+)", text, re.M)[1])
+
+    return address, graphs
+
+
+def _page(url):
+    """The text of a page, whose server may open its port after that of gRPC."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as page:
+                return page.read().decode()
+        except urllib.error.URLError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def counting_address(monkeypatch, request):
+    """The embedded server of `walks`, and what counts the sets of outputs it was asked for."""
+    asked = set()
+    predict, parse = Servable.predict, servicers._parse
+
+    def warmed_up(servable, signature, inputs, output_filter=()):
+        asked.add((signature, tuple(output_filter)))
+        return predict(servable, signature, inputs, output_filter)
+
+    def called(message):
+        parsed = parse(message)
+        asked.add((parsed.model_spec.signature_name, tuple(parsed.output_filter)))
+        return parsed
+
+    monkeypatch.setattr(Servable, "predict", warmed_up)
+    monkeypatch.setattr(servicers, "_parse", called)
+    return request.getfixturevalue("walks_address"), lambda: len(asked)
+
+
+def test_the_first_call_of_each_client_is_one_that_was_warmed_up(prepared):
+    address, count = prepared
+    images = np.zeros([1, 2, 2, 1], np.uint8)
+    before = count()
+    with BudgetClient(address, "walks") as client:
+        client.measure(images, rounds=1)
+        client.predict(images, 10_000.0)
+    with AnytimeClient(address, "walks", _manifest()) as client:
+        assert client.predict(images).stopped == COMPLETE
+    with ServingClient(address, "walks") as client:
+        for size in _SIZES:
+            client.predict(images, f"ensemble_{size}")
+        assert count() == before
+        # What nobody asks for is not warmed up, and the count tells.
+        client.run("ensemble_1", {"images": images}, ["logits"])
+    assert count() > before
 
 
 @pytest.fixture(scope="module")

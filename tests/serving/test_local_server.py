@@ -1,6 +1,7 @@
 """The `hne-serve` binary: a real process, and bad flags in this one."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from hne_tf.bin import serve
 from hne_tf.client.budget_client import ServingClient
+from hne_tf.server import serve as library
 
 
 @pytest.fixture
@@ -124,3 +126,16 @@ def _check_refused(capsys, arguments, reason):
     (line,) = printed.err.splitlines()
     assert line.startswith("hne-serve: ")
     assert reason in line
+
+
+def test_a_library_s_server_leaves_logging_as_it_was(base_path, caplog):
+    logger = logging.getLogger("grpc._common")
+    before = logger.level, list(logger.filters)
+    with library.serve(base_path, report=lambda line: None):
+        with library.serve(base_path, report=lambda line: None):
+            logger.error("a traceback")
+        logger.error("a traceback")
+        assert caplog.messages == []
+    assert (logger.level, logger.filters) == before
+    logger.error("of another server")
+    assert caplog.messages == ["of another server"]

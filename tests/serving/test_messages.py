@@ -76,3 +76,14 @@ def test_tensors_that_cannot_be_read_are_a_failure():
     response.outputs["logits"].tensor_content = b"123"
     with pytest.raises(CallError, match="an answer must hold tensors"):
         messages.read_outputs(response, ())
+
+
+def test_a_listed_value_does_not_stand_for_a_tensor_of_any_size():
+    response = predict_pb2.PredictResponse()
+    logits = response.outputs["logits"]
+    logits.dtype = 1
+    for size in (2**20, 2**20):
+        logits.tensor_shape.dim.add(size=size)
+    logits.float_val.append(0.0)
+    with pytest.raises(CallError, match=r"all values of tensors, got \d\d bytes for the 1099511"):
+        messages.read_outputs(response, ())

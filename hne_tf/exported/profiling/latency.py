@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from hne_tf import hardware
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, ended_in_one_line
 from hne_tf.exported.measurements import MeasuredLatency, Measurement
 from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import WARM_UP_CALLS
@@ -282,4 +282,5 @@ def _with_threads(path: str, threads: int) -> ExportedModel:
 
 
 if __name__ == "__main__":
-    _main()
+    with ended_in_one_line():
+        _main()

@@ -47,7 +47,7 @@ class Cluster:
             return cls()
         try:
             settings = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"TF_CONFIG must be JSON, got {text!r}: {error}") from None
         if settings == {}:
             return cls()
@@ -82,7 +82,7 @@ def _addresses(cluster: Any) -> dict[str, list[str]]:
 
 
 def _is_address(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r".+:\d+", value) is not None
+    return isinstance(value, str) and re.fullmatch(r".+:[0-9]+", value) is not None
 
 
 def _task(task: Any, tasks: dict[str, list[str]]) -> tuple[str, int]:
@@ -95,7 +95,7 @@ def _task(task: Any, tasks: dict[str, list[str]]) -> tuple[str, int]:
             f"task.type in TF_CONFIG must be {' or '.join(tasks)}, got {json.dumps(kind)}"
         )
     last = len(tasks[kind]) - 1
-    if not re.fullmatch(r"\d+", index) or int(index) > last:
+    if not re.fullmatch("[0-9]{1,9}", index) or int(index) > last:
         raise InputError(
             f"task.index in TF_CONFIG must lie in 0 to {last}, got {json.dumps(task['index'])}"
         )

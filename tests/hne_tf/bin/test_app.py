@@ -185,3 +185,9 @@ def test_a_config_imports_modules_of_the_working_folder(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert counts("--config=config.py") == (0, [3])
     assert sys.path == path
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no /dev/zero")
+def test_a_certificate_is_read_with_a_bound():
+    with pytest.raises(InputError, match="--tls_ca must be a PEM file, got '/dev/zero'"):
+        app.pem("tls_ca", "/dev/zero")

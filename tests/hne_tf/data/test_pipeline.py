@@ -170,3 +170,17 @@ def test_fit_sees_the_batches_of_training_epoch_after_epoch(batches_of):
     assert any((np.concatenate(seen) == expected[start : start + 48]).all() for start in starts)
     with pytest.raises(InputError, match="training examples must be at least 21, got 20"):
         dataset.fit_batches(21)
+
+
+def test_keras_does_not_run_out_of_data(recwarn):
+    dataset = in_memory_set(20)
+    held_out = dataset.evaluation_batches("test", 8)
+    model = keras.Sequential(
+        [keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    model.fit(dataset.fit_batches(8), validation_data=held_out, epochs=3, verbose=0)
+    for _ in range(2):
+        model.evaluate(held_out, verbose=0)
+    assert [warning for warning in recwarn if "ran out of data" in str(warning.message)] == []
+    assert held_out.cardinality() == 3

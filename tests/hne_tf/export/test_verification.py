@@ -155,3 +155,14 @@ def test_another_shape_is_another_answer():
 
 def test_sums_in_place_are_looked_for_where_tensorflow_leaves_onednn_off(verify):
     verify(f'test "$TF_ENABLE_ONEDNN_OPTS" = 1 && {VERDICT}')
+
+
+def test_why_a_verification_ends_is_told_in_one_line(monkeypatch, capsys):
+    def broken(*arguments):
+        yield "a finding"
+        raise RuntimeError("no memory\n\t for that")
+
+    monkeypatch.setattr(verification, "_findings", broken)
+    with pytest.raises(SystemExit, match="RuntimeError: no memory for that"):
+        verification._main("folder", "reference")
+    assert capsys.readouterr().out == "a finding\n"

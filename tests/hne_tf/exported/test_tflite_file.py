@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -145,6 +146,13 @@ def test_other_files_are_refused(tmp_path, content, words):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert_refused(tmp_path / "missing.tflite", "readable", "No such file")
     assert_refused(tmp_path, "readable", "directory")
+
+
+def test_pipes_and_devices_are_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tflite")
+    for path in (tmp_path / "pipe.tflite", "/dev/zero"):
+        with pytest.raises(InputError, match="a pipe or a device"):
+            tflite_file.read_manifest(path)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,19 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path):
     assert (tmp_path / "1/model").read_text() == "first"
 
 
+def test_writers_in_one_process_do_not_share_a_temporary_folder(tmp_path):
+    def both():
+        with versions.new_version(tmp_path, 1) as first:
+            (first / "model").write_text("first")
+            with versions.new_version(tmp_path, 1) as second:
+                assert list(second.iterdir()) == []
+            assert (first / "model").read_text() == "first"
+
+    with pytest.raises(InputError, match="never overwritten"):
+        both()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
+
+
 def test_the_next_version_follows_the_largest_number(tmp_path):
     assert versions.next_version(tmp_path / "none") == 1
     for name in ("2", "10", "unpublished-11-1", "notes", "²", "٨٨", str(2**63)):

@@ -1,4 +1,4 @@
-"""The user's Keras configuration changes no network of ours."""
+"""The user's Keras configuration changes no network, loss or metric of ours."""
 
 import json
 import pathlib
@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 PROGRAM = """
 import json, sys
 import keras, numpy as np
 if sys.argv[1] == "other":
     keras.config.set_image_data_format("channels_first")
+    keras.config.set_floatx("float16")
     keras.config.set_dtype_policy("mixed_float16")
+from hne_tf import metrics, objectives
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures import MSDNet, MobileNetV2, ResNet
 from hne_tf.models.ensemble import TreeEnsemble
@@ -43,7 +46,20 @@ for kind, factories in {
             "weights": [[w.name, w.dtype, list(w.shape), float(np.abs(w.numpy()).sum())]
                         for w in model.weights],
         }
-print(json.dumps(found))
+# So wrong that sums and exponentials do not fit into float16.
+leaf_logits = 1000.0 * np.random.default_rng(0).standard_normal((500, 4, 3)).astype(np.float32)
+labels = np.arange(500) % 3
+measured = {}
+for kind in (metrics.BalancedAccuracy, metrics.BrierScore, metrics.Disagreement,
+             metrics.EnsembleAccuracy, metrics.ExpectedCalibrationError, metrics.LeafAccuracy,
+             metrics.LeafVariance, metrics.NegativeLogLikelihood):
+    metric = kind()
+    metric.update_state(labels, keras.ops.convert_to_tensor(leaf_logits))
+    measured |= {column: float(value) for column, value in metric.result().items()}
+for name in objectives.OBJECTIVES:
+    loss = objectives.find(name)()
+    measured[name] = float(loss(labels, keras.ops.convert_to_tensor(leaf_logits)))
+print(json.dumps([found, measured]))
 """
 
 
@@ -59,9 +75,11 @@ def built(configuration):
 
 
 def test_networks_are_the_same_under_any_keras_configuration():
-    usual, other = built("usual"), built("other")
+    (usual, measured), (other, measured_otherwise) = built("usual"), built("other")
     assert usual.keys() == other.keys()
     for name, network in usual.items():
         assert other[name]["weights"] == network["weights"], name
         assert other[name]["type"] == network["type"], name
         np.testing.assert_allclose(other[name]["logits"], network["logits"], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(list(measured.values())).all()
+    assert measured_otherwise == pytest.approx(measured, rel=1e-5)

@@ -1,3 +1,5 @@
+import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -18,7 +20,7 @@ from configs.sweeps import (
 from hne_tf.data.sets.tfds_sets import STATISTICS
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
-from hne_tf.sweeps import plan, report
+from hne_tf.sweeps import plan, report, worker
 from hne_tf.sweeps.runner import Runner
 from hne_tf.sweeps.store import Store
 from hne_tf.training import build
@@ -120,8 +122,10 @@ def test_only_evaluations_of_the_last_step_count(tmp_path):
     assert store.evaluations(run, ("test", "validation")) is None
     evaluated(store, other, {1: 0.5}, step=8)
     assert store.evaluations(other, ("test",)) is None
-    store.workdir(run).evaluation_path("test").write_text('{"step"')
-    assert store.evaluations(run, ("test",)) is None
+    unended = '{"step": 3, "total_steps": null}'
+    for damaged in ('{"step"', "{}", "[]", "null", "[" * 100_000, unended):
+        store.workdir(run).evaluation_path("test").write_text(damaged)
+        assert store.evaluations(run, ("test",)) is None
 
 
 def test_a_run_that_ends_well_without_its_evaluations_has_failed(tmp_path, monkeypatch):
@@ -133,6 +137,26 @@ def test_a_run_that_ends_well_without_its_evaluations_has_failed(tmp_path, monke
         outcome = Runner(store, lock, ("test",), 1, lines.append).run([run])
     assert outcome.failed == (run,)
     assert "ended without its evaluations" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("InputError: pictures must be sound\nTraceback:\n\t [[node]]", "pictures must be sound"),
+        ("no memory\nHint: buy some", "RuntimeError: no memory Hint: buy some"),
+    ],
+)
+def test_the_last_line_of_a_log_tells_why_a_run_has_failed(monkeypatch, capsys, error, told):
+    job = worker.Job(0, "run", {}, ("test",))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(dataclasses.asdict(job))))
+    monkeypatch.setattr(worker, "_end_with", lambda parent: None)
+
+    def fail(job):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(worker, "_run", fail)
+    assert worker.main() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"hne-sweep: {told}"
 
 
 def test_folders_are_named_by_the_digest_and_known_by_their_settings(tmp_path):

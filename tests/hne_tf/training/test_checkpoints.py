@@ -129,3 +129,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(state, tmp_path, 
     with pytest.raises(InputError, match=r"ckpt-6 must be writable"):
         checkpoints.save(state, tmp_path, 6, keep=1)
     assert checkpoints.restore_newest(state, tmp_path, reports.append) == 5
+
+
+@pytest.mark.parametrize("name", ["ckpt-²", "ckpt-٣", "ckpt-x", "ckpt-"])
+def test_a_checkpoint_has_a_number_in_plain_digits(state, tmp_path, reports, name):
+    save_steps(state, tmp_path, [1])
+    (tmp_path / f"{name}.index").touch()
+    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoints.restore_newest(state, tmp_path, reports.append) == 1
+    assert not reports

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -146,3 +148,13 @@ def test_a_worker_has_the_setting_that_it_is_asked_for(tmp_path, monkeypatch):
     for onednn in (False, True):
         with latency._worker([], [1], latency.Setting(1, onednn)) as loaded:
             assert list(loaded()) == [(int(onednn), "e", 1)]
+
+
+def test_why_a_worker_ends_is_told_in_one_line():
+    worker = subprocess.run(
+        [sys.executable, "-m", latency.__name__], input="{}\n", capture_output=True, text=True
+    )
+    assert (worker.returncode, worker.stdout) == (1, "")
+    # Native code may have written before.
+    assert worker.stderr.splitlines()[-1] == "KeyError: 'threads'"
+    assert "Traceback" not in worker.stderr

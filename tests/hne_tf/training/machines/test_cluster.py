@@ -67,6 +67,16 @@ def test_an_index_may_be_a_string():
             '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": -1}}',
             "must lie in 0 to 1, got -1",
         ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "%s"}}'
+            % ("9" * 5000),
+            "must lie in 0 to 0, got",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "\u0660"}}',
+            "must lie in 0 to 0, got",
+        ),
+        ("[" * 100_000, "must be JSON"),
     ],
 )
 def test_what_is_no_cluster_is_refused(text, message):
