@@ -176,6 +176,8 @@ def _loop(
     schedule = run.schedule
     is_chief = workers.cluster.is_chief
     batches = run.batches(data_set, step)
+    # Of this process: a damaged checkpoint of a step is no reason not to save it again.
+    saved = step
     with _StopRequest() as stop:
         while step < schedule.total and not workers.any(stop.requested):
             target = schedule.next_stop(step)
@@ -195,8 +197,9 @@ def _loop(
             if is_chief:
                 if schedule.is_due(step, schedule.checkpoint_every):
                     run.save(workdir, step)
+                    saved = step
                 log.add(step, record)
-        if is_chief and step not in checkpoints.steps(workdir.checkpoints):
+        if is_chief and step != saved:
             run.save(workdir, step)
     return step
 

@@ -24,7 +24,7 @@ def _sample(catalog, name, **labels):
 
 
 def _until(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -186,7 +186,7 @@ def _spin(seconds):
 
 
 def _until(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

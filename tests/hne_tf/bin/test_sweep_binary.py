@@ -174,7 +174,7 @@ def test_a_sweep_that_is_killed_and_stopped_ends_with_the_table_of_one_that_was_
 
 def wait_for_step(root, step):
     """Waits until the first run of a sweep has recorded a step."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 3600
     while time.monotonic() < deadline:
         # The last line may still be on its way.
         lines = [
