@@ -24,8 +24,8 @@ class KerasFunctional(Architecture):
     """A network whose blocks are clones of parts of a Keras model, weights of their own.
 
     Layers keep their names, settings and dtype policies; a layer factory gives only the
-    classifier that is added. What is neither folded, grouped nor quantised is refused by
-    the rooms that would do it.
+    classifier that is added and what comes between sums and their terms. Rooms that would
+    fold, group or quantise the layers refuse them.
 
     Attributes:
       source: the model as Keras serialises it, without weights.
@@ -109,13 +109,26 @@ class KerasFunctional(Architecture):
         return len(self.cut_at) + 1
 
     def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
-        del layers
         part = self.parts[block]
         if block == 0 and x.shape[1:] != part.inputs[0].shape[1:]:
             raise InputError(
                 f"images must have the model's shape {part.inputs[0].shape[1:]}, got {x.shape[1:]}"
             )
-        return graph.clone(part, x)
+
+        def call(operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+            if graph.is_sum(operation):
+                terms = itertools.count()
+                args = keras.tree.map_structure(
+                    lambda each: (
+                        layers.apart(each, f"{operation.name}.input{next(terms)}")
+                        if isinstance(each, keras.KerasTensor)
+                        else each
+                    ),
+                    args,
+                )
+            return operation(*args, **kwargs)
+
+        return graph.clone(part, x, call_function=call)
 
     def head(self, layers: LayerFactory, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
         if self.has_classifier:

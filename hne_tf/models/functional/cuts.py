@@ -79,7 +79,7 @@ def _can_be_kept(tensor: keras.KerasTensor) -> bool:
     return batch is None and None not in shape and tensor.dtype == "float32"
 
 
-def _spans_of_weights(calls: Sequence[graph.Call]) -> list[tuple[str, int, int]]:
+def _spans_of_weights(calls: Sequence[graph.LayerCall]) -> list[tuple[str, int, int]]:
     """Name, first and last call of each layer with weights."""
     spans: dict[int, tuple[str, int, int]] = {}
     for index, call in enumerate(calls):
@@ -176,12 +176,12 @@ def _traced(
     return chosen
 
 
-def _running_costs(calls: Sequence[graph.Call]) -> list[int]:
+def _running_costs(calls: Sequence[graph.LayerCall]) -> list[int]:
     """Multiply-adds of the first n calls, from 0."""
     return list(itertools.accumulate(map(multiply_adds.of_call, calls), initial=0))
 
 
-def _running_weights(calls: Sequence[graph.Call]) -> list[int]:
+def _running_weights(calls: Sequence[graph.LayerCall]) -> list[int]:
     """Calls with weights among the first n, from 0."""
     counts = (graph.has_weights(call.operation) for call in calls)
     return list(itertools.accumulate(counts, initial=0))

@@ -10,7 +10,7 @@ from hne_tf.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class LayerCall:
     """One call of a layer or operation; a shared layer has several.
 
     Attributes:
@@ -24,19 +24,19 @@ class Call:
     outputs: tuple[keras.KerasTensor, ...]
 
 
-def calls(model: keras.Model) -> list[Call]:
+def calls(model: keras.Model) -> list[LayerCall]:
     """The calls of a functional model in an order in which they can be computed."""
     # Keras has no public view of them.
     by_depth = model._nodes_by_depth
     return [
-        Call(node.operation, tuple(node.input_tensors), tuple(node.outputs))
+        LayerCall(node.operation, tuple(node.input_tensors), tuple(node.outputs))
         for depth in sorted(by_depth, reverse=True)
         for node in by_depth[depth]
         if not node.is_input
     ]
 
 
-def producer(model: keras.Model, tensor: keras.KerasTensor) -> Call | None:
+def producer(model: keras.Model, tensor: keras.KerasTensor) -> LayerCall | None:
     """The call that gives a tensor, None for the model's input."""
     return next((call for call in calls(model) if any(x is tensor for x in call.outputs)), None)
 
@@ -76,9 +76,20 @@ def clone(
     model: keras.Model,
     x: keras.KerasTensor,
     clone_function: Callable[[keras.Operation], keras.Operation] | None = None,
+    call_function: Callable[..., Any] | None = None,
 ) -> keras.KerasTensor:
-    """What a functional model computes of `x`, by new layers with weights of their own."""
-    return keras.models.clone_model(model, input_tensors=x, clone_function=clone_function).output
+    """What a functional model computes of `x`, by new layers with weights of their own.
+
+    The functions are those of `keras.models.clone_model`.
+    """
+    return keras.models.clone_model(
+        model, input_tensors=x, clone_function=clone_function, call_function=call_function
+    ).output
+
+
+def is_sum(operation: keras.Operation) -> bool:
+    """Whether an operation adds tensors: a layer, `keras.ops.add` or `+`."""
+    return type(operation).__name__ == "Add"
 
 
 def for_images(model: keras.Model, shape: Sequence[int]) -> keras.KerasTensor:

@@ -31,7 +31,7 @@ def of_model(model: keras.Model) -> int:
     return sum(map(of_call, graph.calls(model)))
 
 
-def of_call(call: graph.Call) -> int:
+def of_call(call: graph.LayerCall) -> int:
     """Multiply-adds of a call for one example.
 
     Raises:
