@@ -142,7 +142,8 @@ def choose(model: keras.Model, blocks: int) -> list[Place]:
     ends = [0, *(place.position for place in candidates), len(calls)]
     mean = costs[-1] / blocks or 1.0
     largest = max((place.numbers for place in candidates), default=1)
-    # Least penalty of so many blocks up to each end, and where the block before ends.
+    # Least penalty of so many blocks up to each end, and minus where the block before ends:
+    # of equal places the last one, so that norms and activations are not computed again.
     least: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
     for block in range(1, blocks + 1):
         row: dict[int, tuple[float, int]] = {}
@@ -154,7 +155,7 @@ def choose(model: keras.Model, blocks: int) -> list[Place]:
                     continue
                 cost = costs[ends[end]] - costs[ends[start]]
                 total = penalty + (cost / mean - 1) ** 2 + _ACTIVATION_PENALTY * keep
-                row[end] = min(row.get(end, (math.inf, 0)), (total, start))
+                row[end] = min(row.get(end, (math.inf, 0)), (total, -start))
         least.append(row)
     if not least[-1]:
         raise InputError(
@@ -171,7 +172,7 @@ def _traced(
     chosen: list[Place] = []
     (end,) = least[-1]
     for row in reversed(least[2:]):
-        end = row[end][1]
+        end = -row[end][1]
         chosen.insert(0, candidates[end - 1])
     return chosen
 

@@ -122,17 +122,13 @@ def test_a_single_network_answers_as_the_model(make):
     assert counted.parameters == source.count_params()
 
 
-def test_a_model_of_keras_is_cut_in_equal_blocks():
-    # It has its preprocessing inside.
-    source = keras.applications.MobileNetV3Small((32, 32, 3), weights=None, classes=5)
-    moved(source)
-    images = hne.ImageSpec((32, 32, 3), tuple("abcde"), mean=(0.0,) * 3, std=(1.0,) * 3)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    tree = hne.TreeEnsemble.from_keras(source, (1, 1, 1, 1), images)
-    expected = source(pixels.astype(np.float32), training=False)
-    np.testing.assert_allclose(tree.probabilities(pixels), expected, atol=1e-5)
+def test_blocks_cost_about_the_same():
+    tree = hne.TreeEnsemble.from_keras(residual(), (1, 1, 1), IMAGES)
     costs = [cost.part_cost(part, False).multiply_adds for part in tree.architecture.parts]
-    assert max(costs) < 2 * np.mean(costs)
+    assert max(costs) < 1.3 * np.mean(costs)
+    # Behind norms and activations, which would be computed by each node of the next block.
+    names = "stem_relu", *LAST_OF_UNIT
+    assert set(tree.architecture.cut_at) <= set(names)
 
 
 @pytest.mark.parametrize("make", [residual, attention], ids=lambda make: make.__name__)
