@@ -39,12 +39,7 @@ def test_places_and_the_cost_of_each_size_are_shown(run_binary, network):
     ]
     assert found[-2:] == [
         ["1", f"{once:,}", "433", "1.00"],
-        [
-            "2",
-            f"{first + second + 2 * after:,}",
-            "606",
-            f"{1 + after / (first + second + after):.2f}",
-        ],
+        ["2", f"{twice:,}", "606", f"{twice / once:.2f}"],
     ]
 
 
