@@ -151,6 +151,7 @@ print(json.dumps(pages))
         "hne-report": ["data"],
         "hne-serve": [],
         "hne-predict": [],
+        "hne-cut": [],
     }
 
 

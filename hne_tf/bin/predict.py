@@ -117,7 +117,7 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Prints one line per budget and picture; returns the exit code."""
     budgets_ms = _check_flags(values, arguments)
-    from hne_tf.bin.pictures import read_all
+    from hne_tf.data.pictures import read_all
     from hne_tf.data.pixels import Pixels
     from hne_tf.exported.manifest import read_manifest
 

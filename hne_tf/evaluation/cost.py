@@ -3,12 +3,14 @@
 import collections
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 
 from hne_tf.exported.measurements import Cost
 from hne_tf.models.averaging import leaves
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.functional import graph, multiply_adds
 
 
 def per_size(
@@ -24,10 +26,16 @@ def per_size(
       average: one of `averaging.AVERAGES`, the model's own by default. Where the last
         leaf answers alone, what only the leaves before need, such as the classifiers
         of earlier exits, is not in its cost.
+
+    Raises:
+      InputError: for a kind of layer whose multiply-adds are not known.
     """
     average = average or model.average
+    folds = model.architecture.foldable
     return {
-        size: _total(layer for part in _needed(model, leaves(size, average)) for layer in part)
+        size: sum(
+            (part_cost(part, folds) for part in _needed(model, leaves(size, average))), Cost(0, 0)
+        )
         for size in sizes
     }
 
@@ -38,19 +46,29 @@ def per_size_walked(model: TreeEnsemble) -> dict[int, Cost]:
     A step computes all that later ones go on from, so that size n of a network with
     several scales can cost more than in one call; that of a tree costs the same.
     """
+    folds = model.architecture.foldable
     return {
-        size: sum(map(node_cost, model.nodes_of(range(size))), Cost(0, 0))
+        size: sum((part_cost(node, folds) for node in model.nodes_of(range(size))), Cost(0, 0))
         for size in range(1, model.tree.leaves + 1)
     }
 
 
-def node_cost(node: keras.Model) -> Cost:
-    """Cost of one node of the tree, for all that go on from it."""
-    return _total(node.layers)
+def part_cost(part: keras.Model, folds: bool) -> Cost:
+    """Cost of a functional model for one example.
+
+    Args:
+      part: of known shapes.
+      folds: whether batch norms become biases when the model is deployed.
+
+    Raises:
+      InputError: for a kind of layer whose multiply-adds are not known.
+    """
+    parameters = sum(_parameters(operation, folds) for operation in part.operations)
+    return Cost(multiply_adds.of_model(part), parameters)
 
 
-def _needed(model: TreeEnsemble, answering: Iterable[int]) -> Iterator[list[keras.Layer]]:
-    """The layers, node by node, that the logits of some leaves depend on."""
+def _needed(model: TreeEnsemble, answering: Iterable[int]) -> Iterator[keras.Model]:
+    """The parts of nodes that the logits of some leaves depend on."""
     tree = model.tree
     # Positions of the outputs of a node that others need; a leaf has one.
     needed: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
@@ -58,26 +76,17 @@ def _needed(model: TreeEnsemble, answering: Iterable[int]) -> Iterator[list[kera
         whole = model.node_models[block][node]
         outputs = [whole.outputs[index] for index in sorted(needed[block, node] or {0})]
         part = whole if len(outputs) == len(whole.outputs) else keras.Model(whole.inputs, outputs)
-        layers = [layer for layer in part.layers if not isinstance(layer, keras.layers.InputLayer)]
         if block > 0:
-            read = {id(x) for layer in layers for x in keras.tree.flatten(layer.input)}
+            read = {id(x) for call in graph.calls(part) for x in call.inputs}
             needed[block - 1, tree.parent(block, node)].update(
                 index for index, x in enumerate(whole.inputs) if id(x) in read
             )
-        yield layers
+        yield part
 
 
-def _total(layers: Iterable[keras.Layer]) -> Cost:
-    return sum(map(_layer_cost, layers), Cost(0, 0))
-
-
-def _layer_cost(layer: keras.Layer) -> Cost:
-    kernel = getattr(layer, "kernel", None)
-    multiply_adds = 0
-    if kernel is not None:
-        # A kernel is applied once per output position; a classifier has one.
-        multiply_adds = math.prod(kernel.shape) * math.prod(layer.output.shape[1:-1])
+def _parameters(operation: Any, folds: bool) -> int:
+    """Numbers that a device holds for a layer."""
+    weights = getattr(operation, "weights", ())
     # Folding leaves the kernel and one bias, the norm's beta.
-    kept = ("kernel", "bias", "beta")
-    parameters = sum(math.prod(w.shape) for w in layer.weights if w.name in kept)
-    return Cost(multiply_adds, parameters)
+    kept = [w for w in weights if not folds or w.name in ("kernel", "bias", "beta")]
+    return sum(math.prod(w.shape) for w in kept)

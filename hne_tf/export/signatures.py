@@ -12,6 +12,7 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.architectures.architecture import Activation
+from hne_tf.models.architectures.keras_functional import KerasFunctional
 from hne_tf.models.averaging import add, answer, contribution, leaves
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
@@ -30,7 +31,7 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
     `step_signature`. All may be called from several threads at once.
 
     Args:
-      model: built by the deploy factory.
+      model: built by the deploy factory, or of an architecture that is not folded.
       sizes: ensemble sizes to export; the full one is always among the answers.
 
     Raises:
@@ -40,9 +41,7 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
         raise InputError(f"sizes must be different ensemble sizes, got {tuple(sizes)}")
     for size in sizes:
         model.tree.check_size(size)
-    # The rounding of quantised layers keeps sums and convolutions apart by itself.
-    if type(model.factory) is DeployLayers:
-        model = _served(model)
+    model = served(model)
     full = model.tree.leaves
     ensembles = {
         f"ensemble_{size}": ensemble_signature(model, size) for size in sorted({*sizes, full})
@@ -51,8 +50,13 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
     return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
 
 
-def _served(model: TreeEnsemble) -> TreeEnsemble:
-    """The same model as `ServedLayers` builds it."""
+def served(model: TreeEnsemble) -> TreeEnsemble:
+    """The same model as `ServedLayers` builds it, where sums could be fused otherwise."""
+    # The rounding of quantised layers keeps sums and convolutions apart by itself.
+    if type(model.factory) is not DeployLayers and not isinstance(
+        model.architecture, KerasFunctional
+    ):
+        return model
     copy = model.rebuilt(ServedLayers())
     weights.load(copy, weights.read(model))
     return copy

@@ -263,6 +263,52 @@ class TreeEnsemble(Ensemble):
         self._observed = functools.cache(self._observe)
         self._built = functools.cache(self._build_leaves)
 
+    @classmethod
+    def from_keras(
+        cls,
+        model: keras.Model,
+        branching: Sequence[int],
+        images: ImageSpec,
+        *,
+        cut_at: Sequence[str] | None = None,
+        classifier: str = "keep",
+        average: str = "logits",
+        name: str = "hne",
+        **start: Any,
+    ) -> "TreeEnsemble":
+        """Cuts a Keras model in blocks and makes a tree of clones, with its weights.
+
+        Args:
+          model: functional, or a built `Sequential`, of one input and one output.
+          branching: one factor per block.
+          images: their normalisation is what the model was trained with; mean 0 and std
+            1 for a model with preprocessing layers inside.
+          cut_at: a layer that each block but the last one ends with; by default blocks
+            cost about the same.
+          classifier: `"keep"` the model's own, `"replace"` it, or `"add"` one to a model
+            without. Leaves with kept classifiers stay the same until weights are perturbed.
+          average: as for the constructor.
+          name: likewise.
+          start: weights that nodes start from, see `functional.starting.start`.
+
+        Raises:
+          InputError: for a model, cut or option that cannot be; the message says why.
+
+        Example:
+          >>> network = keras.applications.MobileNetV3Small((96, 96, 3), include_top=False)
+          >>> images = ImageSpec((96, 96, 3), ("cat", "dog"), mean=(0.0,) * 3, std=(1.0,) * 3)
+          >>> tree = TreeEnsemble.from_keras(network, (1, 2, 2), images, classifier="add")
+        """
+        # They import this module.
+        from hne_tf.models.architectures.keras_functional import KerasFunctional
+        from hne_tf.models.functional import starting
+
+        tree = Tree(tuple(branching))
+        cut = KerasFunctional.of(model, images.shape, tree.blocks, cut_at, classifier)
+        ensemble = cls(cut, tree, images, average=average, name=name)
+        starting.start(ensemble, model, **start)
+        return ensemble
+
     @property
     def networks(self) -> list[Network]:
         """The sub-networks, each with the place of its node."""

@@ -62,7 +62,7 @@ def inputs_like(activation: Activation) -> Activation:
     """Inputs of the shapes of an activation."""
     if isinstance(activation, list):
         return [
-            keras.Input(each.shape[1:], dtype=each.dtype, name=f"activation{index}")
+            keras.Input(each.shape[1:], dtype=each.dtype, name=f"from_parent{index}")
             for index, each in enumerate(activation)
         ]
-    return keras.Input(activation.shape[1:], dtype=activation.dtype, name="activation")
+    return keras.Input(activation.shape[1:], dtype=activation.dtype, name="from_parent")

@@ -1,8 +1,9 @@
 """Canonical weight names: `block2/node3/unit0/conv1/kernel`, whichever factory built the model.
 
 The name is the node's and the layer's name, dots turned into slashes, and the
-weight's own name. A depthwise kernel is called `depthwise_kernel`, so that a
-name tells how its channels lie.
+weight's own name. Weights of layers inside a layer, such as attention or a nested
+model, have the inner layers' names before theirs. A depthwise kernel is called
+`depthwise_kernel`, so that a name tells how its channels lie.
 """
 
 import pathlib
@@ -45,7 +46,7 @@ def variables(model: TreeEnsemble) -> dict[str, keras.Variable]:
 
 def canonical_name(node: str, layer: keras.Layer, variable: keras.Variable) -> str:
     """Name of a `variable` of a `layer` in the sub-network called `node`."""
-    kind = variable.name
+    kind = variable.path.removeprefix(f"{layer.name}/")
     if isinstance(layer, keras.layers.DepthwiseConv2D) and kind == "kernel":
         kind = "depthwise_kernel"
     return f"{node}.{layer.name}".replace(".", "/") + f"/{kind}"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hne_tf.bin import pictures
-from hne_tf.bin.pictures import read_all
+from hne_tf.data import pictures
+from hne_tf.data.pictures import read_all
 from hne_tf.data.pixels import Pixels
 from hne_tf.errors import InputError
 

@@ -18,6 +18,7 @@ __all__ = [
     "Architecture",
     "ArchitectureEntry",
     "Convolution",
+    "KerasFunctional",
     "LayerFactory",
     "MSDNet",
     "MobileNetV2",
@@ -61,7 +62,11 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
     "msdnet": ArchitectureEntry(f"{_ROOM}.msdnet:MSDNet", exits=True),
 }
 
-_PATHS = {entry.path.split(":")[1]: entry.path for entry in ARCHITECTURES.values()}
+_PATHS = {
+    **{entry.path.split(":")[1]: entry.path for entry in ARCHITECTURES.values()},
+    # Made of a model instead of a config's settings.
+    "KerasFunctional": f"{_ROOM}.keras_functional:KerasFunctional",
+}
 
 
 def find(name: str) -> ArchitectureEntry:

@@ -40,6 +40,11 @@ class PlainLayers:
         x = keras.layers.Add(dtype=self._policy, name=name)(inputs)
         return self._activate(x, name, activation)
 
+    def apart(self, x: KerasTensor, name: str) -> KerasTensor:
+        """A term of a sum in somebody else's layers, as it must come into the sum."""
+        del name
+        return x
+
     def concat(self, inputs: list[KerasTensor], name: str) -> KerasTensor:
         return keras.layers.Concatenate(axis=-1, dtype=self._policy, name=name)(inputs)
 

@@ -34,8 +34,8 @@ class ServedLayers(DeployLayers):
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
     ) -> KerasTensor:
-        apart = [
-            Opaque(dtype=self._policy, name=f"{name}.input{index}")(x)
-            for index, x in enumerate(inputs)
-        ]
+        apart = [self.apart(x, f"{name}.input{index}") for index, x in enumerate(inputs)]
         return super().add(apart, name, activation)
+
+    def apart(self, x: KerasTensor, name: str) -> KerasTensor:
+        return Opaque(dtype=self._policy, name=name)(x)

@@ -357,7 +357,7 @@ def test_what_is_no_description_is_refused():
 
 
 def test_pixels_need_no_tensorflow():
-    code = "import sys, hne_tf.bin.pictures; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, hne_tf.data.pictures; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
