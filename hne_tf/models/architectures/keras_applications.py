@@ -49,9 +49,10 @@ def load_keras_applications(model: TreeEnsemble, keras_model: keras.Model) -> No
             for layer in node.layers:
                 own = layer if layer.name == "head" else None
                 source = sources.get(names.get(layer.name), own)
-                for variable in source.weights if source else ():
+                theirs = source.weights if source else ()
+                for variable, weight in zip(layer.weights, theirs, strict=False):
                     name = weights.canonical_name(node.name, layer, variable)
-                    values[name] = keras.ops.convert_to_numpy(variable)
+                    values[name] = keras.ops.convert_to_numpy(weight)
     weights.load(model, values)
 
 
