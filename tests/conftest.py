@@ -20,7 +20,7 @@ tf.config.set_logical_device_configuration(
 )
 
 # `--hypothesis-profile=fuzz` looks longer; a busy machine must not fail a test.
-settings.register_profile("suite", max_examples=300, deadline=None)
+settings.register_profile("suite", max_examples=100, deadline=None)
 settings.register_profile("fuzz", max_examples=10_000, deadline=None)
 settings.load_profile("suite")
 

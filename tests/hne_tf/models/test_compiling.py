@@ -60,6 +60,7 @@ def test_one_hot_labels_and_weights_of_examples_in_fit():
             objectives.Independent(),
             metrics=[metrics.EnsembleAccuracy()],
             weighted_metrics=[metrics.NegativeLogLikelihood()],
+            run_eagerly=True,
         )
         weighted[name] = figures_of_fit(model, labels, sample_weight=np.arange(24) / 12)
     assert weighted["one-hot"] == pytest.approx(weighted["numbers"], rel=1e-5)
@@ -79,7 +80,7 @@ def test_a_loaded_ramp_goes_on_where_it_was(tmp_path):
         assert values[0] == pytest.approx(values[1], rel=1e-5)
         constant = build()
         alpha = 0.8 * (int(loaded.optimizer.iterations) - 1) / 8
-        constant.compile("sgd", objectives.HierarchicalDistillation(alpha=alpha))
+        constant.compile("sgd", objectives.HierarchicalDistillation(alpha=alpha), run_eagerly=True)
         weights.load(constant, weights.read(model))
         (expected,) = constant.fit(X, Y, batch_size=24, verbose=0).history["loss"]
         assert values[1] == pytest.approx([expected], rel=1e-4)
@@ -114,7 +115,7 @@ def leaf_norm(y_true, y_pred):
 def test_functions_of_one_s_own_are_taken():
     model = build()
     wrapped = keras.metrics.MeanMetricWrapper(leaf_norm, name="wrapped")
-    model.compile("sgd", leaf_norm, metrics=[leaf_norm, wrapped])
+    model.compile("sgd", leaf_norm, metrics=[leaf_norm, wrapped], run_eagerly=True)
     history = model.fit(X, Y, verbose=0).history
     assert history["leaf_norm"] == pytest.approx(history["wrapped"])
 
@@ -158,7 +159,7 @@ def test_penalised_activations_shrink_below_what_they_are_without():
     sizes = {}
     for loss in (Quiet(), objectives.Independent()):
         model = build()
-        model.compile(keras.optimizers.SGD(0.05), loss)
+        model.compile(keras.optimizers.SGD(0.05), loss, run_eagerly=True)
         model.fit(X, Y, epochs=8, batch_size=24, verbose=0)
         trunk = model.with_activations(["block0.node0"])(X)["block0.node0"]
         sizes[type(loss)] = float(ops.mean(ops.square(trunk)))
