@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from hne_tf.bin import app
 from hne_tf.data import load
-from hne_tf.errors import InputError
+from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
@@ -193,6 +193,27 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     assert steps == sorted(set(steps))
     assert steps[-1] == 30
     assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
+
+
+def test_a_stop_at_the_step_of_a_damaged_checkpoint_loses_no_step(
+    tiny_config, trained_workdir, tmp_path, monkeypatch
+):
+    workdir = copy_of(trained_workdir, tmp_path / "run")
+    for file in workdir.checkpoints.glob("ckpt-30*"):
+        file.unlink()
+    (workdir.checkpoints / "ckpt-24.index").write_bytes(b"damaged")
+    take_steps = training_run.TrainingRun.take_steps
+
+    def stopped(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return take_steps(*arguments)
+
+    monkeypatch.setattr(training_run.TrainingRun, "take_steps", stopped)
+    with pytest.raises(InterruptedRunError, match="step 24 of 30"):
+        run_to_end(tiny_config(), workdir.path)
+    monkeypatch.undo()
+    _, reports = run_to_end(tiny_config(), workdir.path)
+    assert reports[0] == "resumed at step 24 of 30"
 
 
 def test_a_run_that_lost_its_checkpoints_does_not_start_from_scratch(
