@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "hne_tf"
 # A room, or a module at the top, imports only those to its left.
 ORDER = (
-    *("errors", "files", "tree", "exits", "image_spec", "hardware"),
+    *("errors", "files", "tree", "exits", "image_spec", "hardware", "import_path"),
     *("exported", "data", "models", "objectives", "metrics", "evaluation", "training"),
     *("export", "compression", "pretrained", "sweeps", "report", "client", "server", "bin"),
     *("serving", "benchmarks"),

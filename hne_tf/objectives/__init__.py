@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hne_tf import import_path
 from hne_tf.errors import InputError
-from hne_tf.models import import_path
 
 __all__ = [
     "OBJECTIVES",

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import keras
 import ml_collections
 
-from hne_tf import objectives
+from hne_tf import import_path, objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import architectures, import_path
+from hne_tf.models import architectures
 from hne_tf.models.architectures import Architecture
 from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble

@@ -142,7 +142,7 @@ class TrainingRun:
             for variable in self.model.trainable_variables
         ]
 
-    # AutoGraph has only this loop to convert. What a replica does it would read for seconds.
+    # AutoGraph converts only this loop; converting what a replica does would take seconds.
     def _run_steps(self, batches, count):
         for _ in tf.range(count):
             batch = next(batches)

@@ -4,11 +4,11 @@
 loaded when they are used, so that others need not wait for their packages.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 
 from ml_collections import config_dict
 
+from hne_tf import import_path
 from hne_tf.data.source import Source
 from hne_tf.errors import InputError
 
@@ -33,16 +33,4 @@ def find(name: str) -> Callable[[config_dict.ConfigDict], Source]:
             f"data.name must be one of {', '.join(DATA_SETS)} or an import path such as "
             f"my_module:load, got {name!r}"
         )
-    module_name, _, function = DATA_SETS.get(name, name).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        if name in DATA_SETS:
-            raise
-        raise InputError(
-            f"data.name must name a module that can be imported, got {name!r}: {error}"
-        ) from None
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise InputError(f"data.name must name a function of {module_name}, got {name!r}")
-    return found
+    return import_path.load_function("data.name", DATA_SETS.get(name, name))

@@ -21,7 +21,7 @@ from hne_tf.models.layers.factory import LayerFactory
 
 @dataclasses.dataclass(frozen=True)
 class KerasFunctional(Architecture):
-    """A network whose blocks are clones of parts of a Keras model, weights of their own.
+    """A network whose blocks are clones of parts of a Keras model, with weights of their own.
 
     Layers keep their names, settings and dtype policies; a layer factory gives only the
     classifier that is added and what comes between sums and their terms. Rooms that would

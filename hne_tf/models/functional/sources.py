@@ -1,6 +1,5 @@
 """Functional Keras models that a command names: a file, or what makes one."""
 
-import importlib
 import inspect
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from typing import Any
 
 import keras
 
+from hne_tf import import_path
 from hne_tf.errors import InputError
 
 
@@ -54,14 +54,9 @@ def _of_file(path: pathlib.Path) -> keras.Model:
 
 def _function(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.replace(":", ".").rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    if not module_name:
         raise InputError(
             "a model must be a .keras file or an import path such as "
-            f"keras.applications.Xception, got {name!r}: {error}"
-        ) from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(f"{module_name} must have a function {function_name}, got {name!r}")
-    return function
+            f"keras.applications.Xception, got {name!r}"
+        )
+    return import_path.load_function("a model", f"{module_name}:{function_name}")

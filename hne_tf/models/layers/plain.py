@@ -41,7 +41,7 @@ class PlainLayers:
         return self._activate(x, name, activation)
 
     def apart(self, x: KerasTensor, name: str) -> KerasTensor:
-        """A term of a sum in somebody else's layers, as it must come into the sum."""
+        """A term of a sum in layers that no factory builds, as the sum reads it."""
         del name
         return x
 

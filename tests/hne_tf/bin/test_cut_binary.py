@@ -59,8 +59,9 @@ def test_bad_input_is_refused(assert_refused, network, tmp_path):
     assert_refused(cut, [str(tmp_path / "no.keras")], "no.keras")
     (tmp_path / "odd.keras").write_text("no model")
     assert_refused(cut, [str(tmp_path / "odd.keras")], "must be a model that Keras can load")
-    assert_refused(cut, ["no_such_module.Net"], "got 'no_such_module.Net'")
-    assert_refused(cut, ["keras.applications.Net"], "must have a function Net")
+    assert_refused(cut, ["no_such_module.Net"], "got 'no_such_module:Net'")
+    assert_refused(cut, ["keras.applications.Net"], "must name a function of keras.applications")
+    assert_refused(cut, ["Net"], "an import path such as keras.applications.Xception, got 'Net'")
     assert_refused(cut, ["os.getcwd"], "must return a Keras model, got str")
     shape = "--image_shape=8,8,3"
     assert_refused(cut, ["keras.applications.MobileNet", shape], "must return a model for")
