@@ -246,6 +246,8 @@ def _pipeline(
     keys: tf.data.Dataset, batch: Callable[[tf.Tensor], Batch], parallel_batches: int
 ) -> tf.data.Dataset:
     """Maps `keys` to batches in parallel, in order."""
+    # AutoGraph would take a second to find that there is nothing to convert.
+    batch = tf.autograph.experimental.do_not_convert(batch)
     data = keys.map(batch, num_parallel_calls=parallel_batches, deterministic=True)
     options = tf.data.Options()
     # There are no files to shard by: each worker takes its part of the batches.

@@ -211,7 +211,11 @@ class _AnswerGatherer:
 
 def inference(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """The model as a graph function of images, in inference mode."""
-    return tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    # Of any number of images, so that a last, smaller batch is not traced again.
+    images = tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)
+    return tf.function(
+        lambda images: model(images, training=False), input_signature=[images], autograph=False
+    )
 
 
 def measure(

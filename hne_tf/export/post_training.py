@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 from hne_tf.errors import InputError
+from hne_tf.evaluation.evaluation import inference
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.quantized import QuantizedLayers
@@ -38,7 +39,7 @@ def post_training(model: TreeEnsemble, batches: Iterable[tf.Tensor]) -> TreeEnse
     targets = weights.variables(observed)
     for name, value in weights.read(model).items():
         targets[name].assign(value)
-    observe = tf.function(lambda images: observed(images, training=False), reduce_retracing=True)
+    observe = inference(observed)
     count = 0
     for images in batches:
         observe(images)

@@ -69,7 +69,7 @@ def ensemble_signature(
     average, answering = model.average, leaves(size, model.average)
     network, values = model.of_leaves(answering), _values(model.nodes_of(answering))
 
-    @tf.function(input_signature=[_images(model)])
+    @tf.function(input_signature=[_images(model)], autograph=False)
     def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with _constants(values):
             leaf_logits = network(_checked(images), training=False)
@@ -101,7 +101,7 @@ def step_signature(model: TreeEnsemble, step: Step) -> Callable[..., dict[str, t
             tf.TensorSpec([None, len(model.images.class_names)], tf.float32, name="running_sum")
         )
 
-    @tf.function(input_signature=inputs)
+    @tf.function(input_signature=inputs, autograph=False)
     def take_step(x: tf.Tensor, running_sum: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
         x = _checked(x)
         x = model.normalise(x) if step.branch_block == 0 else _unpacked(x, start)

@@ -54,7 +54,7 @@ def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray)
     np.savez(reference, images=images, leaf_logits=leaf_logits)
     try:
         checked = subprocess.run(
-            [sys.executable, "-m", "hne_tf.export.verification", str(folder), str(reference)],
+            hardware.child("hne_tf.export.verification", str(folder), str(reference)),
             capture_output=True,
             text=True,
             check=False,

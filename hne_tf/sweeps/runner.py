@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hne_tf import hardware
 from hne_tf.sweeps import worker
 from hne_tf.sweeps.plan import Run
 from hne_tf.sweeps.store import Store
@@ -109,7 +110,7 @@ class Runner:
         )
         with path.open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hne_tf.sweeps.worker"],
+                hardware.child("hne_tf.sweeps.worker"),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,6 @@
 """One training run: its model and optimiser under a strategy, and the steps that they take."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -67,7 +67,8 @@ class TrainingRun:
         answering = self.model
         if self._average:
             answering = self.checkpoint.average = self._average.model
-        self._steps = tf.function(self._run_steps)
+        # Converting what a replica does would take AutoGraph seconds.
+        self._steps = tf.function(self._run_steps, autograph=False)
         self._predict = inference(answering)
 
     def batches(self, data_set: DataSet, start_step: int) -> Iterator[Any]:
@@ -142,23 +143,21 @@ class TrainingRun:
             for variable in self.model.trainable_variables
         ]
 
-    # AutoGraph converts only this loop; converting what a replica does would take seconds.
     def _run_steps(self, batches, count):
-        for _ in tf.range(count):
-            batch = next(batches)
-            if self._gradient_sums:
-                for part in tf.range(self.config.training.accumulate_steps):
-                    self.strategy.run(self._replica_part, args=(*batch, part))
-                self.strategy.run(self._replica_end)
-            else:
-                self.strategy.run(self._replica_step, args=batch)
+        _repeat(count, lambda _: self._step(next(batches)))
 
-    @tf.autograph.experimental.do_not_convert
+    def _step(self, batch):
+        if not self._gradient_sums:
+            self.strategy.run(self._replica_step, args=batch)
+            return
+        parts = self.config.training.accumulate_steps
+        _repeat(parts, lambda part: self.strategy.run(self._replica_part, args=(*batch, part)))
+        self.strategy.run(self._replica_end)
+
     def _replica_step(self, images, labels):
         """One step on a replica's part of the batch."""
         self._apply(self._gradients(images, labels))
 
-    @tf.autograph.experimental.do_not_convert
     def _replica_part(self, images, labels, part):
         """Adds the gradients of one of the parts that a replica takes one after the other."""
         # Every n-th image: a part does not depend on the number of devices, each of which gets a
@@ -168,7 +167,6 @@ class TrainingRun:
         for total, gradient in zip(self._gradient_sums, gradients, strict=True):
             total.assign_add(gradient)
 
-    @tf.autograph.experimental.do_not_convert
     def _replica_end(self):
         """The step that all parts add up to."""
         # What is read from a mirrored variable has no device, which the reduction asks for.
@@ -196,3 +194,13 @@ class TrainingRun:
         self.optimizer.apply(gradients, self.model.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
+
+
+def _repeat(count: tf.Tensor | int, body: Callable[[tf.Tensor], None]) -> None:
+    """Calls `body` with 0, 1, … `count - 1`, in a graph."""
+
+    def turn(index: tf.Tensor) -> tf.Tensor:
+        body(index)
+        return index + 1
+
+    tf.while_loop(lambda index: index < count, turn, [tf.constant(0)], parallel_iterations=1)

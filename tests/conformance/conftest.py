@@ -83,6 +83,17 @@ def case(request):
     return request.param
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves out cases of another factory where a test asks for `deployed_model`."""
+    items[:] = [item for item in items if not _is_of_another_factory(item)]
+
+
+def _is_of_another_factory(item):
+    if "deployed_model" not in getattr(item, "fixturenames", ()):
+        return False
+    return not isinstance(item.callspec.params["case"].layers, DeployLayers)
+
+
 def randomised(case):
     """The case's model with every weight moved, so that none is idle."""
     keras.utils.set_random_seed(0)
@@ -103,6 +114,12 @@ def noise(rng, shape):
 def model(case):
     """A model that no test changes."""
     return randomised(case)
+
+
+@pytest.fixture(scope="module")
+def deployed_model(model):
+    """A model of the deploy factory, the form that is exported."""
+    return model
 
 
 @pytest.fixture(scope="module")

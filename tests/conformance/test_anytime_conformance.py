@@ -31,12 +31,13 @@ def live(model):
 
 
 @pytest.fixture(scope="module")
-def version(model, tmp_path_factory):
+def version(deployed_model, tmp_path_factory):
     """A folder with the model's steps and their manifest."""
     folder = tmp_path_factory.mktemp("models") / "1"
-    signatures.save(signatures.signatures(model, [model.tree.leaves]), str(folder))
+    endpoints = signatures.signatures(deployed_model, [deployed_model.tree.leaves])
+    signatures.save(endpoints, str(folder))
     (folder / MANIFEST).parent.mkdir()
-    (folder / MANIFEST).write_text(description(model).to_text())
+    (folder / MANIFEST).write_text(description(deployed_model).to_text())
     return folder
 
 

@@ -69,11 +69,11 @@ def test_checkpoint(case, model, images, leaf_logits, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def endpoints(model, tmp_path_factory):
+def endpoints(deployed_model, tmp_path_factory):
     """A SavedModel with every size."""
     folder = str(tmp_path_factory.mktemp("saved") / "model")
-    sizes = range(1, model.tree.leaves + 1)
-    signatures.save(signatures.signatures(model, sizes), folder)
+    sizes = range(1, deployed_model.tree.leaves + 1)
+    signatures.save(signatures.signatures(deployed_model, sizes), folder)
     # Signatures live only as long as the model that they were loaded with.
     return tf.saved_model.load(folder)
 

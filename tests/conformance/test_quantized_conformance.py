@@ -11,23 +11,15 @@ from hne_tf.export import signatures
 from hne_tf.export.post_training import post_training
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.deploy import DeployLayers
 
 # Equal but for sums that fall on the other side of a rounding.
 ONE_STEP = 0.05
 
 
 @pytest.fixture(scope="module")
-def float_model(case, model):
-    if not isinstance(case.layers, DeployLayers):
-        pytest.skip("quantisation starts from the deploy factory's form")
-    return model
-
-
-@pytest.fixture(scope="module")
-def quantized(float_model):
-    images = np.random.default_rng(6).integers(0, 256, (64, *float_model.images.shape), np.uint8)
-    model = post_training(float_model, [images[:32], images[32:]])
+def quantized(deployed_model):
+    images = np.random.default_rng(6).integers(0, 256, (64, *deployed_model.images.shape), np.uint8)
+    model = post_training(deployed_model, [images[:32], images[32:]])
     model.average = "logits"
     return model
 
@@ -37,10 +29,10 @@ def quantized_logits(quantized, images):
     return quantized(images, training=False).numpy()
 
 
-def test_the_flat_graph_equals_the_tree(float_model, images, leaf_logits):
-    flattened = flat.flat_model(float_model)
-    assert flat.read(flattened).keys() == weights.read(float_model).keys()
-    flat.load(flattened, weights.read(float_model))
+def test_the_flat_graph_equals_the_tree(deployed_model, images, leaf_logits):
+    flattened = flat.flat_model(deployed_model)
+    assert flat.read(flattened).keys() == weights.read(deployed_model).keys()
+    flat.load(flattened, weights.read(deployed_model))
     np.testing.assert_allclose(flattened(images), leaf_logits, rtol=1e-5, atol=1e-5)
 
 
@@ -48,10 +40,10 @@ def test_quantised_answers_are_near_the_float_ones(leaf_logits, quantized_logits
     assert 0 < np.abs(quantized_logits - leaf_logits).max() < 0.1 * np.abs(leaf_logits).max()
 
 
-def test_quantised_weights_are_the_float_ones_and_a_range_per_unit(float_model, quantized):
+def test_quantised_weights_are_the_float_ones_and_a_range_per_unit(deployed_model, quantized):
     values = weights.read(quantized)
     ranges = {name for name in values if "/range/" in name}
-    for name, value in weights.read(float_model).items():
+    for name, value in weights.read(deployed_model).items():
         np.testing.assert_array_equal(values.pop(name), value)
     assert values.keys() == ranges
     for name in ranges:

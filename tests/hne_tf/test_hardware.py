@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,16 @@ def test_onednn_is_chosen_unless_the_user_has_chosen(monkeypatch, given, preferr
 def test_tensorflow_tells_what_it_computes_with():
     # What tests/conftest.py chooses, or the environment before it.
     assert hardware.has_onednn() == (os.environ[hardware.ONEDNN_VARIABLE] == "1")
+
+
+def test_commands_load_keras_without_what_they_do_not_use():
+    program = """
+import sys
+from hne_tf import hardware
+hardware.load_keras()
+print({"keras", "sklearn", "matplotlib"} & set(sys.modules))
+import sklearn, matplotlib
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert output.stdout == "{'keras'}\n", output.stderr
+    assert output.returncode == 0, output.stderr

@@ -218,7 +218,7 @@ def _worker(
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "hne_tf.exported.profiling.latency"],
+            hardware.child("hne_tf.exported.profiling.latency"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
