@@ -1,7 +1,8 @@
-"""The training factory with TensorFlow's fused batch normalisation.
+"""The training factory with TensorFlow's fused kernels.
 
-One kernel takes the batch's statistics and normalises, where Keras composes the
-same from a dozen. Needs TensorFlow; statistics are of one replica's batch.
+One kernel takes the batch's statistics and normalises, and one sums the squares of a
+weight, where Keras composes the same from a dozen. Needs TensorFlow; statistics are of
+one replica's batch.
 """
 
 import dataclasses
@@ -49,15 +50,25 @@ def _pixels(images: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable("hne_tf")
+class FusedL2(keras.regularizers.L2):
+    """`keras.regularizers.L2`, whose value and gradient are a kernel each."""
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        # The kernel gives half of the sum of squares.
+        return 2 * self.l2 * tf.nn.l2_loss(x)
+
+
+@keras.saving.register_keras_serializable("hne_tf")
 @dataclasses.dataclass(frozen=True)
 class FusedTrainingLayers(TrainingLayers):
-    """`TrainingLayers` with fused batch norms; weights and results are the same.
+    """`TrainingLayers` with fused kernels; weights and results are the same.
 
     Raises:
       InputError: if norms are to be synchronised, which the kernel cannot.
     """
 
     batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = FusedBatchNormalization
+    l2: ClassVar[type[keras.regularizers.L2]] = FusedL2
 
     def __post_init__(self) -> None:
         super().__post_init__()

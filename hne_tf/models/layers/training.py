@@ -59,6 +59,7 @@ class TrainingLayers(PlainLayers):
     batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
         keras.layers.BatchNormalization
     )
+    l2: ClassVar[type[keras.regularizers.L2]] = keras.regularizers.L2
 
     def __post_init__(self) -> None:
         if not self.weight_decay >= 0:
@@ -118,7 +119,7 @@ class TrainingLayers(PlainLayers):
         )(x)
 
     def _penalty(self) -> keras.regularizers.L2 | None:
-        return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
+        return self.l2(self.weight_decay / 2) if self.weight_decay else None
 
     def _normalise(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         x = self.batch_normalization(

@@ -10,7 +10,7 @@ from hne_tf.image_spec import ImageSpec
 from hne_tf.models import weights
 from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.layers.fused import FusedBatchNormalization, FusedTrainingLayers
+from hne_tf.models.layers.fused import FusedBatchNormalization, FusedL2, FusedTrainingLayers
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
@@ -90,3 +90,15 @@ def test_saved_models_keep_their_factory(pair, tmp_path):
 def test_fused_norms_cannot_be_synchronised():
     with pytest.raises(InputError, match="cannot be synchronised"):
         FusedTrainingLayers(synchronized=True)
+
+
+def test_a_penalty_and_its_gradient_equal_keras():
+    weight = tf.constant(np.random.default_rng(3).normal(size=(3, 3, 4, 5)).astype(np.float32))
+    found = []
+    for kind in (FusedL2, keras.regularizers.L2):
+        with tf.GradientTape() as tape:
+            tape.watch(weight)
+            value = kind(0.3)(weight)
+        found.append((value, tape.gradient(value, weight)))
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
