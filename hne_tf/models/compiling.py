@@ -27,6 +27,13 @@ def check_metrics(metrics: Any) -> None:
             )
 
 
+def build_metrics(metrics: Any, leaf_logits_shape: tuple[int | None, ...]) -> None:
+    """Makes the state of metrics that are built by the shape of leaf logits, as ours are."""
+    for metric in keras.tree.flatten(metrics):
+        if hasattr(metric, "build"):
+            metric.build(leaf_logits_shape)
+
+
 def _is_keras_own(measure: str | Callable[..., Any] | None) -> bool:
     """Whether a loss or metric is Keras's; one that wraps a function is the function's."""
     if measure is None or isinstance(measure, str):

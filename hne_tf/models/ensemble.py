@@ -115,6 +115,19 @@ class Ensemble(keras.Model):
         if hasattr(loss, "iterations"):
             loss.iterations = self.optimizer.iterations
         self._asked = self._checked_names(getattr(loss, "activations", ()))
+        compiling.build_metrics([metrics, weighted_metrics], self.output_shape)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras's, with the optimiser's variables made before.
+
+        Made in the first step, they would have TensorFlow trace it twice.
+        """
+        # Of Keras's backends only TensorFlow has one; the others make them themselves.
+        strategy = getattr(self, "distribute_strategy", None)
+        if strategy is not None and not self.optimizer.built:
+            with strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a model that is loaded as it was when it was saved."""

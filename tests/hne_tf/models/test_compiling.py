@@ -120,6 +120,19 @@ def test_functions_of_one_s_own_are_taken():
     assert history["leaf_norm"] == pytest.approx(history["wrapped"])
 
 
+def test_fit_traces_a_step_once():
+    model = build(tree=Tree((1, 2, 1)))
+    traced = []
+
+    def loss(y_true, y_pred):
+        traced.append(y_pred)
+        return leaf_norm(y_true, y_pred)
+
+    model.compile("adam", loss, metrics=[metrics.EnsembleAccuracy()])
+    model.fit(X, Y, batch_size=8, verbose=0)
+    assert len(traced) == 1
+
+
 @keras.saving.register_keras_serializable("test_compiling")
 class Quiet(objectives.Independent):
     """Independent leaves, and a penalty on what two nodes give."""
