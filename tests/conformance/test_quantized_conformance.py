@@ -1,10 +1,11 @@
-"""What holds for every architecture and tree once it is quantised."""
+"""What holds for every architecture and tree once it is quantised.
+
+Its file in integers is one of those of `test_tflite_conformance`.
+"""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
-from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.compression import flat
 from hne_tf.export import signatures
@@ -72,54 +73,3 @@ def test_quantised_prefixes_and_steps_are_the_ensembles(quantized, images, quant
         newest |= signatures.step_signature(quantized, step)(*inputs)
         expected = quantized_logits[:, : step.size].sum(axis=1)
         np.testing.assert_allclose(newest["running_sum"], expected, atol=step.size * ONE_STEP)
-
-
-@pytest.fixture(scope="module")
-def converted(quantized, tmp_path_factory):
-    """A TFLite file of all sizes and steps."""
-    folder = str(tmp_path_factory.mktemp("quantized") / "saved")
-    endpoints = signatures.signatures(quantized, quantized.tree.sizes)
-    del endpoints["serving_default"]
-    signatures.save(endpoints, folder)
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(endpoints))
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    return converter.convert()
-
-
-def test_convolutions_and_sums_are_integer_in_every_signature(quantized, converted):
-    # From the file itself: the interpreter lists the operations of one signature only.
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(converted))
-    codes = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    int8, float32 = schema.TensorType.INT8, schema.TensorType.FLOAT32
-    assert len(model.signatureDefs) == len(quantized.tree.sizes) + quantized.tree.leaves
-    seen = set()
-    for signature in model.signatureDefs:
-        graph = model.subgraphs[signature.subgraphIndex]
-        name = signature.signatureKey.decode()
-        for operator in graph.operators:
-            kind = codes[model.operatorCodes[operator.opcodeIndex].builtinCode]
-            types = [graph.tensors[i].type for i in (*operator.inputs, *operator.outputs)]
-            seen.add(kind)
-            if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-                assert (types[0], types[1], types[-1]) == (int8, int8, int8), (name, kind)
-                kernel = graph.tensors[operator.inputs[1]]
-                # A depthwise kernel is [1, height, width, channels] there, another [out, …].
-                channels = kernel.shape[3 if kind == "DEPTHWISE_CONV_2D" else 0]
-                assert len(kernel.quantization.scale) == channels, (name, kind)
-            elif kind in ("FULLY_CONNECTED", "SOFTMAX", "SUM"):
-                assert set(types) - {schema.TensorType.INT32} == {float32}, (name, kind)
-    assert {"CONV_2D", "SOFTMAX"} <= seen
-    assert ("DEPTHWISE_CONV_2D" in seen) == any(
-        name.endswith("depthwise_kernel") for name in weights.read(quantized)
-    )
-
-
-def test_the_integer_model_answers_as_the_simulation(
-    quantized, converted, images, quantized_logits
-):
-    interpreter = Interpreter(model_content=converted)
-    for size in quantized.tree.sizes:
-        runner = interpreter.get_signature_runner(f"ensemble_{size}")
-        got = np.concatenate([runner(images=image[None])["logits"] for image in images])
-        expected = quantized_logits[:, :size].mean(axis=1)
-        np.testing.assert_allclose(got, expected, atol=2 * ONE_STEP)

@@ -27,8 +27,8 @@ TOLERANCES = {"float32": 1e-4, "int8": 2e-2}
 OPERATORS = schema.BuiltinOperator
 CONVOLUTIONS = {OPERATORS.CONV_2D, OPERATORS.DEPTHWISE_CONV_2D}
 WITH_WEIGHTS = {*CONVOLUTIONS, OPERATORS.FULLY_CONNECTED}
-# What runs over the leaves.
-AVERAGING = {OPERATORS.SOFTMAX, OPERATORS.SUM, OPERATORS.DIV}
+# Classifiers, and what runs over the leaves.
+IN_FLOAT = {OPERATORS.FULLY_CONNECTED, OPERATORS.SOFTMAX, OPERATORS.SUM, OPERATORS.DIV}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +181,23 @@ def test_convolutions_are_in_the_mode_and_averages_in_float(converted):
     expected = integers if converted.mode == "int8" else floats
     assert found[OPERATORS.CONV_2D] == {expected}
     assert found.get(OPERATORS.DEPTHWISE_CONV_2D, {expected}) == {expected}
+    assert (OPERATORS.DEPTHWISE_CONV_2D in found) == any(
+        name.endswith("depthwise_kernel") for name in weights.read(converted.model)
+    )
     assert OPERATORS.SOFTMAX in found
-    for kind in AVERAGING & found.keys():
+    for kind in IN_FLOAT & found.keys():
         assert {first for first, *_ in found[kind]} == {types.FLOAT32}
+
+
+def test_kernels_in_integers_have_a_scale_per_channel(converted):
+    if converted.mode != "int8":
+        return
+    for kind, inputs in converted.operators():
+        if kind in CONVOLUTIONS:
+            kernel = inputs[1]
+            # A depthwise kernel is [1, height, width, channels] there, another [out, …].
+            channels = kernel.shape[3 if kind == OPERATORS.DEPTHWISE_CONV_2D else 0]
+            assert len(kernel.quantization.scale) == channels
 
 
 def test_weights_are_aligned(converted):
