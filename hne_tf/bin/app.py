@@ -124,7 +124,8 @@ def _run(
         return _fail(name, f"the config must have the field that is set, got {found}", 2)
     if onednn:
         hardware.prefer_onednn(onednn(values))
-        hardware.load_keras()
+        with quiet_import():
+            hardware.load_keras()
     return main(values, positional) or 0
 
 
