@@ -7,8 +7,8 @@ def get_config():
     config = default()
     config.data.train_examples = 320
     config.model.architecture = "my_network:SqueezeNet"
-    config.model.branching = (1, 2, 2)
-    config.model.settings = {"widths": (8, 12, 16), "strides": (1, 2, 1)}
+    config.model.branching = (2, 2)
+    config.model.settings = {"widths": (8, 12), "strides": (1, 2)}
     config.objective.name = "my_objective:QuietTrunk"
     config.objective.settings = {"penalty": 0.001}
     config.optimizer.learning_rate = 0.05

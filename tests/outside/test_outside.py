@@ -68,8 +68,8 @@ def test_python_trains_saves_exports_and_serves(digits, tmp_path, monkeypatch):
 
     x, y = arrays(digits, "train")
     x_test, y_test = arrays(digits, "test")
-    network = my_network.SqueezeNet(widths=(8, 12, 16), strides=(1, 2, 1))
-    model = hne.TreeEnsemble(network, hne.Tree((1, 2, 2)), digits.spec)
+    network = my_network.SqueezeNet(widths=(8, 12), strides=(1, 2))
+    model = hne.TreeEnsemble(network, hne.Tree((2, 2)), digits.spec)
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),
         my_objective.QuietTrunk(),

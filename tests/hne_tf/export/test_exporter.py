@@ -13,6 +13,8 @@ from hne_tf.exported.manifest import read_manifest
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.versions import WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
+from hne_tf.models.architectures import ResNet
+from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.training import trained
@@ -22,6 +24,13 @@ from hne_tf.tree import Tree
 @pytest.fixture(scope="module")
 def run(trained_workdir):
     return trained.restore(trained_workdir)
+
+
+@pytest.fixture(scope="module")
+def small(run):
+    """A model of two leaves with fresh weights."""
+    resnet = ResNet("basic", (4,), (1,), (1,), stem_width=4)
+    return TreeEnsemble(resnet, Tree((2,)), run.model.images)
 
 
 @pytest.fixture(scope="module")
@@ -165,44 +174,44 @@ def test_an_average_of_probabilities_is_exported_as_such(run, images, tmp_path):
     np.testing.assert_allclose(answer["logits"], np.log(mean), atol=1e-3)
 
 
-def test_a_model_that_answers_otherwise_is_not_published(run, monkeypatch, tmp_path):
+def test_a_model_that_answers_otherwise_is_not_published(small, monkeypatch, tmp_path):
     def damaged(weights):
         folded = folding_fold(weights)
-        folded["block2/node3/head/bias"] += 1e-3
+        folded["block0/node1/head/bias"] += 1e-3
         return folded
 
     folding_fold = folding.fold
     monkeypatch.setattr(folding, "fold", damaged)
-    with pytest.raises(InputError, match=r"export refused.*ensemble_4"):
-        exporter.export(run.model, tmp_path / "tiny", report=lambda line: None)
+    with pytest.raises(InputError, match=r"export refused.*ensemble_2"):
+        exporter.export(small, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
-def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
+def test_a_model_whose_sums_are_fused_is_not_published(small, monkeypatch, tmp_path):
     monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
     with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):
-        exporter.export(run.model, tmp_path / "tiny", report=lambda line: None)
+        exporter.export(small, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
-def test_without_data_a_model_is_proved_on_random_images(run, tmp_path):
+def test_without_data_a_model_is_proved_on_random_images(small, tmp_path):
     lines = []
-    folder = exporter.export(run.model, str(tmp_path / "tiny"), sizes=[1], report=lines.append)
+    folder = exporter.export(small, str(tmp_path / "tiny"), sizes=[1], report=lines.append)
     manifest = read_manifest(folder)
-    assert manifest.sizes == (1, 4)
+    assert manifest.sizes == (1, 2)
     assert (manifest.accuracy, manifest.early_stopping, manifest.record) == (None, None, {})
     assert lines[-1] == "verified every signature on 32 random images in a fresh process"
 
 
-def test_a_grouped_model_is_exported_as_its_branched_form(run, tmp_path):
-    grouped = GroupedEnsemble(run.model.architecture, run.model.tree, run.model.images)
-    weights.load(grouped, weights.read(run.model))
+def test_a_grouped_model_is_exported_as_its_branched_form(small, tmp_path):
+    grouped = GroupedEnsemble(small.architecture, small.tree, small.images)
+    weights.load(grouped, weights.read(small))
     images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
     labels = keras.utils.to_categorical(np.arange(5), 10)
     folder = exporter.export(grouped, tmp_path / "tiny", test=(images, labels), report=str)
     answer = tf.saved_model.load(str(folder)).signatures["ensemble_2"](images=images)
     np.testing.assert_allclose(
-        answer["probabilities"], run.model.probabilities(images, size=2), atol=1e-4
+        answer["probabilities"], small.probabilities(images, size=2), atol=1e-4
     )
     assert read_manifest(folder).accuracy.examples == 5
 
@@ -217,9 +226,9 @@ def test_a_grouped_model_is_exported_as_its_branched_form(run, tmp_path):
         (np.zeros([2, 8, 8, 1], np.uint8), "pair"),
     ],
 )
-def test_data_that_the_model_cannot_take_publish_nothing(run, data, reason, tmp_path):
+def test_data_that_the_model_cannot_take_publish_nothing(small, data, reason, tmp_path):
     with pytest.raises(InputError, match=reason):
-        exporter.export(run.model, tmp_path / "tiny", test=data, report=str)
+        exporter.export(small, tmp_path / "tiny", test=data, report=str)
     assert list((tmp_path / "tiny").iterdir()) == []
 
 

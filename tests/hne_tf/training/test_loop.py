@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.bin import app
+from hne_tf.bin import app, train
 from hne_tf.data import load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.evaluation.evaluation import inference, measure
@@ -323,16 +323,17 @@ def get_config():
 TOTAL = 300
 
 
-def start(tmp_path, name, *overrides):
-    """Starts a run in a process of its own, which collective ops and determinism need."""
+def arguments(tmp_path, name, *overrides):
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
+    return [f"--config={config}", f"--workdir={tmp_path / name}", *overrides]
+
+
+def start(tmp_path, name, *overrides):
+    """Starts a run in a process of its own, which collective ops and determinism need."""
     root = pathlib.Path(__file__).parents[3]
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "hne_tf.bin.train"),
-            *(f"--config={config}", f"--workdir={tmp_path / name}", *overrides),
-        ],
+        [sys.executable, "-m", "hne_tf.bin.train", *arguments(tmp_path, name, *overrides)],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -376,29 +377,23 @@ def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(tm
 
 
 def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(tmp_path):
-    devices = {"one": 1, "two": 2}
     parts = ["--config.training.accumulate_steps=2", "--config.training.ema_momentum=0.9"]
     overrides = {"whole": ["--config.training.ema_momentum=0"], "in parts": parts}
+    short = ["--config.training.epochs=1", "--config.optimizer.warmup_epochs=0.1"]
+    short.append("--config.training.steps_per_call=1")
     processes = [
-        start(
-            tmp_path,
-            f"{name} {kind}",
-            "--config.training.epochs=1",
-            "--config.optimizer.warmup_epochs=0.1",
-            "--config.training.steps_per_call=1",
-            f"--config.distribution.logical_devices={count}",
-            *flags,
-        )
-        for name, count in devices.items()
-        for kind, flags in overrides.items()
+        start(tmp_path, f"two {kind}", *short, *flags) for kind, flags in overrides.items()
     ]
+    one_device = [*short, "--config.distribution.logical_devices=1"]
+    for kind, flags in overrides.items():
+        assert train.run(arguments(tmp_path, f"one {kind}", *one_device, *flags)) == 0
     for process in processes:
         output = process.communicate()[0]
         assert process.returncode == 0, output
     losses = {
         kind: [
             [record["loss"] for record in records(Workdir(tmp_path / f"{name} {kind}"))]
-            for name in devices
+            for name in ("one", "two")
         ]
         for kind in overrides
     }
@@ -407,7 +402,7 @@ def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(tmp_path):
         np.testing.assert_allclose(one, two, rtol=1e-4)
     averages = [
         weights.read(trained.restore(Workdir(tmp_path / f"{name} in parts")).model)
-        for name in devices
+        for name in ("one", "two")
     ]
     for name, value in averages[0].items():
         np.testing.assert_allclose(averages[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
