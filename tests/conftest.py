@@ -1,4 +1,8 @@
+import contextlib
 import os
+import pathlib
+import re
+import signal
 
 from hne_tf import hardware
 
@@ -23,6 +27,10 @@ tf.config.set_logical_device_configuration(
 settings.register_profile("suite", max_examples=100, deadline=None)
 settings.register_profile("fuzz", max_examples=10_000, deadline=None)
 settings.load_profile("suite")
+
+# Of one input: a picture may have a million pixels in the tests, of 4 bytes each.
+MOST_MIB = 64
+MOST_SECONDS = 10
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +92,39 @@ def turned():
         return picture, exif
 
     return turn
+
+
+@pytest.fixture(scope="session")
+def bounded():
+    """Gives a context for one input that somebody else has made: it may cost so much, no more.
+
+    Time is the processor's, of which a busy machine takes no more than an idle one.
+    """
+
+    def exhausted(number, frame):
+        raise AssertionError(f"an input must take at most {MOST_SECONDS} s of processor time")
+
+    @contextlib.contextmanager
+    def cost():
+        # Has Linux forget the peak so far.
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        before = peak_mib()
+        previous = signal.signal(signal.SIGPROF, exhausted)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, previous)
+        assert peak_mib() - before < MOST_MIB
+
+    return cost
+
+
+def peak_mib():
+    """The most memory that this process has had."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 @pytest.fixture

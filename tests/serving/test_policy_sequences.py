@@ -168,12 +168,13 @@ class LatencyCalls:
         refuses=[_sizes, st.sampled_from([0, -1])],
     ),
 )
-def test_latencies_survive_any_sequence_of_calls(prior, operations):
-    calls = LatencyCalls(prior)
-    for name, arguments in operations:
-        getattr(calls, name)(*arguments)
-        calls.check()
-    calls.end()
+def test_latencies_survive_any_sequence_of_calls(bounded, prior, operations):
+    with bounded():
+        calls = LatencyCalls(prior)
+        for name, arguments in operations:
+            getattr(calls, name)(*arguments)
+            calls.check()
+        calls.end()
 
 
 class PolicyCalls:
@@ -322,9 +323,10 @@ def _info(sizes, version):
         interrupt=[_positions],
     ),
 )
-def test_a_policy_survives_any_sequence_of_calls(prior, grace_ms, operations):
-    calls = PolicyCalls(prior, grace_ms)
-    for name, arguments in operations:
-        getattr(calls, name)(*arguments)
-        calls.check()
-    calls.end()
+def test_a_policy_survives_any_sequence_of_calls(bounded, prior, grace_ms, operations):
+    with bounded():
+        calls = PolicyCalls(prior, grace_ms)
+        for name, arguments in operations:
+            getattr(calls, name)(*arguments)
+            calls.check()
+        calls.end()

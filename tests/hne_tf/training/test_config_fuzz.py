@@ -57,9 +57,9 @@ def changed(changes):
 
 
 @given(changes=CHANGES)
-def test_settings_of_any_kind_are_read_or_refused(changes):
+def test_settings_of_any_kind_are_read_or_refused(bounded, changes):
     # Whatever else is raised is a fault.
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError), bounded():
         config = from_json(changed(changes))
         check(config)
         digest(config)
@@ -68,9 +68,10 @@ def test_settings_of_any_kind_are_read_or_refused(changes):
 
 @given(content=VALUES)
 @example(content={"": {}})
-def test_anything_else_is_refused(content):
+def test_anything_else_is_refused(bounded, content):
     sections = isinstance(content, dict) and content.keys() <= set(default().keys())
-    with contextlib.suppress(InputError) if sections else pytest.raises(InputError):
+    refusal = contextlib.suppress(InputError) if sections else pytest.raises(InputError)
+    with refusal, bounded():
         check(from_json(content))
 
 
