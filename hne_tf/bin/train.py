@@ -33,10 +33,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     config = ml_collections.FrozenConfigDict(values.config)
     with app.quiet_import():
+        from hne_tf.training import backends
         from hne_tf.training.loop import train
-        from hne_tf.training.machines.devices import use_best_threads
 
-    use_best_threads(config)
+        backends.current().prepare(config)
     train(
         config,
         Workdir(pathlib.Path(values.workdir)),
