@@ -148,7 +148,12 @@ def training_model(
         architecture(config),
         tree(config),
         images,
-        dataclasses.replace(factory, split=not accelerated),
+        # Under other backends XLA compiles the step.
+        dataclasses.replace(
+            factory,
+            split=not accelerated,
+            shifted=accelerated and keras.backend.backend() != "tensorflow",
+        ),
         config.objective.average,
     )
 

@@ -30,10 +30,13 @@ class GroupedLayers(TrainingLayers):
       nodes: number of nodes that the layers compute; `GroupedEnsemble` sets it.
       split: whether convolutions larger than 1x1 run one parent after the other
         rather than as one grouped convolution, for which CPUs have no fast gradient.
+      shifted: whether depthwise convolutions are sums of shifted products, which XLA
+        fuses into one kernel, rather than a library's convolution.
     """
 
     nodes: int = 1
     split: bool = False
+    shifted: bool = False
 
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
@@ -62,7 +65,9 @@ class GroupedLayers(TrainingLayers):
         size, strides = convolution.kernel_size, convolution.strides
         options: dict[str, Any] = {"dtype": self._policy, "name": name}
         if convolution.is_depthwise:
-            layer = GroupedDepthwiseConv2D(self.nodes, size, strides, self._penalty(), **options)
+            layer = GroupedDepthwiseConv2D(
+                self.nodes, size, strides, self.shifted, self._penalty(), **options
+            )
         else:
             layer = GroupedConv2D(
                 self.nodes,
@@ -170,12 +175,14 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         nodes: int,
         kernel_size: int,
         strides: int,
+        shifted: bool,
         regularizer: keras.regularizers.Regularizer | None,
         **options: Any,
     ) -> None:
         super().__init__(nodes, regularizer, **options)
         self.kernel_size = kernel_size
         self.strides = strides
+        self.shifted = shifted
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # As in `TrainingLayers`: each output sees kernel_size^2 inputs.
@@ -189,13 +196,14 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         kernel = ops.transpose(
             ops.reshape(self.kernel, (nodes, size, size, channels)), (1, 2, 0, 3)
         )
-        y = ops.depthwise_conv(
-            ops.reshape(x, (-1, *x.shape[1:3], nodes * channels)),
-            ops.reshape(kernel, (size, size, nodes * channels, 1)),
-            self.strides,
-            "same",
-            data_format=DATA_FORMAT,
-        )
+        side_by_side = ops.reshape(x, (-1, *x.shape[1:3], nodes * channels))
+        kernel = ops.reshape(kernel, (size, size, nodes * channels, 1))
+        if self.shifted:
+            y = _shifted_products(side_by_side, kernel[..., 0], self.strides)
+        else:
+            y = ops.depthwise_conv(
+                side_by_side, kernel, self.strides, "same", data_format=DATA_FORMAT
+            )
         return ops.reshape(y, (-1, *y.shape[1:3], nodes, channels))
 
 
@@ -225,6 +233,27 @@ class GroupedDense(_GroupedLayer):
 
 def _conv(x: Any, kernel: Any, strides: int) -> Any:
     return ops.conv(x, kernel, strides, "same", data_format=DATA_FORMAT)
+
+
+def _shifted_products(x: Any, kernel: Any, strides: int) -> Any:
+    """Depthwise convolution with padding of `[batch, height, width, channels]`."""
+    size, spatial = kernel.shape[0], x.shape[1:3]
+    outputs = [-(-side // strides) for side in spatial]
+    missing = [
+        max((out - 1) * strides + size - side, 0)
+        for out, side in zip(outputs, spatial, strict=True)
+    ]
+    margins = [(each // 2, each - each // 2) for each in missing]
+    # Summed in float32, as a library's kernel does.
+    padded = ops.cast(ops.pad(x, [(0, 0), *margins, (0, 0)]), "float32")
+    kernel = ops.cast(kernel, "float32")
+    rows, columns = ((out - 1) * strides + 1 for out in outputs)
+    products = [
+        padded[:, i : i + rows : strides, j : j + columns : strides] * kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return ops.cast(sum(products[1:], products[0]), x.dtype)
 
 
 def _of_each(x: Any, nodes: int) -> Any:

@@ -16,6 +16,7 @@ from hne_tf.data.arrays.batches import ArrayDataSet, Arrays
 from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
+from hne_tf.models.ensemble import Ensemble
 from hne_tf.training import build, checkpoints, optimizer
 from hne_tf.training.backends.array_checkpoint import ArrayCheckpoint
 from hne_tf.training.schedule import Schedule
@@ -40,6 +41,7 @@ class JaxRun:
       images: shape, classes and normalisation of the images.
       schedule: the run's steps.
       devices: that take them.
+      model: by default the settings' own.
 
     Raises:
       InputError: for settings that break a rule.
@@ -51,6 +53,7 @@ class JaxRun:
         images: ImageSpec,
         schedule: Schedule,
         devices: Sequence[jax.Device],
+        model: Ensemble | None = None,
     ) -> None:
         self.config = config
         self.images = images
@@ -58,7 +61,7 @@ class JaxRun:
         self.sizes = build.tree(config).sizes
         self._parts = build.batch_parts(config, len(devices))
         on_accelerator = devices[0].platform != "cpu"
-        self.model = build.training_model(
+        self.model = model or build.training_model(
             config, images, on_accelerator, precision=config.training.precision
         )
         self.optimizer = optimizer.sgd(config, schedule)
