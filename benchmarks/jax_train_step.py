@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool(
         "depthwise_library",
         False,
-        "Also measure the grouped form with the library's depthwise convolution.",
+        "Also measure with depthwise convolutions of XLA's own.",
         flag_values=values,
     )
     flags.DEFINE_integer("calls", 4, "Timed calls of steps_per_call.", 1, flag_values=values)
@@ -65,7 +65,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     print(f"matrix product: {result['matrix_tflops']} TFLOP/s", flush=True)
     sizes = app.integers("batch_sizes", values.batch_sizes) or [config.training.batch_size]
     for form, size, precision in itertools.product(values.forms, sizes, values.precisions):
-        kinds = ("shifted", "library") if _has_choice(values, form) else ("default",)
+        kinds = ("shifted", "library") if values.depthwise_library else ("shifted",)
         for depthwise in kinds:
             row = _measured(config, (form, precision, size, depthwise), values.calls)
             row["tflops"] = 6 * multiply_adds * row["images_per_s"] / 1e12
@@ -83,10 +83,6 @@ def _check(values: flags.FlagValues) -> None:
     for name, known in (("forms", FORMS), ("precisions", PRECISIONS)):
         if odd := set(getattr(values, name)) - set(known):
             raise InputError(f"--{name} takes some of {', '.join(known)}, got {', '.join(odd)}")
-
-
-def _has_choice(values: flags.FlagValues, form: str) -> bool:
-    return values.depthwise_library and form == "grouped"
 
 
 def _told(value: object) -> str:
@@ -139,14 +135,13 @@ def _measured(config, row: tuple[str, str, int, str], calls: int) -> dict[str, o
 
 def _model(config, images, accelerated: bool, depthwise: str):
     """The model of the settings, with one kind of depthwise convolution."""
-    from hne_tf.models.grouped_ensemble import GroupedEnsemble
     from hne_tf.training import build
 
     model = build.training_model(config, images, accelerated, 1, config.training.precision)
-    if depthwise == "default":
+    if depthwise == "shifted":
         return model
-    layers = dataclasses.replace(model.factory, shifted=depthwise == "shifted")
-    return GroupedEnsemble(model.architecture, model.tree, images, layers, model.average)
+    layers = dataclasses.replace(model.factory, shifted=False)
+    return type(model)(model.architecture, model.tree, images, layers, model.average)
 
 
 def _multiply_adds(config) -> int:

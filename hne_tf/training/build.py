@@ -117,7 +117,13 @@ def training_layers(
         )
     name = f"{'Fused' if fused else ''}{'Grouped' if grouped else 'Training'}Layers"
     factory = getattr(layers, name)
-    return factory(config.optimizer.weight_decay, config.optimizer.norm_momentum, synchronized)
+    return factory(
+        config.optimizer.weight_decay,
+        config.optimizer.norm_momentum,
+        synchronized,
+        # Elsewhere XLA compiles the step.
+        shifted=not on_tensorflow,
+    )
 
 
 def training_model(
@@ -148,12 +154,7 @@ def training_model(
         architecture(config),
         tree(config),
         images,
-        # Under other backends XLA compiles the step.
-        dataclasses.replace(
-            factory,
-            split=not accelerated,
-            shifted=accelerated and keras.backend.backend() != "tensorflow",
-        ),
+        dataclasses.replace(factory, split=not accelerated),
         config.objective.average,
     )
 

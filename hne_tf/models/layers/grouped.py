@@ -18,6 +18,7 @@ from keras import KerasTensor, ops
 
 from hne_tf.models.layers.factory import Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT
+from hne_tf.models.layers.shifted import shifted_products
 from hne_tf.models.layers.training import TrainingLayers
 
 
@@ -30,13 +31,10 @@ class GroupedLayers(TrainingLayers):
       nodes: number of nodes that the layers compute; `GroupedEnsemble` sets it.
       split: whether convolutions larger than 1x1 run one parent after the other
         rather than as one grouped convolution, for which CPUs have no fast gradient.
-      shifted: whether depthwise convolutions are sums of shifted products, which XLA
-        fuses into one kernel, rather than a library's convolution.
     """
 
     nodes: int = 1
     split: bool = False
-    shifted: bool = False
 
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
@@ -66,7 +64,7 @@ class GroupedLayers(TrainingLayers):
         options: dict[str, Any] = {"dtype": self._policy, "name": name}
         if convolution.is_depthwise:
             layer = GroupedDepthwiseConv2D(
-                self.nodes, size, strides, self.shifted, self._penalty(), **options
+                self.nodes, size, strides, self._penalty(), self.shifted, **options
             )
         else:
             layer = GroupedConv2D(
@@ -175,8 +173,8 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         nodes: int,
         kernel_size: int,
         strides: int,
-        shifted: bool,
         regularizer: keras.regularizers.Regularizer | None,
+        shifted: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(nodes, regularizer, **options)
@@ -199,7 +197,7 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         side_by_side = ops.reshape(x, (-1, *x.shape[1:3], nodes * channels))
         kernel = ops.reshape(kernel, (size, size, nodes * channels, 1))
         if self.shifted:
-            y = _shifted_products(side_by_side, kernel[..., 0], self.strides)
+            y = shifted_products(side_by_side, kernel[..., 0], self.strides)
         else:
             y = ops.depthwise_conv(
                 side_by_side, kernel, self.strides, "same", data_format=DATA_FORMAT
@@ -233,27 +231,6 @@ class GroupedDense(_GroupedLayer):
 
 def _conv(x: Any, kernel: Any, strides: int) -> Any:
     return ops.conv(x, kernel, strides, "same", data_format=DATA_FORMAT)
-
-
-def _shifted_products(x: Any, kernel: Any, strides: int) -> Any:
-    """Depthwise convolution with padding of `[batch, height, width, channels]`."""
-    size, spatial = kernel.shape[0], x.shape[1:3]
-    outputs = [-(-side // strides) for side in spatial]
-    missing = [
-        max((out - 1) * strides + size - side, 0)
-        for out, side in zip(outputs, spatial, strict=True)
-    ]
-    margins = [(each // 2, each - each // 2) for each in missing]
-    # Summed in float32, as a library's kernel does.
-    padded = ops.cast(ops.pad(x, [(0, 0), *margins, (0, 0)]), "float32")
-    kernel = ops.cast(kernel, "float32")
-    rows, columns = ((out - 1) * strides + 1 for out in outputs)
-    products = [
-        padded[:, i : i + rows : strides, j : j + columns : strides] * kernel[i, j]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return ops.cast(sum(products[1:], products[0]), x.dtype)
 
 
 def _of_each(x: Any, nodes: int) -> Any:

@@ -1,5 +1,6 @@
 """One training run on JAX: its state as arrays, and the compiled steps that they take."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -61,15 +62,30 @@ class JaxRun:
         self.sizes = build.tree(config).sizes
         self._parts = build.batch_parts(config, len(devices))
         on_accelerator = devices[0].platform != "cpu"
+        # Hundreds of small operations are compiled here, which takes an accelerator longer.
+        with _host():
+            self._build(on_accelerator, model)
+        self._on_all, self._by_image, self._by_step = _placements(devices)
+        self._state = self._read()
+        self._is_settled = True
+        # XLA's convolutions in a loop use one thread of a CPU.
+        self._loops = on_accelerator
+        self._step = jax.jit(self._add_step, donate_argnums=(0, 1))
+        self._steps = jax.jit(self._add_steps, donate_argnums=(0, 1))
+        self._predict = jax.jit(self._leaf_logits)
+
+    def _build(self, on_accelerator: bool, model: Ensemble | None) -> None:
+        """Makes what Keras is to compute, in its own variables."""
+        config, images = self.config, self.images
         self.model = model or build.training_model(
             config, images, on_accelerator, precision=config.training.precision
         )
-        self.optimizer = optimizer.sgd(config, schedule)
+        self.optimizer = optimizer.sgd(config, self.schedule)
         self.optimizer.build(self.model.trainable_variables)
         self._accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
         self._accuracy.build(self.model.output_shape)
         self._own_metrics = build.metrics(config)
-        self.objective = build.objective(config, schedule.steps_per_epoch)
+        self.objective = build.objective(config, self.schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
         activations = getattr(self.objective, "activations", ())
@@ -82,14 +98,6 @@ class JaxRun:
             "average": self._average.model.variables if self._average else [],
         }
         self.checkpoint = self._checkpoint()
-        self._on_all, self._by_image, self._by_step = _placements(devices)
-        self._state = self._read()
-        self._is_settled = True
-        # XLA's convolutions in a loop use one thread of a CPU.
-        self._loops = on_accelerator
-        self._step = jax.jit(self._add_step, donate_argnums=(0, 1))
-        self._steps = jax.jit(self._add_steps, donate_argnums=(0, 1))
-        self._predict = jax.jit(self._leaf_logits)
 
     def batches(self, data_set: ArrayDataSet, start_step: int) -> Iterator[Arrays]:
         """Global batches from `start_step` on."""
@@ -102,8 +110,8 @@ class JaxRun:
 
     def take_steps(self, batches: Iterator[Arrays], count: int) -> dict[str, float]:
         """Takes `count` steps; returns their mean loss and accuracies."""
-        zeros = [jnp.zeros(each.shape, each.dtype) for each in self._accuracy.variables]
-        totals = jax.device_put((jnp.zeros(()), zeros), self._on_all)
+        zeros = [np.zeros(each.shape, each.dtype) for each in self._accuracy.variables]
+        totals = jax.device_put((np.zeros((), np.float32), zeros), self._on_all)
         taken = itertools.islice(batches, count)
         self._is_settled = False
         if self._loops:
@@ -113,28 +121,30 @@ class JaxRun:
             for batch in taken:
                 images, labels = jax.device_put(batch, self._by_image)
                 self._state, totals = self._step(self._state, totals, images, labels)
-        loss, accuracy = totals
-        for variable, value in zip(self._accuracy.variables, accuracy, strict=True):
-            variable.assign(value)
-        accuracies = {name: float(value) for name, value in self._accuracy.result().items()}
+        loss, accuracy = jax.device_get(totals)
+        with _host():
+            for variable, value in zip(self._accuracy.variables, accuracy, strict=True):
+                variable.assign(value)
+            accuracies = {name: float(value) for name, value in self._accuracy.result().items()}
         return {"loss": float(loss) / count, **accuracies}
 
     def validate(self, data_set: ArrayDataSet) -> dict[str, float]:
         """Figures of every size on the validation split, of averaged weights if there are."""
         batch_size = self.config.training.batch_size
 
-        def predict(images: np.ndarray) -> jax.Array:
+        def predict(images: np.ndarray) -> np.ndarray:
             # One shape, which is compiled once.
             missing = batch_size - len(images)
             padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
             padded = jax.device_put(padded, self._by_image)
             return np.asarray(self._predict(self._state, padded))[: len(images)]
 
-        accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
-        for metric in self._own_metrics:
-            metric.reset_state()
         batches = data_set.evaluation_batches("validation", batch_size)
-        measured = measure(predict, batches, [accuracy, *self._own_metrics])
+        with _host():
+            accuracy = EnsembleAccuracy(self.sizes, self.config.objective.average)
+            for metric in self._own_metrics:
+                metric.reset_state()
+            measured = measure(predict, batches, [accuracy, *self._own_metrics])
         return {f"validation_{name}": value for name, value in measured.items()}
 
     def learning_rate(self) -> float:
@@ -144,8 +154,9 @@ class JaxRun:
             for index, variable in enumerate(self.optimizer.variables)
             if variable is self.optimizer.iterations
         )
-        self.optimizer.iterations.assign(self._state["optimizer"][index])
-        return float(self.optimizer.learning_rate)
+        with _host():
+            self.optimizer.iterations.assign(np.array(self._state["optimizer"][index]))
+            return float(self.optimizer.learning_rate)
 
     def save(self, workdir: Workdir, step: int) -> None:
         """Writes the checkpoint of `step`."""
@@ -164,18 +175,21 @@ class JaxRun:
         """Gives Keras's variables the values that the steps have come to."""
         if self._is_settled:
             return
-        for name, variables in self._variables.items():
-            for variable, value in zip(variables, self._state[name], strict=True):
-                # The next step takes over the memory of the state.
-                variable.assign(jnp.copy(value))
+        with _host():
+            for name, variables in self._variables.items():
+                for variable, value in zip(variables, self._state[name], strict=True):
+                    # A copy: the next step takes over the memory of the state.
+                    variable.assign(np.array(value))
         self._is_settled = True
 
     def _read(self) -> State:
         """The values that Keras's variables have, on all devices."""
-        values = {
-            name: [jnp.copy(variable.value) for variable in variables]
-            for name, variables in self._variables.items()
-        }
+        with _host():
+            # Copies: the next step takes over the memory of the state.
+            values = {
+                name: [jnp.copy(variable.value) for variable in variables]
+                for name, variables in self._variables.items()
+            }
         return jax.device_put(values, self._on_all)
 
     def _weight_average(self, on_accelerator: bool) -> WeightAverage | None:
@@ -298,6 +312,13 @@ class JaxRun:
         )
         with keras.StatelessScope(given):
             return model(images, training=False)
+
+
+def _host() -> contextlib.AbstractContextManager[None]:
+    """Has the CPU compute what nothing else decides, where JAX has one."""
+    with contextlib.suppress(RuntimeError):
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    return contextlib.nullcontext()
 
 
 def _placements(devices: Sequence[jax.Device]) -> tuple[NamedSharding, ...]:
