@@ -17,7 +17,7 @@ from hne_tf.data.arrays import augmentation
 from hne_tf.data.data_set import LoadedData, check_at_least
 
 # Images uint8 [batch, height, width, channels], labels int32 [batch].
-Arrays = tuple[np.ndarray, np.ndarray]
+ArrayBatch = tuple[np.ndarray, np.ndarray]
 
 # Batches made ahead of their use, enough for a call of several steps.
 _AHEAD = 128
@@ -28,7 +28,7 @@ class ArrayDataSet(LoadedData):
 
     def train_batches(
         self, *, batch_size: int, start_step: int, total_steps: int, seed: int
-    ) -> Iterator[Arrays]:
+    ) -> Iterator[ArrayBatch]:
         """Shuffled and augmented training batches, one per step.
 
         Every example comes exactly once per epoch, in an order that depends on
@@ -49,17 +49,17 @@ class ArrayDataSet(LoadedData):
         check_at_least("total_steps", total_steps, 0)
         order = Order(self.examples("train"), seed)
 
-        def batch(step: int) -> Arrays:
+        def batch(step: int) -> ArrayBatch:
             return self._train_batch(order(step, batch_size), seed, step)
 
         return _made_ahead(batch, range(start_step, total_steps))
 
-    def _train_batch(self, indices: np.ndarray, seed: int, step: int) -> Arrays:
+    def _train_batch(self, indices: np.ndarray, seed: int, step: int) -> ArrayBatch:
         draws = augmentation.draw(self.augmentation, len(indices), seed, step)
         images, labels = self._split("train").arrays(indices, draws.windows)
         return augmentation.apply(self.augmentation, images, draws), labels
 
-    def evaluation_batches(self, split: str, batch_size: int) -> Iterator[Arrays]:
+    def evaluation_batches(self, split: str, batch_size: int) -> Iterator[ArrayBatch]:
         """The examples of a split in order, each once, never augmented.
 
         The last batch may be smaller than `batch_size`, and so is one without its corrupt
@@ -106,10 +106,10 @@ class Order:
         return indices
 
 
-def _made_ahead(batch: Callable[[int], Arrays], steps: range) -> Iterator[Arrays]:
+def _made_ahead(batch: Callable[[int], ArrayBatch], steps: range) -> Iterator[ArrayBatch]:
     """The batches of all steps in order, while threads make those that come next."""
     with futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        pending: collections.deque[futures.Future[Arrays]] = collections.deque()
+        pending: collections.deque[futures.Future[ArrayBatch]] = collections.deque()
         coming = iter(steps)
         try:
             while True:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hne_tf.data.arrays.batches import ArrayDataSet, Arrays
+from hne_tf.data.arrays.batches import ArrayDataSet, ArrayBatch
 from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
@@ -27,7 +27,7 @@ from hne_tf.training.workdir import Workdir
 # Values of some variables, in their order.
 Values = list[jax.Array]
 # Values of the variables of a run, by what they are.
-State = dict[str, Values]
+RunState = dict[str, Values]
 
 
 class JaxRun:
@@ -99,7 +99,7 @@ class JaxRun:
         }
         self.checkpoint = self._checkpoint()
 
-    def batches(self, data_set: ArrayDataSet, start_step: int) -> Iterator[Arrays]:
+    def batches(self, data_set: ArrayDataSet, start_step: int) -> Iterator[ArrayBatch]:
         """Global batches from `start_step` on."""
         return data_set.train_batches(
             batch_size=self.config.training.batch_size,
@@ -108,7 +108,7 @@ class JaxRun:
             seed=self.config.seed,
         )
 
-    def take_steps(self, batches: Iterator[Arrays], count: int) -> dict[str, float]:
+    def take_steps(self, batches: Iterator[ArrayBatch], count: int) -> dict[str, float]:
         """Takes `count` steps; returns their mean loss and accuracies."""
         zeros = [np.zeros(each.shape, each.dtype) for each in self._accuracy.variables]
         totals = jax.device_put((np.zeros((), np.float32), zeros), self._on_all)
@@ -182,7 +182,7 @@ class JaxRun:
                     variable.assign(np.array(value))
         self._is_settled = True
 
-    def _read(self) -> State:
+    def _read(self) -> RunState:
         """The values that Keras's variables have, on all devices."""
         with _host():
             # Copies: the next step takes over the memory of the state.
@@ -209,7 +209,7 @@ class JaxRun:
         others = {"optimizer": self.optimizer.variables, "seeds": seeds}
         return ArrayCheckpoint(models, others)
 
-    def _in_one(self, batches: Iterator[Arrays]) -> tuple[jax.Array, jax.Array]:
+    def _in_one(self, batches: Iterator[ArrayBatch]) -> tuple[jax.Array, jax.Array]:
         """The batches of a call side by side, always as many, of which the last may be unused."""
         taken = list(batches)
         taken += [taken[-1]] * (self.schedule.per_call - len(taken))
@@ -217,18 +217,18 @@ class JaxRun:
         return jax.device_put((np.stack(images), np.stack(labels)), self._by_step)
 
     def _add_steps(
-        self, state: State, totals: Any, images: jax.Array, labels: jax.Array, count: int
-    ) -> tuple[State, Any]:
+        self, state: RunState, totals: Any, images: jax.Array, labels: jax.Array, count: int
+    ) -> tuple[RunState, Any]:
         """Takes the first `count` steps of a call, in one loop on the device."""
 
-        def step(index: jax.Array, carried: tuple[State, Any]) -> tuple[State, Any]:
+        def step(index: jax.Array, carried: tuple[RunState, Any]) -> tuple[RunState, Any]:
             return self._add_step(*carried, images[index], labels[index])
 
         return jax.lax.fori_loop(0, count, step, (state, totals))
 
     def _add_step(
-        self, state: State, totals: Any, images: jax.Array, labels: jax.Array
-    ) -> tuple[State, Any]:
+        self, state: RunState, totals: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[RunState, Any]:
         """The state and the sums of losses and hits after one more step."""
         gradients, others, totals = self._gradients(state, totals, images, labels)
         trainable, of_optimizer = self.optimizer.stateless_apply(
@@ -240,7 +240,7 @@ class JaxRun:
         return after, totals
 
     def _gradients(
-        self, state: State, totals: Any, images: jax.Array, labels: jax.Array
+        self, state: RunState, totals: Any, images: jax.Array, labels: jax.Array
     ) -> tuple[Values, Values, Any]:
         """Gradients of the batch's mean loss, with what the forward pass has changed."""
         of_part = jax.grad(self._loss, has_aux=True)
@@ -293,7 +293,7 @@ class JaxRun:
         hits = [scope.get_current_value(each) for each in self._accuracy.variables]
         return summed + penalty, (others, (total_loss + jax.lax.stop_gradient(summed), hits))
 
-    def _averaged(self, state: State) -> Values:
+    def _averaged(self, state: RunState) -> Values:
         """The average after the updates of a step."""
         names = ("trainable", "others", "optimizer", "average")
         given = itertools.chain.from_iterable(
@@ -303,7 +303,7 @@ class JaxRun:
             self._average.update(self.optimizer.iterations.value)
         return [scope.get_current_value(each) for each in self._variables["average"]]
 
-    def _leaf_logits(self, state: State, images: jax.Array) -> jax.Array:
+    def _leaf_logits(self, state: RunState, images: jax.Array) -> jax.Array:
         """Leaf logits in inference, of averaged weights if there are."""
         names = ("average",) if self._average else ("trainable", "others")
         model = self._average.model if self._average else self.model

@@ -30,21 +30,18 @@ def written(tmp_path):
 
 def test_images_and_labels_are_enough(load, written, arrays):
     data = load(name="npz", data_dir=written(arrays))
-    assert {split: data.examples(split) for split in data.splits} == {
-        "train": 36,
-        "validation": 4,
-        "test": 10,
-    }
+    # About a tenth of train, always the same.
+    assert (data.examples("train"), data.examples("validation")) == (35, 5)
     assert data.spec.class_names == ("0", "1", "2", "3")
     assert data.spec.shape == (4, 6, 3)
     images, labels = next(iter(data.evaluation_batches("test", 10)))
     np.testing.assert_array_equal(images, arrays["test_images"])
     np.testing.assert_array_equal(labels, arrays["test_labels"])
     # Statistics are of what is trained on.
-    images, labels = next(iter(data.evaluation_batches("train", 36)))
+    images, labels = next(iter(data.evaluation_batches("train", 35)))
     np.testing.assert_allclose(data.spec.mean, images.numpy().mean((0, 1, 2)))
-    held_out = next(iter(data.evaluation_batches("validation", 4)))[1]
-    assert sorted(held_out.numpy()) == [0, 1, 2, 3]
+    held_out = next(iter(data.evaluation_batches("validation", 5)))[1]
+    assert set(held_out.numpy()) == {0, 1, 2, 3}
 
 
 def test_what_is_stated_is_taken(load, written, arrays):

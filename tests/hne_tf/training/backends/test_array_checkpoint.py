@@ -14,7 +14,7 @@ from hne_tf.tree import Tree
 
 
 def network(width=4):
-    resnet = ResNet("basic", widths=(width,), units=(1,), strides=(1,), stem_width=4)
+    resnet = ResNet("basic", widths=(width,), units=(1,), strides=(1,), stem_width=width)
     images = ImageSpec((8, 8, 1), ("odd", "even"), (0.0,), (1.0,))
     return TreeEnsemble(resnet, Tree((1,)), images)
 
