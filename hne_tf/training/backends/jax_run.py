@@ -13,7 +13,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hne_tf.data.arrays.batches import ArrayDataSet, ArrayBatch
+from hne_tf.data.arrays.batches import ArrayBatch, ArrayDataSet
 from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy

@@ -101,6 +101,9 @@ def on_jax(script, folder, *arguments, **environment):
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            # Compiling takes longer here than computing.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
             **environment,
         },
         capture_output=True,
@@ -122,11 +125,10 @@ def small(tiny_config, **settings):
 
 
 def test_losses_are_those_of_tensorflow_on_the_same_batches(tiny_config, tmp_path):
-    # A ramp and a warm-up, so that both count steps alike; an average and two devices.
+    # A ramp and a warm-up, so that both count steps alike.
     settings = {
         "objective__hierarchical__ramp_epochs": 1.0,
         "optimizer__warmup_epochs": 0.5,
-        "training__ema_momentum": 0.9,
     }
     forms = {
         "branched": small(tiny_config, training__factory="branched", **settings),
@@ -165,7 +167,7 @@ def test_losses_are_those_of_tensorflow_on_the_same_batches(tiny_config, tmp_pat
     found = json.loads((tmp_path / "found.json").read_text())
     for name, records in expected.items():
         losses = [record["loss"] for record in records]
-        assert losses[-1] < losses[0]
+        assert len(set(losses)) == STEPS
         got = [record["loss"] for record in found[name]]
         np.testing.assert_allclose(got, losses, rtol=1e-3, err_msg=name)
         hits = [record["accuracy_2"] for record in records]
