@@ -5,15 +5,23 @@
 Takes steps as `hne-train` does, on images made up, with the device at hand, and prints how
 many FLOP/s they amount to: 2 for a multiply-add, 3 times the forward pass. Beside it stand
 those of one large matrix product. Compiling is a column of its own. Needs no TensorFlow.
+
+    python benchmarks/jax_train_step.py --measured=grouped.json,branched.json \\
+        --results=results/jax_train_step.md
+
+makes a page of what `--json` wrote on a machine with an accelerator.
 """
 
 import dataclasses
+import datetime
 import itertools
 import json
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -21,6 +29,7 @@ from absl import flags
 
 from hne_tf.bin import app, config_file
 from hne_tf.errors import InputError
+from hne_tf.files import write_json, write_text
 
 FORMS, PRECISIONS = ("grouped", "branched"), ("float32", "bfloat16")
 
@@ -42,12 +51,25 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("calls", 4, "Timed calls of steps_per_call.", 1, flag_values=values)
     flags.DEFINE_integer("matrix", 8192, "Rows of the matrices; 0 for none.", 0, flag_values=values)
     app.define_path(values, "json", None, "Also write the rows to this file.")
-    flags.mark_flags_as_required(["config"], values)
+    app.define_paths(values, "measured", [], "Files of rows to make the page of; measure nothing.")
+    app.define_path(values, "results", None, "Also write the table to this Markdown page.")
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
-    """Prints a row as soon as it is measured."""
+    """Prints rows as soon as they are measured, and the table of them."""
     app.reject_positional(positional)
+    if values.measured:
+        measured = [json.loads(pathlib.Path(path).read_text()) for path in values.measured]
+    else:
+        measured = [_measure(values)]
+    page = _page(measured)
+    print(page)
+    if values.results:
+        write_text(pathlib.Path(values.results), page)
+
+
+def _measure(values: flags.FlagValues) -> dict[str, Any]:
+    """What `--json` holds: the device, and a row of figures for each way to take steps."""
     _check(values)
     import jax
 
@@ -55,6 +77,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     config = ml_collections.ConfigDict(values.config)
     multiply_adds = _multiply_adds(config)
     result = {
+        "command": ["python", *app.command("benchmarks/jax_train_step.py", values)],
+        "date": datetime.date.today().isoformat(),
         "device": device.device_kind,
         "jax": jax.__version__,
         "multiply_adds": multiply_adds,
@@ -72,12 +96,49 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             result["rows"].append(row)
             print("  ".join(f"{name}={_told(value)}" for name, value in row.items()), flush=True)
             if values.json:
-                pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n")
+                write_json(pathlib.Path(values.json), result)
+    return result
+
+
+def _page(measured: Sequence[dict[str, Any]]) -> str:
+    """Markdown of what was measured on one device, the fastest rows first."""
+    from hne_tf.evaluation.tables import aligned
+
+    first = measured[0]
+    words = ["layers", "precision", "depthwise"]
+    header = [*words, "batch", "step (ms)", "images/s", "TFLOP/s", "build (s)", "compile (s)"]
+    rows = sorted(
+        (row for each in measured for row in each["rows"]), key=lambda row: row["step_ms"]
+    )
+    cells = [
+        [
+            *(row["form"], row["precision"], row["depthwise"], str(row["batch_size"])),
+            *(f"{row['step_ms']:.2f}", f"{row['images_per_s']:,.0f}", f"{row['tflops']:.2f}"),
+            *(f"{row['build_s']:.0f}", f"{row['compile_s']:.0f}"),
+        ]
+        for row in rows
+    ]
+    commands = "\n".join(f"KERAS_BACKEND=jax {shlex.join(each['command'])}" for each in measured)
+    products = ", ".join(
+        f"{tflops:.0f} TFLOP/s in {precision}"
+        for precision, tflops in first["matrix_tflops"].items()
+        if tflops
+    )
+    return (
+        f"# Cost of a training step on JAX\n\n```bash\n{commands}\n```\n\n"
+        f"{first['date']}; {first['device']}; jax {first['jax']}.\n\n"
+        f"{aligned(header, cells, words)}\n\n"
+        f"An image takes {first['multiply_adds'] / 1e6:.1f} M multiply-adds forward, and 3 times as "
+        "many in a step, of 2 FLOP each. A large matrix product reaches "
+        f"{products or 'what was not measured'}.\n"
+    )
 
 
 def _check(values: flags.FlagValues) -> None:
     import keras
 
+    if values.config is None:
+        raise InputError("--config must name a config file, got none")
     if keras.backend.backend() != "jax":
         raise InputError(f"KERAS_BACKEND must be jax, got {keras.backend.backend()}")
     for name, known in (("forms", FORMS), ("precisions", PRECISIONS)):
@@ -89,7 +150,7 @@ def _told(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _measured(config, row: tuple[str, str, int, str], calls: int) -> dict[str, object]:
+def _measured(config, row: tuple[str, str, int, str], calls: int) -> dict[str, Any]:
     """Compile time and images per second of one way to compute the step."""
     from hne_tf.image_spec import ImageSpec
     from hne_tf.training.backends import on_jax
