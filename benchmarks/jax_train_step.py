@@ -128,8 +128,8 @@ def _page(measured: Sequence[dict[str, Any]]) -> str:
         f"# Cost of a training step on JAX\n\n```bash\n{commands}\n```\n\n"
         f"{first['date']}; {first['device']}; jax {first['jax']}.\n\n"
         f"{aligned(header, cells, words)}\n\n"
-        f"An image takes {first['multiply_adds'] / 1e6:.1f} M multiply-adds forward, and 3 times as "
-        "many in a step, of 2 FLOP each. A large matrix product reaches "
+        f"An image takes {first['multiply_adds'] / 1e6:.1f} M multiply-adds forward, and 3 times "
+        "as many in a step, of 2 FLOP each. A large matrix product reaches "
         f"{products or 'what was not measured'}.\n"
     )
 
