@@ -11,6 +11,8 @@ import runpy
 import sys
 from typing import Any
 
+from hne_tf.errors import InputError
+
 # TensorFlow reads it once, while it loads.
 ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 
@@ -35,6 +37,9 @@ def load_keras() -> None:
 
     Keras imports scikit-learn and matplotlib where it finds them, for wrappers and
     galleries that we do not use. Without them it is loaded in two thirds of the time.
+
+    Raises:
+      InputError: if the package that KERAS_BACKEND names is unknown or not installed.
     """
     if "keras" in sys.modules:
         return
@@ -43,6 +48,13 @@ def load_keras() -> None:
     sys.modules.update(dict.fromkeys(hidden))
     try:
         importlib.import_module("keras")
+    except (ImportError, ValueError) as error:
+        backend = os.environ.get("KERAS_BACKEND")
+        if backend is None:
+            raise
+        raise InputError(
+            f"KERAS_BACKEND must name a backend of Keras that is installed, got {backend}: {error}"
+        ) from None
     finally:
         for name in hidden:
             del sys.modules[name]

@@ -1,7 +1,12 @@
 """Trains a tree of networks: hne-train --config=configs/digits.py --workdir=runs/digits.
 
 Any field of the config can be overridden: --config.training.epochs=3.
-SIGTERM saves and stops; the same command goes on from there.
+SIGTERM saves and stops; the same command goes on from there. KERAS_BACKEND=jax trains on
+JAX, without TensorFlow.
+
+hne-train --config=configs/cifar10_small.py --write_data=cifar10.npz writes the data set of a
+config to a file, which --config.data.name=npz --config.data.data_dir=cifar10.npz reads where
+TensorFlow Datasets is not installed.
 
 Needs an extra: pip install 'hne_tf[train]'
 """
@@ -14,6 +19,7 @@ import ml_collections
 from absl import flags
 
 from hne_tf.bin import app, config_file
+from hne_tf.errors import InputError
 from hne_tf.training.machines import arithmetic
 from hne_tf.training.workdir import Workdir
 
@@ -25,18 +31,27 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool(
         "restart", False, "Move an older run in the folder aside first.", flag_values=values
     )
-    flags.mark_flags_as_required(["config", "workdir"], values)
+    app.define_path(
+        values, "write_data", None, "Write the config's data set to this .npz file; train nothing."
+    )
+    flags.mark_flags_as_required(["config"], values)
+    flags.mark_flags_as_mutual_exclusive(
+        ["workdir", "write_data"], required=True, flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Trains with the parsed flags."""
     app.reject_positional(positional)
     config = ml_collections.FrozenConfigDict(values.config)
+    if values.write_data:
+        _write_data(config.data, pathlib.Path(values.write_data))
+        return
     with app.quiet_import():
+        from hne_tf.training import backends
         from hne_tf.training.loop import train
-        from hne_tf.training.machines.devices import use_best_threads
 
-    use_best_threads(config)
+        backends.current().prepare(config)
     train(
         config,
         Workdir(pathlib.Path(values.workdir)),
@@ -44,8 +59,36 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     )
 
 
+def _write_data(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Writes a data set to a new `.npz` file.
+
+    Raises:
+      InputError: for encoded pictures, another suffix or a file that is there.
+    """
+    if path.suffix != ".npz" or path.exists():
+        raise InputError(f"--write_data must be a new .npz file, got {path}")
+    with app.quiet_import():
+        from hne_tf.data import sets
+        from hne_tf.data.sets import array_file
+        from hne_tf.data.source import ArraySource
+
+        # Whose module loads TensorFlow.
+        load = sets.find(config.name)
+    source = load(config)
+    if not isinstance(source, ArraySource):
+        raise InputError(
+            f"--write_data is for images of one size and not for {config.name}, whose pictures are "
+            "encoded"
+        )
+    array_file.save(source, path)
+    counts = ", ".join(f"{len(labels)} of {name}" for name, (_, labels) in source.arrays.items())
+    print(f"wrote {path}: images {counts}")
+
+
 def _onednn(values: flags.FlagValues) -> bool | None:
     """On for a new run; one that goes on keeps to what it began with."""
+    if values.workdir is None:
+        return None
     return arithmetic.onednn_of(Workdir(pathlib.Path(values.workdir)), values.restart)
 
 

@@ -11,7 +11,8 @@ from hne_tf.compression.compressor import Settings, check, compressed
 from hne_tf.compression.fine_tuning import Training
 from hne_tf.compression.report import accuracy_table, kernel_table
 from hne_tf.errors import InputError
-from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.evaluation.evaluation import inference
+from hne_tf.evaluation.measuring import measure
 from hne_tf.files import write_json
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights

@@ -11,9 +11,9 @@ part of train unless an image folder brings its own.
 import importlib
 from typing import Any
 
-# Loaded when first used: `hne_tf.data.pixels` needs no TensorFlow.
+# Loaded when first used: only pipelines need TensorFlow.
 _LAZY = {
-    "SPLITS": "hne_tf.data.pipeline",
+    "SPLITS": "hne_tf.data.data_set",
     "DataSet": "hne_tf.data.pipeline",
     "Split": "hne_tf.data.pipeline",
     "load": "hne_tf.data.sources",

@@ -1,12 +1,19 @@
-"""Random crops, flips and colours of whole batches, as pure functions of a seed."""
+"""Random crops, flips and colours of whole batches, as pure functions of a seed.
+
+Settings are for every backend. The functions are TensorFlow's, which they import;
+`data.arrays.augmentation` has those of arrays.
+"""
+
+from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, NamedTuple
 
 from hne_tf.data import windows
 from hne_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Draws(NamedTuple):
@@ -58,6 +65,8 @@ class Augmentation:
           batch_size: number of images.
           seed: int64 `[2]`.
         """
+        import tensorflow as tf
+
         crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
         color_seed, window_seed = (tf.random.fold_in(seed, number) for number in (2, 3))
         offsets = tf.random.stateless_uniform(
@@ -82,6 +91,8 @@ class Augmentation:
         Returns:
           Images of the same shape and type.
         """
+        import tensorflow as tf
+
         if self.pad_pixels:
             images = crop_and_flip(images, self.pad_pixels, draws.offsets, draws.flips)
         elif self.flip:
@@ -110,6 +121,8 @@ def crop_and_flip(
     Returns:
       Images of the same shape and type.
     """
+    import tensorflow as tf
+
     batch, height, width, channels = images.shape
     margin = [pad_pixels, pad_pixels]
     padded = tf.pad(images, [[0, 0], margin, margin, [0, 0]])
@@ -133,6 +146,8 @@ def jitter_colors(image: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tens
     Returns:
       An image of the same shape and type.
     """
+    import tensorflow as tf
+
     seeds = tf.unstack(tf.random.split(seed, 3))
     image = tf.image.convert_image_dtype(image, tf.float32)
     # Saturation first: it takes pixels in [0, 1], which the others may leave.

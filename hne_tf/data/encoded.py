@@ -4,14 +4,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from hne_tf.data.pixels import Pixels, decode
 from hne_tf.data.windows import random_window
 from hne_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Encoded(NamedTuple):
@@ -75,8 +77,8 @@ class EncodedSplit:
         return self.skip_corrupt
 
     def batch(
-        self, indices: tf.Tensor, draws: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        self, indices: "tf.Tensor", draws: "tf.Tensor | None" = None
+    ) -> "tuple[tf.Tensor, tf.Tensor]":
         """Reads and decodes examples; runs inside `tf.data`.
 
         In training the place of a corrupt picture is taken by a sound one of the
@@ -91,6 +93,8 @@ class EncodedSplit:
         Returns:
           Images uint8 `[batch, height, width, channels]`, labels int32 `[batch]`.
         """
+        import tensorflow as tf
+
         inputs = [indices] if draws is None else [indices, draws]
         # Stateless, or tf.data would make one batch at a time where operations are deterministic.
         images, labels = tf.numpy_function(

@@ -5,19 +5,16 @@ starts again at step k sees the batches it would have seen uninterrupted.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from hne_tf.data.augmentation import Augmentation
-from hne_tf.data.encoded import EncodedSplit
-from hne_tf.data.fingerprint import DataRecord
+from hne_tf.data.data_set import ArraySplit, LoadedData, check_at_least
+from hne_tf.data.pixels import Pixels
 from hne_tf.errors import InputError
-from hne_tf.image_spec import ImageSpec
-
-SPLITS = ("train", "validation", "test")
 
 # Images uint8 [batch, height, width, channels], labels int32 [batch].
 Batch = tuple[tf.Tensor, tf.Tensor]
@@ -41,6 +38,14 @@ class Split:
     may_skip = False
     parallel_batches = tf.data.AUTOTUNE
 
+    @classmethod
+    def of(cls, split: ArraySplit) -> "Split":
+        """The examples of arrays, which are kept in host memory."""
+        # Pipelines run on the host; on an accelerator they would copy from it.
+        with tf.device("CPU:0"):
+            gather = functools.partial(_gather, tf.constant(split.images), split.pixels)
+            return cls(tf.constant(split.labels, tf.int32), gather)
+
     @property
     def examples(self) -> int:
         """Number of examples."""
@@ -52,44 +57,8 @@ class Split:
         return self.images(indices), tf.gather(self.labels, indices)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """A labelled image data set with its batches.
-
-    Attributes:
-      name: as in the config that loaded it.
-      spec: shape, classes and normalisation of the images.
-      splits: the examples of `train`, `validation` and `test`.
-      augmentation: what is done to training images.
-      found: lines that tell a user what the data set consists of.
-      fingerprint: tells these data from others, see `fingerprint.DataRecord`.
-    """
-
-    name: str
-    spec: ImageSpec
-    splits: Mapping[str, Split | EncodedSplit] = dataclasses.field(repr=False)
-    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-    found: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    fingerprint: str = dataclasses.field(default="", repr=False)
-
-    @property
-    def record(self) -> DataRecord:
-        """What a run remembers of its data."""
-        examples = {split: self.examples(split) for split in self.splits}
-        return DataRecord(self.fingerprint, self.spec.class_names, examples)
-
-    def examples(self, split: str) -> int:
-        """Number of examples in `split`.
-
-        Raises:
-          InputError: if there is no such split.
-        """
-        return self._split(split).examples
-
-    @property
-    def skipped(self) -> list[str]:
-        """Names of the corrupt images that batches have been made without so far."""
-        return sorted(set().union(*(split.skipped for split in self.splits.values())))
+class DataSet(LoadedData):
+    """A labelled image data set with its batches as `tf.data` pipelines."""
 
     def train_batches(
         self,
@@ -186,11 +155,6 @@ class DataSet:
         # A batch is empty if all of its images are corrupt.
         return batches.filter(lambda images, labels: tf.size(labels) > 0)
 
-    def _split(self, name: str) -> Split | EncodedSplit:
-        if name not in self.splits:
-            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-        return self.splits[name]
-
 
 class FitBatches(keras.utils.PyDataset):
     """An epoch of training batches for `fit`, another one after each epoch.
@@ -222,9 +186,14 @@ class FitBatches(keras.utils.PyDataset):
         self._epoch += 1
 
 
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise InputError(f"{name} must be at least {minimum}, got {value!r}")
+def _gather(images: tf.Tensor, pixels: Pixels, indices: tf.Tensor) -> tf.Tensor:
+    """Images of some indices, resized unless they have their size."""
+    gathered = tf.gather(images, indices)
+    if images.shape[1:] == pixels.shape:
+        return gathered
+    # Stateless, or tf.data would make one batch at a time where operations are deterministic.
+    resized = tf.numpy_function(pixels.images, [gathered], tf.uint8, stateful=False)
+    return tf.ensure_shape(resized, (None, *pixels.shape))
 
 
 def shard_rows(batch_size: int, shard: tuple[int, int]) -> slice:

@@ -1,28 +1,36 @@
 """From the data set that a config names to batches."""
 
-import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
+import keras
+import numpy as np
 from ml_collections import config_dict
 
 from hne_tf.data import sets, subsets
 from hne_tf.data.augmentation import Augmentation
+from hne_tf.data.data_set import ArraySplit, check_at_least
 from hne_tf.data.encoded import EncodedSplit
-from hne_tf.data.pipeline import DataSet, Split, check_at_least
 from hne_tf.data.pixels import Pixels
 from hne_tf.data.source import ArraySource, PictureSource
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 
+if TYPE_CHECKING:
+    from hne_tf.data.arrays.batches import ArrayDataSet
+    from hne_tf.data.pipeline import DataSet
+
 # For pictures that are decoded when a batch needs them.
 _CROPS = ("random_resized_crop", "central_crop")
 
-Splits = Mapping[str, Split | EncodedSplit]
+Splits = Mapping[str, ArraySplit | EncodedSplit]
 
 
-def load(config: config_dict.ConfigDict) -> DataSet:
+def load(config: config_dict.ConfigDict) -> "DataSet | ArrayDataSet":
     """Loads the data set that `config` names.
+
+    Its batches are `tf.data` pipelines under TensorFlow, and arrays under other backends
+    of Keras, where no TensorFlow is loaded.
 
     Args:
       config: the `data` section of `hne_tf.training.config.default()`.
@@ -49,7 +57,24 @@ def load(config: config_dict.ConfigDict) -> DataSet:
             f"got {config.color_jitter}"
         )
     spec = ImageSpec(pixels.shape, source.class_names, *source.statistics, pixels.central_crop)
-    return DataSet(config.name, spec, splits, augmentation, source.found, source.fingerprint)
+    return _with_batches(config.name, spec, splits, augmentation, source.found, source.fingerprint)
+
+
+def _with_batches(
+    name: str, spec: ImageSpec, splits: Splits, *described: Any
+) -> "DataSet | ArrayDataSet":
+    """The data set whose batches suit the backend."""
+    if keras.backend.backend() != "tensorflow":
+        from hne_tf.data.arrays.batches import ArrayDataSet
+
+        return ArrayDataSet(name, spec, splits, *described)
+    from hne_tf.data.pipeline import DataSet, Split
+
+    tensors = {
+        name: Split.of(split) if isinstance(split, ArraySplit) else split
+        for name, split in splits.items()
+    }
+    return DataSet(name, spec, tensors, *described)
 
 
 def _in_memory(source: ArraySource, config: config_dict.ConfigDict) -> tuple[Pixels, Splits]:
@@ -63,25 +88,12 @@ def _in_memory(source: ArraySource, config: config_dict.ConfigDict) -> tuple[Pix
     height, width, channels = source.arrays["train"][0].shape[1:]
     pixels = Pixels(config.image_size or height, config.image_size or width, channels)
     splits = {}
-    # Pipelines run on the host; on an accelerator they would copy from it.
-    with tf.device("CPU:0"):
-        for name, (images, labels) in source.arrays.items():
-            if name == "train":
-                kept = subsets.stratified(labels, config.train_examples)
-                images, labels = images[kept], labels[kept]
-            gather = functools.partial(_gather, tf.constant(images), pixels)
-            splits[name] = Split(tf.constant(labels, tf.int32), gather)
+    for name, (images, labels) in source.arrays.items():
+        if name == "train":
+            kept = subsets.stratified(labels, config.train_examples)
+            images, labels = images[kept], labels[kept]
+        splits[name] = ArraySplit(images, labels.astype(np.int32), pixels)
     return pixels, splits
-
-
-def _gather(images: tf.Tensor, pixels: Pixels, indices: tf.Tensor) -> tf.Tensor:
-    """Images of some indices, resized unless they have their size."""
-    gathered = tf.gather(images, indices)
-    if images.shape[1:] == pixels.shape:
-        return gathered
-    # Stateless, or tf.data would make one batch at a time where operations are deterministic.
-    resized = tf.numpy_function(pixels.images, [gathered], tf.uint8, stateful=False)
-    return tf.ensure_shape(resized, (None, *pixels.shape))
 
 
 def _encoded(source: PictureSource, config: config_dict.ConfigDict) -> tuple[Pixels, Splits]:

@@ -55,7 +55,7 @@ def a_tenth(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
             marked[rows[np.argmin(draws[rows])]] = True
     if not marked.any():
         raise InputError(
-            "an image_folder without validation/ needs at least two training images in a class, "
+            "data without a validation split need at least two training images in a class, "
             f"got {len(labels)} images in {len(np.unique(labels))} classes"
         )
     return marked

@@ -1,7 +1,7 @@
 """One pass over a split gives every figure of every ensemble size."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
-from hne_tf.evaluation import cost, early_stopping
+from hne_tf.evaluation import cost, early_stopping, measuring
 from hne_tf.evaluation.early_stopping import Answers
 from hne_tf.exits import Exits
 from hne_tf.metrics import (
@@ -36,9 +36,6 @@ FIGURES = ("accuracy", "balanced_accuracy", "nll", "ece", "brier", "disagreement
 _EXIT_AVERAGES = ("last", "logits")
 
 _BATCH_SIZE = 256
-
-# Gets labels `[batch]` and leaf logits `[batch, leaves, classes]` of each batch.
-Observer = Callable[[Any, Any], None]
 
 
 def evaluate(
@@ -89,7 +86,7 @@ def evaluate(
     predict = inference(model)
     gathered = _AnswerGatherer(tree.leaves, average)
     batches = labelled.batches(data, model.images.shape, batch_size)
-    measured = measure(predict, batches, [*ours, *metrics], gathered)
+    measured = measuring.measure(predict, batches, [*ours, *metrics], gathered)
     answered = gathered.result()
     stopping = None
     if validation is not None:
@@ -118,7 +115,7 @@ def evaluate(
         "leaf_accuracy": leaves,
         "mean_leaf_accuracy": sum(leaves) / len(leaves),
         "early_stopping": stopping,
-        "metrics": _results(metrics),
+        "metrics": measuring.results(metrics),
     }
 
 
@@ -185,7 +182,7 @@ def answers(
     """
     gathered = _AnswerGatherer(model.tree.leaves, model.average)
     batches = labelled.batches(data, model.images.shape, batch_size)
-    measure(predict or inference(model), batches, [], gathered)
+    measuring.measure(predict or inference(model), batches, [], gathered)
     return gathered.result()
 
 
@@ -216,38 +213,3 @@ def inference(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(
         lambda images: model(images, training=False), input_signature=[images], autograph=False
     )
-
-
-def measure(
-    predict: Callable[[tf.Tensor], tf.Tensor],
-    batches: Iterable[tuple[Any, Any]],
-    metrics: Sequence[keras.metrics.Metric],
-    observe: Observer | None = None,
-) -> dict[str, float]:
-    """Runs all metrics over the batches in one pass.
-
-    Args:
-      predict: images `[batch, height, width, channels]` to leaf logits.
-      batches: `(images, labels)`.
-      metrics: of labels and leaf logits, see `hne_tf.metrics`.
-      observe: called with each batch's labels and leaf logits.
-
-    Returns:
-      The metrics' results in one dictionary.
-    """
-    for images, labels in batches:
-        leaf_logits = predict(images)
-        for metric in metrics:
-            metric.update_state(labels, leaf_logits)
-        if observe is not None:
-            observe(labels, leaf_logits)
-    return _results(metrics)
-
-
-def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, float]:
-    """Figures of all metrics, whose results are dictionaries or one number."""
-    results = {}
-    for metric in metrics:
-        result = metric.result()
-        results |= result if isinstance(result, dict) else {metric.name: result}
-    return {name: float(value) for name, value in results.items()}

@@ -11,7 +11,8 @@ from hne_tf.data import labelled
 from hne_tf.data.corruptions import CORRUPTIONS, corrupt
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.evaluation.evaluation import inference
+from hne_tf.evaluation.measuring import measure
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models.ensemble import TreeEnsemble
 

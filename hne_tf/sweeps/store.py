@@ -115,7 +115,7 @@ class Store:
         damaged or a strange one.
         """
         workdir = self.workdir(run)
-        begun = workdir.metrics_path.exists() or any(workdir.checkpoints.glob("*.index"))
+        begun = workdir.metrics_path.exists() or workdir.has_checkpoint
         if workdir.path.exists() and not begun:
             shutil.rmtree(workdir.path)
 

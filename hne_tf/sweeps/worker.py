@@ -65,13 +65,12 @@ def _run(job: Job) -> int:
     hardware.prefer_onednn(arithmetic.onednn_of(workdir))
     # Imported here, so that the parent's end is noticed while TensorFlow loads.
     from hne_tf.files import write_json
-    from hne_tf.training import trained
+    from hne_tf.training import backends, trained
     from hne_tf.training.config import from_json
     from hne_tf.training.loop import train
-    from hne_tf.training.machines.devices import use_best_threads
 
     config = from_json(job.config)
-    use_best_threads(config)
+    backends.current().prepare(config)
     train(config, workdir)
     # The folder remembers where the data lay when the run began.
     run = trained.restore(workdir, config.data.data_dir)

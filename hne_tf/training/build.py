@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import ml_collections
@@ -12,18 +12,14 @@ from hne_tf import import_path, objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import architectures
+from hne_tf.models import architectures, layers
 from hne_tf.models.architectures import Architecture
 from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import LayerFactory
-from hne_tf.models.layers.fused import FusedGroupedLayers, FusedTrainingLayers
-from hne_tf.models.layers.grouped import GroupedLayers
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training.config import settings_of
 from hne_tf.tree import Paths, Tree
-
-_Layers = TypeVar("_Layers", bound=TrainingLayers)
 
 
 def tree(config: ml_collections.ConfigDict) -> Paths:
@@ -91,14 +87,43 @@ def is_grouped(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
     return choices[choice]
 
 
-def training_layers(config: ml_collections.ConfigDict, replicas: int = 1) -> TrainingLayers:
+def training_layers(
+    config: ml_collections.ConfigDict, replicas: int = 1, grouped: bool = False
+) -> TrainingLayers:
     """The training factory with the config's weight decay and batch norm.
+
+    Args:
+      config: settings of the run.
+      replicas: devices that it is mirrored over.
+      grouped: whether its layers compute all nodes of a block.
 
     Raises:
       InputError: if `synchronized_norm` or `fused_norm` is not auto, on or off,
-        or both are on.
+        both are on, or the latter under another backend than TensorFlow.
     """
-    return _training_layers(config, replicas, TrainingLayers, FusedTrainingLayers)
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    synchronized = _switch(
+        "distribution.synchronized_norm", config.distribution.synchronized_norm, replicas > 1
+    )
+    # Elsewhere norms see the batch of all devices without being told.
+    synchronized = synchronized and on_tensorflow
+    fused = _switch(
+        "training.fused_norm", config.training.fused_norm, on_tensorflow and not synchronized
+    )
+    if fused and not on_tensorflow:
+        raise InputError(
+            "training.fused_norm must be auto or off under KERAS_BACKEND="
+            f"{keras.backend.backend()}, got on"
+        )
+    name = f"{'Fused' if fused else ''}{'Grouped' if grouped else 'Training'}Layers"
+    factory = getattr(layers, name)
+    return factory(
+        config.optimizer.weight_decay,
+        config.optimizer.norm_momentum,
+        synchronized,
+        # Elsewhere XLA compiles the step.
+        shifted=not on_tensorflow,
+    )
 
 
 def training_model(
@@ -120,29 +145,33 @@ def training_model(
     Raises:
       InputError: as `is_grouped` and `training_layers`.
     """
-    if not is_grouped(config, accelerated):
-        layers = dataclasses.replace(training_layers(config, replicas), precision=precision)
-        return ensemble(config, layers, images)
-    layers = dataclasses.replace(
-        _training_layers(config, replicas, GroupedLayers, FusedGroupedLayers),
-        precision=precision,
-        split=not accelerated,
-    )
+    grouped = is_grouped(config, accelerated)
+    factory = training_layers(config, replicas, grouped)
+    factory = dataclasses.replace(factory, precision=precision)
+    if not grouped:
+        return ensemble(config, factory, images)
     return GroupedEnsemble(
-        architecture(config), tree(config), images, layers, config.objective.average
+        architecture(config),
+        tree(config),
+        images,
+        dataclasses.replace(factory, split=not accelerated),
+        config.objective.average,
     )
 
 
-def _training_layers(
-    config: ml_collections.ConfigDict, replicas: int, plain: type[_Layers], fused: type[_Layers]
-) -> _Layers:
-    """One of two factories, by whether norms are fused."""
-    synchronized = _switch(
-        "distribution.synchronized_norm", config.distribution.synchronized_norm, replicas > 1
-    )
-    is_fused = _switch("training.fused_norm", config.training.fused_norm, not synchronized)
-    factory = fused if is_fused else plain
-    return factory(config.optimizer.weight_decay, config.optimizer.norm_momentum, synchronized)
+def batch_parts(config: ml_collections.ConfigDict, replicas: int) -> int:
+    """The parts that each device computes its part of a batch in, one after the other.
+
+    Raises:
+      InputError: if the batch does not divide into them.
+    """
+    parts, batch_size = config.training.accumulate_steps, config.training.batch_size
+    if parts < 1 or batch_size % (parts * replicas):
+        raise InputError(
+            f"training.accumulate_steps must divide the {batch_size // replicas} images that "
+            f"a device gets of a batch, got {parts}"
+        )
+    return parts
 
 
 def _switch(field: str, choice: str, auto: bool) -> bool:
@@ -154,11 +183,11 @@ def _switch(field: str, choice: str, auto: bool) -> bool:
 
 
 def ensemble(
-    config: ml_collections.ConfigDict, layers: LayerFactory, images: ImageSpec
+    config: ml_collections.ConfigDict, factory: LayerFactory, images: ImageSpec
 ) -> TreeEnsemble:
     """The untrained model of a run, built by any factory."""
     return TreeEnsemble(
-        architecture(config), tree(config), images, layers, config.objective.average
+        architecture(config), tree(config), images, factory, config.objective.average
     )
 
 

@@ -3,14 +3,23 @@
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Union
 
 from hne_tf.errors import InputError
+from hne_tf.training.backends.array_checkpoint import ArrayCheckpoint
 
-# What a damaged checkpoint raises on reading, by what is damaged.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# What writes and reads a run's state: TensorFlow's files, or one of arrays.
+AnyCheckpoint = Union["tf.train.Checkpoint", ArrayCheckpoint]
+
+# What a damaged checkpoint raises on reading, by what is damaged, beside TensorFlow's own.
+_DAMAGE = (IndexError, ValueError, AssertionError)
+# What the last file of a complete checkpoint ends with, and the backends that write it.
+_COMPLETE = {".index": "tensorflow", ArrayCheckpoint.suffix: "jax"}
 # What TensorFlow and Keras say of a variable of another model.
 _OTHER_SHAPE = re.compile(
     r"incompatible tensor with shape|shapes? .* (incompatible|mismatch)", re.I
@@ -19,7 +28,7 @@ _OTHER_SHAPE = re.compile(
 _WRITING = ".writing"
 
 
-def save(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep: int) -> None:
+def save(checkpoint: AnyCheckpoint, folder: pathlib.Path, step: int, keep: int) -> None:
     """Writes `ckpt-<step>`, complete or not at all, and keeps the newest `keep` up to it.
 
     TensorFlow's `checkpoint` file, which names the newest, is not needed:
@@ -37,7 +46,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep:
         # The index comes last: a checkpoint without it is not there.
         for file in sorted(writing.glob(f"{name}.*"), key=lambda file: file.suffix == ".index"):
             file.rename(folder / file.name)
-    except (tf.errors.OpError, OSError) as error:
+    except (*_tensorflow_errors(), OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / name} must be writable: {reason}") from None
     finally:
@@ -54,7 +63,7 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def restore_newest(
-    checkpoint: tf.train.Checkpoint,
+    checkpoint: AnyCheckpoint,
     folder: pathlib.Path,
     report: Callable[[str], None],
     partial: bool = False,
@@ -72,8 +81,15 @@ def restore_newest(
 
     Raises:
       InputError: if there are checkpoints but none is sound, or one is of a model with
-        other shapes.
+        other shapes, or of another backend.
     """
+    own = getattr(checkpoint, "suffix", ".index")
+    for suffix, backend in _COMPLETE.items():
+        if suffix != own and any(folder.glob(f"ckpt-*{suffix}")):
+            raise InputError(
+                f"a run goes on under the backend that it began with, KERAS_BACKEND={backend} for "
+                f"{folder.parent}, got KERAS_BACKEND={_COMPLETE[own]}"
+            )
     for step in steps(folder):
         path = str(folder / f"ckpt-{step}")
         try:
@@ -81,7 +97,7 @@ def restore_newest(
             status.assert_existing_objects_matched()
             if not partial:
                 status.assert_consumed()
-        except _DAMAGE as error:
+        except (*_tensorflow_errors(), *_DAMAGE) as error:
             reason = " ".join(str(error).split())[:200]
             if _OTHER_SHAPE.search(reason):
                 raise InputError(
@@ -93,9 +109,20 @@ def restore_newest(
         status.expect_partial()
         return step
     # What a kill leaves of the first checkpoint has no index yet.
-    if any(folder.glob("ckpt-*.index")):
+    if any(folder.glob(f"ckpt-*{own}")):
         raise InputError(
             f"{folder} must hold a sound checkpoint, but none of its files can be restored; "
             "use --restart to move the run aside and start afresh"
         )
     return None
+
+
+def has_arrays(folder: pathlib.Path) -> bool:
+    """Whether checkpoints are files of arrays, which another backend than TensorFlow wrote."""
+    return any(folder.glob(f"ckpt-*{ArrayCheckpoint.suffix}"))
+
+
+def _tensorflow_errors() -> tuple[type[Exception], ...]:
+    """What TensorFlow's checkpoints raise, if it is loaded."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (tensorflow.errors.OpError,) if tensorflow else ()

@@ -13,6 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from hne_tf.data import fingerprint
+from hne_tf.data.sets import array_file
 from hne_tf.errors import InputError
 from hne_tf.models.architectures import ARCHITECTURES, ArchitectureEntry
 from hne_tf.objectives import OBJECTIVES
@@ -27,6 +28,9 @@ _CIRCUMSTANCES = (
     "training.factory",
     "distribution.operation_threads",
 )
+
+# What fingerprints the data that have no name and version of their own.
+_BY_PLACE = {"image_folder": fingerprint.of_folder, "npz": array_file.fingerprint}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -47,9 +51,9 @@ def default() -> ml_collections.ConfigDict:
 def _data() -> dict[str, Any]:
     """Which pictures, and what becomes of them."""
     return {
-        # digits, cifar10, cifar100, imagenet2012 or image_folder.
+        # digits, cifar10, cifar100, imagenet2012, image_folder or npz, arrays in a file.
         "name": "digits",
-        # Where TFDS keeps its sets, or the image folder; TFDS's own default if empty.
+        # Where TFDS keeps its sets (its own default if empty), the image folder or .npz file.
         "data_dir": "",
         # Downloads a set that is missing.
         "download": False,
@@ -268,28 +272,26 @@ def check(config: ml_collections.ConfigDict) -> None:
 def digest(config: ml_collections.ConfigDict, pictures: str | None = None) -> str:
     """SHA-256 of the settings, whatever their order and wherever the data lie.
 
-    The pictures of an image folder count, not its place.
+    The pictures of an image folder or `.npz` file count, not its place.
 
     Args:
       config: the settings.
-      pictures: fingerprint of the image folder; by default of the one that the settings
+      pictures: fingerprint of the folder or file; by default of the one that the settings
         name, if it is there.
     """
     fields = _dotted(config)
     counted = flat_settings.flattened(fields, _used(fields), _dotted(default()))
-    if config.data.name == "image_folder" and (
-        found := pictures or _fingerprint(config.data.data_dir)
-    ):
+    if config.data.name in _BY_PLACE and (found := pictures or _fingerprint(config.data)):
         counted["data.pictures"] = found
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
-def _fingerprint(data_dir: str) -> str | None:
-    folder = os.path.expanduser(data_dir)
+def _fingerprint(data: ml_collections.ConfigDict) -> str | None:
+    path = pathlib.Path(os.path.expanduser(data.data_dir))
     # Whatever is wrong with it is told when the data are loaded.
     with contextlib.suppress(InputError):
-        if data_dir and os.path.isdir(folder):
-            return fingerprint.of_folder(pathlib.Path(folder))
+        if data.data_dir and path.exists():
+            return _BY_PLACE[data.name](path)
     return None
 
 

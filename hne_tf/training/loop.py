@@ -10,15 +10,14 @@ from typing import Any
 
 import ml_collections
 
-from hne_tf.data import DataSet, load
+from hne_tf.data import load
+from hne_tf.data.data_set import LoadedData
 from hne_tf.errors import InputError, InterruptedRunError
-from hne_tf.training import build, checkpoints
+from hne_tf.training import backends, build
+from hne_tf.training.backends.backend import Backend, BackendRun
 from hne_tf.training.config import check
-from hne_tf.training.machines import arithmetic
 from hne_tf.training.machines.cluster import Cluster
-from hne_tf.training.machines.devices import accelerated, seeded, strategy_of
 from hne_tf.training.machines.workers import Workers, lost_workers_told
-from hne_tf.training.run import TrainingRun
 from hne_tf.training.run_log import RunLog
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
@@ -61,18 +60,20 @@ def train(
     check(config)
     build.tree(config)
     build.architecture(config)
-    config = _in_its_form(config, workdir, restart)
+    backend = backends.current()
+    config = _in_its_form(config, workdir, restart, backend.accelerated())
     cluster = Cluster.from_environment()
     with lost_workers_told(cluster):
         # Devices come first: loading data starts TensorFlow, which fixes them.
-        strategy = strategy_of(config, cluster)
+        devices = backend.devices_of(config, cluster)
         data_set = load(config.data)
         for line in data_set.found:
             report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
-        with seeded(config.seed, config.training.deterministic):
-            run = TrainingRun(config, data_set.spec, schedule, strategy)
-            step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
+        with backend.seeded(config.seed, config.training.deterministic):
+            run = backend.run(config, data_set.spec, schedule, devices)
+            workers = Workers(cluster, devices)
+            step = _to_its_end(backend, run, data_set, workers, workdir, restart, report)
     if corrupt := data_set.skipped:
         report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
     if step < schedule.total:
@@ -85,22 +86,23 @@ def train(
 
 
 def _in_its_form(
-    config: ml_collections.ConfigDict, workdir: Workdir, restart: bool
+    config: ml_collections.ConfigDict, workdir: Workdir, restart: bool, accelerated: bool
 ) -> ml_collections.FrozenConfigDict:
     """The settings with `training.factory` decided: a run goes on in the form it began in."""
     if workdir.config_path.exists() and not restart:
         # "auto" in a folder is of a run older than the choice, and branched.
         grouped = build.is_grouped(workdir.read_config(), accelerated=False)
     else:
-        grouped = build.is_grouped(config, accelerated())
+        grouped = build.is_grouped(config, accelerated)
     decided = ml_collections.ConfigDict(config.to_dict())
     decided.training.factory = "grouped" if grouped else "branched"
     return ml_collections.FrozenConfigDict(decided)
 
 
 def _to_its_end(
-    run: TrainingRun,
-    data_set: DataSet,
+    backend: Backend,
+    run: BackendRun,
+    data_set: LoadedData,
     workers: Workers,
     workdir: Workdir,
     restart: bool,
@@ -112,18 +114,19 @@ def _to_its_end(
       InputError: for a workdir of another run, or one that the workers do not share.
     """
     if not workers.cluster.is_chief:
-        return _from_its_step(run, data_set, workers, workdir, None, report)
+        return _from_its_step(backend, run, data_set, workers, workdir, None, report)
     workdir.claim(run.config, restart)
     with workdir.in_use():
         workdir.keep_data(data_set.record)
-        arithmetic.keep(workdir, report)
+        backend.keep_arithmetic(workdir, report)
         step = _resume(run, workdir, report)
-        return _from_its_step(run, data_set, workers, workdir, step, report)
+        return _from_its_step(backend, run, data_set, workers, workdir, step, report)
 
 
 def _from_its_step(
-    run: TrainingRun,
-    data_set: DataSet,
+    backend: Backend,
+    run: BackendRun,
+    data_set: LoadedData,
     workers: Workers,
     workdir: Workdir,
     step: int | None,
@@ -133,7 +136,7 @@ def _from_its_step(
     # Only the chief writes, so the others see what it has begun or cleared away.
     workers.wait()
     if not workers.cluster.is_chief:
-        step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
+        step = run.restore(workdir, report)
     if not workers.agree(-1 if step is None else step):
         raise InputError(
             f"all workers must see the same --workdir, got {workdir.path}, in which worker "
@@ -141,7 +144,7 @@ def _from_its_step(
         )
     if step:
         report(f"resumed at step {step} of {run.schedule.total}")
-    log = RunLog(workdir, run.schedule, (run.sizes[0], run.sizes[-1]))
+    log = RunLog(workdir, run.schedule, (run.sizes[0], run.sizes[-1]), backend.events)
     with log.opened_at(step) if workers.cluster.is_chief else contextlib.nullcontext():
         step = _loop(run, data_set, workers, workdir, step, log)
     # A worker that left while the chief still writes would be taken for dead.
@@ -149,13 +152,13 @@ def _from_its_step(
     return step
 
 
-def _resume(run: TrainingRun, workdir: Workdir, report: Callable[[str], None]) -> int:
+def _resume(run: BackendRun, workdir: Workdir, report: Callable[[str], None]) -> int:
     """Restores the newest sound checkpoint, or begins with one of step 0.
 
     Raises:
       InputError: if the workdir has lost its checkpoints.
     """
-    step = checkpoints.restore_newest(run.checkpoint, workdir.checkpoints, report)
+    step = run.restore(workdir, report)
     if step is None:
         # The first checkpoint is older than the first record, so they were lost.
         if workdir.metrics_path.exists():
@@ -170,7 +173,12 @@ def _resume(run: TrainingRun, workdir: Workdir, report: Callable[[str], None]) -
 
 
 def _loop(
-    run: TrainingRun, data_set: DataSet, workers: Workers, workdir: Workdir, step: int, log: RunLog
+    run: BackendRun,
+    data_set: LoadedData,
+    workers: Workers,
+    workdir: Workdir,
+    step: int,
+    log: RunLog,
 ) -> int:
     """Takes steps until the schedule ends or a signal asks to stop; returns the step reached."""
     schedule = run.schedule

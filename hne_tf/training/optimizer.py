@@ -2,35 +2,10 @@
 
 import keras
 import ml_collections
-import tensorflow as tf
 
 from hne_tf.errors import InputError
 from hne_tf.training.config import default
 from hne_tf.training.schedule import Schedule
-
-
-class FusedSGD(keras.optimizers.SGD):
-    """`keras.optimizers.SGD`, with one TensorFlow kernel for a weight where Keras takes nine.
-
-    A tree of 16 has hundreds of small weights. Their updates were a quarter of the operations of
-    a step, each of which is traced, placed and optimised before the first one is taken.
-    """
-
-    def update_step(
-        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
-    ) -> None:
-        if not self.momentum or isinstance(gradient, tf.IndexedSlices):
-            super().update_step(gradient, variable, learning_rate)
-            return
-        velocity = self.momentums[self._get_variable_index(variable)].value
-        tf.raw_ops.ResourceApplyKerasMomentum(
-            var=variable.handle,
-            accum=velocity.handle,
-            lr=tf.cast(learning_rate, variable.dtype),
-            grad=gradient,
-            momentum=tf.cast(self.momentum, variable.dtype),
-            use_nesterov=self.nesterov,
-        )
 
 
 def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimizer:
@@ -60,4 +35,9 @@ def sgd(config: ml_collections.ConfigDict, schedule: Schedule) -> keras.Optimize
         warmup_target=section.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    return FusedSGD(rate, momentum=section.momentum, nesterov=section.momentum > 0, name="sgd")
+    kind = keras.optimizers.SGD
+    if keras.backend.backend() == "tensorflow":
+        from hne_tf.training.backends import fused_sgd
+
+        kind = fused_sgd.FusedSGD
+    return kind(rate, momentum=section.momentum, nesterov=section.momentum > 0, name="sgd")

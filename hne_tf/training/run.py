@@ -7,9 +7,9 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-from hne_tf.data import DataSet
-from hne_tf.errors import InputError
-from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.data.pipeline import DataSet
+from hne_tf.evaluation.evaluation import inference
+from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints, optimizer
@@ -56,7 +56,7 @@ class TrainingRun:
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self.accuracy.build(self.model.output_shape)
             self._average = self._weight_average(replicas)
-            self._gradient_sums = self._zeros_for_sums(replicas)
+            self._gradient_sums = self._zeros_for_sums(build.batch_parts(config, replicas))
         self._own_metrics = build.metrics(config)
         self.objective = build.objective(config, schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
@@ -113,6 +113,10 @@ class TrainingRun:
         keep = self.config.training.keep_checkpoints
         checkpoints.save(self.checkpoint, workdir.checkpoints, step, keep)
 
+    def restore(self, workdir: Workdir, report: Callable[[str], None]) -> int | None:
+        """Restores the newest sound checkpoint; returns its step, None if there is none."""
+        return checkpoints.restore_newest(self.checkpoint, workdir.checkpoints, report)
+
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
         return float(self.optimizer.learning_rate)
@@ -124,18 +128,8 @@ class TrainingRun:
         average = build.training_model(self.config, self.images, accelerated(), replicas)
         return WeightAverage(self.model, average, momentum)
 
-    def _zeros_for_sums(self, replicas: int) -> list[keras.Variable]:
-        """Variables for sums of gradients over the parts of a batch; none for a whole one.
-
-        Raises:
-          InputError: if the batch does not divide into the parts.
-        """
-        parts, batch_size = self.config.training.accumulate_steps, self.config.training.batch_size
-        if parts < 1 or batch_size % (parts * replicas):
-            raise InputError(
-                f"training.accumulate_steps must divide the {batch_size // replicas} images that "
-                f"a device gets of a batch, got {parts}"
-            )
+    def _zeros_for_sums(self, parts: int) -> list[keras.Variable]:
+        """Variables for sums of gradients over the parts of a batch; none for a whole one."""
         if parts == 1:
             return []
         return [

@@ -21,6 +21,7 @@ from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.training import build, checkpoints
 from hne_tf.training import config as configs
+from hne_tf.training.backends.array_checkpoint import ArrayCheckpoint
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
 
@@ -128,10 +129,10 @@ def restore(
     if workdir.compression_path.exists():
         return _restore_compressed(workdir, config, data_set)
     model = build.training_model(config, data_set.spec)
-    kept = "average" if config.training.ema_momentum else "model"
-    step = checkpoints.restore_newest(
-        tf.train.Checkpoint(**{kept: model}), workdir.checkpoints, report, partial=True
-    )
+    kept = {"average" if config.training.ema_momentum else "model": model}
+    by_name = checkpoints.has_arrays(workdir.checkpoints)
+    checkpoint = ArrayCheckpoint(kept) if by_name else tf.train.Checkpoint(**kept)
+    step = checkpoints.restore_newest(checkpoint, workdir.checkpoints, report, partial=True)
     if step is None:
         raise InputError(f"{workdir.path} must hold a checkpoint; train first")
     total = Schedule.of(config, data_set.examples("train")).total

@@ -50,6 +50,11 @@ class Workdir:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever complete: TensorFlow's index, or a file of arrays."""
+        return any(any(self.checkpoints.glob(name)) for name in ("*.index", "*.npz"))
+
+    @property
     def weights_path(self) -> pathlib.Path:
         return self.path / "weights.npz"
 

@@ -56,3 +56,15 @@ import sklearn, matplotlib
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert output.stdout == "{'keras'}\n", output.stderr
     assert output.returncode == 0, output.stderr
+
+
+def test_a_backend_that_is_not_there_is_told_in_one_line():
+    program = "from hne_tf import hardware\nhardware.load_keras()"
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "KERAS_BACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert "InputError: KERAS_BACKEND must name" in output.stderr.splitlines()[-1]
+    assert "got nonsense" in output.stderr.splitlines()[-1]

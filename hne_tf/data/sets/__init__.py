@@ -19,6 +19,7 @@ DATA_SETS: Mapping[str, str] = {
     "cifar100": "hne_tf.data.sets.tfds_sets:load_cifar",
     "imagenet2012": "hne_tf.data.sets.tfds_sets:load_imagenet",
     "image_folder": "hne_tf.data.sets.image_folder:load",
+    "npz": "hne_tf.data.sets.array_file:load",
 }
 
 

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from ml_collections import config_dict
 
 from hne_tf.data.encoded import Encoded, Fetch
 from hne_tf.data.source import IMAGENET_STATISTICS, ArraySource, PictureSource
 from hne_tf.errors import InputError, extra
+
+with extra("data"):
+    import tensorflow as tf
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

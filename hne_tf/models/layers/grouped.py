@@ -18,6 +18,7 @@ from keras import KerasTensor, ops
 
 from hne_tf.models.layers.factory import Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT
+from hne_tf.models.layers.shifted import shifted_products
 from hne_tf.models.layers.training import TrainingLayers
 
 
@@ -62,7 +63,9 @@ class GroupedLayers(TrainingLayers):
         size, strides = convolution.kernel_size, convolution.strides
         options: dict[str, Any] = {"dtype": self._policy, "name": name}
         if convolution.is_depthwise:
-            layer = GroupedDepthwiseConv2D(self.nodes, size, strides, self._penalty(), **options)
+            layer = GroupedDepthwiseConv2D(
+                self.nodes, size, strides, self._penalty(), self.shifted, **options
+            )
         else:
             layer = GroupedConv2D(
                 self.nodes,
@@ -171,11 +174,13 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         kernel_size: int,
         strides: int,
         regularizer: keras.regularizers.Regularizer | None,
+        shifted: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(nodes, regularizer, **options)
         self.kernel_size = kernel_size
         self.strides = strides
+        self.shifted = shifted
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # As in `TrainingLayers`: each output sees kernel_size^2 inputs.
@@ -189,13 +194,14 @@ class GroupedDepthwiseConv2D(_GroupedLayer):
         kernel = ops.transpose(
             ops.reshape(self.kernel, (nodes, size, size, channels)), (1, 2, 0, 3)
         )
-        y = ops.depthwise_conv(
-            ops.reshape(x, (-1, *x.shape[1:3], nodes * channels)),
-            ops.reshape(kernel, (size, size, nodes * channels, 1)),
-            self.strides,
-            "same",
-            data_format=DATA_FORMAT,
-        )
+        side_by_side = ops.reshape(x, (-1, *x.shape[1:3], nodes * channels))
+        kernel = ops.reshape(kernel, (size, size, nodes * channels, 1))
+        if self.shifted:
+            y = shifted_products(side_by_side, kernel[..., 0], self.strides)
+        else:
+            y = ops.depthwise_conv(
+                side_by_side, kernel, self.strides, "same", data_format=DATA_FORMAT
+            )
         return ops.reshape(y, (-1, *y.shape[1:3], nodes, channels))
 
 

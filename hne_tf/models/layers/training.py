@@ -9,6 +9,7 @@ from keras import KerasTensor, ops
 from hne_tf.errors import InputError
 from hne_tf.models.layers.factory import LEAST_CHANNELS, Convolution, subsampled
 from hne_tf.models.layers.plain import DATA_FORMAT, PlainLayers
+from hne_tf.models.layers.shifted import ShiftedDepthwiseConv2D
 
 # Shared with folding, which needs it to turn a batch norm into a bias.
 NORM_EPSILON = 1e-3
@@ -45,6 +46,8 @@ class TrainingLayers(PlainLayers):
       precision: `"float32"`, or `"bfloat16"` for the activations of blocks and what
         kernels are rounded to there; weights, statistics, pooling and classifiers
         stay in float32.
+      shifted: whether depthwise convolutions are sums of shifted products, for XLA; see
+        `shifted.py`.
       batch_normalization: Keras's layer, or one that computes the same.
 
     Raises:
@@ -56,6 +59,7 @@ class TrainingLayers(PlainLayers):
     norm_momentum: float = 0.9
     synchronized: bool = False
     precision: str = "float32"
+    shifted: bool = False
     batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
         keras.layers.BatchNormalization
     )
@@ -102,7 +106,8 @@ class TrainingLayers(PlainLayers):
             # Keras counts a depthwise kernel's fan-in over all channels; each
             # output here sees only kernel_size^2 inputs.
             initializer = keras.initializers.RandomNormal(stddev=(2.0 / size**2) ** 0.5)
-            return keras.layers.DepthwiseConv2D(
+            kind = ShiftedDepthwiseConv2D if self.shifted else keras.layers.DepthwiseConv2D
+            return kind(
                 size,
                 depthwise_initializer=initializer,
                 depthwise_regularizer=self._penalty(),

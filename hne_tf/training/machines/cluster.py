@@ -59,6 +59,12 @@ class Cluster:
         return cls(workers=sum(map(len, tasks.values())), index=first + index)
 
 
+def check_divides(batch_size: int, parts: int, what: str) -> None:
+    """Raises `InputError` unless so many workers or devices get the same part of a batch."""
+    if batch_size % parts:
+        raise InputError(f"training.batch_size must divide by the {parts} {what}, got {batch_size}")
+
+
 def _addresses(cluster: Any) -> dict[str, list[str]]:
     """Addresses of the tasks of each type."""
     if not isinstance(cluster, dict) or not cluster or not cluster.keys() <= set(_TASKS):

@@ -20,7 +20,7 @@ from hne_tf.models.layers.factory import LEAST_CHANNELS
 from hne_tf.models.layers.training import SubsampledConv2D
 from hne_tf.training import build
 from hne_tf.training.config import check
-from hne_tf.training.machines.cluster import Cluster
+from hne_tf.training.machines.cluster import Cluster, check_divides
 from hne_tf.tree import Paths
 
 # Keras's names of its seed, and of the generator that it draws from.
@@ -55,7 +55,7 @@ def strategy_of(
             f"distribution.logical_devices must be 1 or more, got {section.logical_devices}"
         )
     # Before the workers connect, so that all of them say so at once.
-    _check_divides(batch_size, cluster.workers, "workers")
+    check_divides(batch_size, cluster.workers, "workers")
     choice = config.distribution.operation_threads
     if choice < 0:
         raise InputError(f"distribution.operation_threads must be 0 or more, got {choice}")
@@ -73,7 +73,7 @@ def strategy_of(
         # every synchronised norm's gradient walks the whole graph of other replicas.
         devices = None if accelerated() else _cpu_devices(section.logical_devices)
         strategy = tf.distribute.MirroredStrategy(devices)
-    _check_divides(batch_size, strategy.num_replicas_in_sync, "devices")
+    check_divides(batch_size, strategy.num_replicas_in_sync, "devices")
     return strategy
 
 
@@ -166,11 +166,6 @@ def seeded(seed: int, deterministic: bool) -> Iterator[None]:
             global_state.set_global_attribute(name, value)
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _check_divides(batch_size: int, parts: int, what: str) -> None:
-    if batch_size % parts:
-        raise InputError(f"training.batch_size must divide by the {parts} {what}, got {batch_size}")
 
 
 def _multi_worker(

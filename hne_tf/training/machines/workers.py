@@ -3,19 +3,19 @@
 import contextlib
 import re
 from collections.abc import Iterator
-
-import tensorflow as tf
+from typing import Any
 
 from hne_tf.errors import InterruptedRunError
 from hne_tf.training.machines.cluster import Cluster
 
-# What a collective raises on one worker when another has died, hangs or has been restarted.
+# What a collective raises on one worker when another has died, hangs or has been restarted:
+# classes of `tf.errors`.
 _LOST = (
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.UnavailableError,
+    "AbortedError",
+    "CancelledError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "UnavailableError",
 )
 
 
@@ -26,10 +26,10 @@ class Workers:
 
     Args:
       cluster: the workers.
-      strategy: what connects them.
+      strategy: what connects several of them, a `tf.distribute.Strategy`.
     """
 
-    def __init__(self, cluster: Cluster, strategy: tf.distribute.Strategy) -> None:
+    def __init__(self, cluster: Cluster, strategy: Any) -> None:
         self.cluster = cluster
         self._strategy = strategy
 
@@ -49,6 +49,8 @@ class Workers:
         """The sum of the workers' values."""
         if self.cluster.workers == 1:
             return value
+        import tensorflow as tf
+
         replicas = self._strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(value, tf.float64)
         )
@@ -66,11 +68,14 @@ def lost_workers_told(cluster: Cluster) -> Iterator[None]:
     Raises:
       InterruptedRunError: if another worker is lost.
     """
+    if cluster.workers == 1:
+        yield
+        return
+    import tensorflow as tf
+
     try:
         yield
-    except _LOST as error:
-        if cluster.workers == 1:
-            raise
+    except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         reason = re.search(r"aborted by: (.*)", str(error)) or re.search(r"(.*)", str(error))
         raise InterruptedRunError(
             f"one of the {cluster.workers} workers is lost ({reason[1]}); "

@@ -15,7 +15,8 @@ import tensorflow as tf
 from hne_tf.bin import app, train
 from hne_tf.data import load
 from hne_tf.errors import InputError, InterruptedRunError
-from hne_tf.evaluation.evaluation import inference, measure
+from hne_tf.evaluation.evaluation import inference
+from hne_tf.evaluation.measuring import measure
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.models import weights
 from hne_tf.training import build, checkpoints, loop, optimizer, trained

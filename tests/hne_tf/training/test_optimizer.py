@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hne_tf.training.optimizer import FusedSGD
+from hne_tf.training.backends.fused_sgd import FusedSGD
 
 
 def walk(kind, gradients, momentum, nesterov):

@@ -74,8 +74,9 @@ def test_convolutions(parents, size, strides, split):
 
 @every_parents
 @pytest.mark.parametrize("strides", [1, 2])
-def test_depthwise_convolutions(parents, strides):
-    layer = GroupedDepthwiseConv2D(NODES, 3, strides, None)
+@pytest.mark.parametrize("shifted", [True, False])
+def test_depthwise_convolutions(parents, strides, shifted):
+    layer = GroupedDepthwiseConv2D(NODES, 3, strides, None, shifted)
     x = activation(parents)
     layer(x)
 

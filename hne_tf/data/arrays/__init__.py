@@ -1,0 +1,1 @@
+"""Batches as NumPy arrays, for Keras backends other than TensorFlow."""
