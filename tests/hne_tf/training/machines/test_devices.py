@@ -36,61 +36,57 @@ def test_cores_are_divided_by_the_nodes_that_are_computed_at_once(tree, devices,
     assert operation_threads(tree, devices, cores) == threads
 
 
+TREE = {"model.branching": [1, 2, 2, 2, 64]}
+GROUPED = {"training.factory": "grouped"}
+THREE = {"distribution.operation_threads": 3}
+# Settings, whether a command asks for its best threads, and the threads that an operation gets.
+# 0 is TensorFlow's word for all cores.
+CASES = [
+    # More nodes than this machine has cores: each leaves cores to the others.
+    (TREE, True, 1),
+    (TREE | THREE, True, 3),
+    # Operations of all branches have all cores.
+    (GROUPED, True, 0),
+    (GROUPED | THREE, True, 3),
+    # The library leaves threads alone unless told otherwise.
+    (TREE, False, 0),
+    (TREE | THREE, False, 3),
+]
 PROGRAM = """
-import json, sys
+import json, multiprocessing, sys
 import tensorflow as tf
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.config import default
 from hne_tf.training.machines.devices import strategy_of, use_best_threads
-overrides, begins, best = json.loads(sys.argv[1])
-config = default()
-config.update_from_flattened_dict({
-    name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
-})
-if begins:
-    tf.constant(1)
-if best:
-    use_best_threads(config)
-strategy_of(config, Cluster())
-print(tf.config.threading.get_intra_op_parallelism_threads())
+
+def threads_of(overrides, best, *_):
+    config = default()
+    config.update_from_flattened_dict({
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in overrides.items()
+    })
+    if best:
+        use_best_threads(config)
+    strategy_of(config, Cluster())
+    return tf.config.threading.get_intra_op_parallelism_threads()
+
+# Threads are fixed once TensorFlow runs, so each case has a process, which has it loaded.
+with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    threads = pool.starmap(threads_of, json.loads(sys.argv[1]), chunksize=1)
+# Here it runs, and its threads stay as they are.
+tf.constant(1)
+print(threads, threads_of({}, True))
 """
 
 
-def threads_of(overrides, begins=False, best=True):
-    """Threads of an operation in a process of its own, where TensorFlow runs already or not."""
+def test_threads_of_an_operation():
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([overrides, begins, best])],
+        [sys.executable, "-c", PROGRAM, json.dumps(CASES)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
-    assert process.returncode == 0, process.stderr
-    return int(process.stdout)
-
-
-def test_a_tree_on_a_cpu_leaves_cores_to_other_branches_unless_told_otherwise():
-    tree = {"model.branching": [1, 2, 2, 2, 64]}
-    # More nodes than this machine has cores.
-    assert threads_of(tree) == 1
-    assert threads_of(tree | {"distribution.operation_threads": 3}) == 3
-
-
-def test_operations_of_all_branches_have_all_cores_unless_told_otherwise():
-    grouped = {"training.factory": "grouped"}
-    # 0 is TensorFlow's word for all.
-    assert threads_of(grouped) == 0
-    assert threads_of(grouped | {"distribution.operation_threads": 3}) == 3
-
-
-def test_the_library_leaves_threads_alone_unless_told_otherwise():
-    tree = {"model.branching": [1, 2, 2, 2, 64]}
-    # 0 is TensorFlow's word for all.
-    assert threads_of(tree, best=False) == 0
-    assert threads_of(tree | {"distribution.operation_threads": 3}, best=False) == 3
-
-
-def test_without_a_choice_a_running_tensorflow_is_left_as_it_is():
-    assert threads_of({}, begins=True) == 0
+    assert process.stdout == f"{[expected for *_, expected in CASES]} 0\n", process.stderr
 
 
 @pytest.mark.parametrize("onednn", [True, False])
