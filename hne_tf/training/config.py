@@ -19,14 +19,19 @@ from hne_tf.objectives import OBJECTIVES
 from hne_tf.training import flat_settings
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
-# or how layers are computed.
+# or how layers are computed, or what a run keeps of a model.
 _CIRCUMSTANCES = (
     "data.data_dir",
     "data.download",
     "data.skip_corrupt",
     "training.factory",
+    "model.keras.network",
     "distribution.operation_threads",
 )
+
+
+# Sub-sections whose names are up to what takes them.
+_OPEN = {"settings", "options"}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -80,7 +85,8 @@ def _model() -> dict[str, Any]:
     return {
         # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
         # network, a residual or a multi-scale dense one, with an exit after each
-        # block. my_module:MyNetwork: a class of your own, by its import path.
+        # block. keras: any functional Keras model, cut in blocks. my_module:MyNetwork: a
+        # class of your own, by its import path.
         "architecture": "resnet",
         # Of a tree; networks with exits have none.
         "branching": (1, 2, 2, 2, 2),
@@ -91,7 +97,7 @@ def _model() -> dict[str, Any]:
         # Of a class of your own.
         "settings": {},
         # One for each architecture: what is set here, and not None, replaces the
-        # preset's.
+        # preset's. Of keras see hne_tf/models/functional/settings.py.
         **{name: _unset(entry) for name, entry in ARCHITECTURES.items()},
     }
 
@@ -170,7 +176,9 @@ def _distribution() -> dict[str, Any]:
 
 
 def _unset(entry: ArchitectureEntry) -> dict[str, Any]:
-    """The settings of an architecture, none of which is set, but each with its type."""
+    """The settings of an architecture; where presets have them, none is set but has its type."""
+    if entry.defaults is not None:
+        return dict(entry.defaults)
     return {name: config_dict.placeholder(kind) for name, kind in entry.settings.items()}
 
 
@@ -245,7 +253,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     fields, known = _dotted(config), _dotted(default())
     # What a class of one's own takes, it knows itself.
-    own = [name for name in fields if name.split(".")[1:2] == ["settings"]]
+    own = [name for name in fields if _OPEN & set(name.split(".")[:-1])]
     if unknown := sorted(fields.keys() - known.keys() - set(own)):
         raise InputError(
             "fields of a config must be some of those in hne_tf/training/config.py, got "
@@ -316,7 +324,7 @@ def _used(fields: dict[str, Any]) -> set[str]:
     others |= {f"objective.{name}" for name in OBJECTIVES} - {
         f"objective.{fields['objective.name']}"
     }
-    return {name for name in fields if name.rpartition(".")[0] not in others}
+    return {name for name in fields if ".".join(name.split(".")[:2]) not in others}
 
 
 def _dotted(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -341,5 +349,5 @@ def _unknown(
     for name, value in fields.items():
         if name not in known:
             yield f"{prefix}{name}"
-        elif name != "settings" and isinstance(value, dict) and isinstance(known[name], dict):
+        elif name not in _OPEN and isinstance(value, dict) and isinstance(known[name], dict):
             yield from _unknown(value, known[name], f"{prefix}{name}.")

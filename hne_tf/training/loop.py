@@ -14,6 +14,7 @@ from hne_tf.data import DataSet, load
 from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import build, checkpoints
 from hne_tf.training.config import check
+from hne_tf.training.fine_tuning.given import given
 from hne_tf.training.machines import arithmetic
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.machines.devices import accelerated, seeded, strategy_of
@@ -59,8 +60,7 @@ def train(
       InterruptedRunError: after SIGTERM or SIGINT, or if one of several workers was lost.
     """
     check(config)
-    build.tree(config)
-    build.architecture(config)
+    build.check_model(config)
     config = _in_its_form(config, workdir, restart)
     cluster = Cluster.from_environment()
     with lost_workers_told(cluster):
@@ -71,7 +71,8 @@ def train(
             report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
         with seeded(config.seed, config.training.deterministic):
-            run = TrainingRun(config, data_set.spec, schedule, strategy)
+            config, model = given(config, data_set.spec, workdir, restart)
+            run = TrainingRun(config, data_set.spec, schedule, strategy, model)
             step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
     if corrupt := data_set.skipped:
         report(f"{len(corrupt)} corrupt images were skipped, the first: {', '.join(corrupt[:10])}")
@@ -163,6 +164,7 @@ def _resume(run: TrainingRun, workdir: Workdir, report: Callable[[str], None]) -
                 f"{workdir.path} has trained before but {workdir.checkpoints} is empty; "
                 "use --restart to move the run aside and start afresh"
             )
+        run.start()
         run.save(workdir, 0)
         return 0
     workdir.drop_metrics_after(step)

@@ -13,6 +13,7 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints, optimizer
+from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
@@ -27,6 +28,7 @@ class TrainingRun:
       images: shape, classes and normalisation of the images.
       schedule: the run's steps.
       strategy: devices that take them.
+      given: the Keras model that it is cut from, if it is.
 
     Raises:
       InputError: for settings that break a rule.
@@ -38,11 +40,13 @@ class TrainingRun:
         images: ImageSpec,
         schedule: Schedule,
         strategy: tf.distribute.Strategy,
+        given: GivenModel | None = None,
     ) -> None:
         self.config = config
         self.images = images
         self.schedule = schedule
         self.strategy = strategy
+        self._given = given
         self.sizes = build.tree(config).sizes
         with strategy.scope():
             replicas = strategy.num_replicas_in_sync
@@ -69,6 +73,13 @@ class TrainingRun:
             answering = self.checkpoint.average = self._average.model
         self._steps = tf.function(self._run_steps)
         self._predict = inference(answering)
+
+    def start(self) -> None:
+        """Sets the weights that a new run begins with, unless they are fresh ones."""
+        if self._given:
+            self._given.start(self.model)
+            if self._average:
+                self._average.restart()
 
     def batches(self, data_set: DataSet, start_step: int) -> Iterator[Any]:
         """Global batches from `start_step` on, split over the replicas.

@@ -1,0 +1,183 @@
+"""Runs of a Keras model that the settings name."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from hne_tf.bin import evaluate, train
+from hne_tf.data import load
+from hne_tf.errors import InputError
+from hne_tf.models import weights
+from hne_tf.training import config as configs
+from hne_tf.training import trained
+from hne_tf.training.loop import train as train_run
+from hne_tf.training.workdir import Workdir
+
+SHAPE = (8, 8, 1)
+
+
+def network(input_shape=(None, None, 1), width=4, weights=None):
+    """Three convolutions, of which the second has a norm and a shortcut."""
+    del weights
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(width, 3, 2, padding="same", activation="relu", name="first")(inputs)
+    y = layers.Conv2D(width, 3, padding="same", use_bias=False, name="second")(x)
+    x = layers.Add(name="sum")([x, layers.BatchNormalization(momentum=0.9, name="norm")(y)])
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="third")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, layers.Dense(5, activation="softmax", name="top")(x), name="net")
+
+
+@pytest.fixture
+def file(tmp_path):
+    keras.utils.set_random_seed(3)
+    path = tmp_path / "network.keras"
+    network(SHAPE).save(path)
+    return path
+
+
+@pytest.fixture
+def keras_config(tiny_config):
+    """Settings of a tiny run of a Keras model on digits."""
+
+    def make(builder, **settings):
+        config = tiny_config(
+            model__branching=(1, 2), training__epochs=1.0, optimizer__warmup_epochs=0.5
+        )
+        config.model.architecture = "keras"
+        config.model.keras.update(builder=str(builder), mean=(100.0,), std=(90.0,), **settings)
+        return config
+
+    return make
+
+
+def test_a_run_is_rebuilt_without_its_builder(keras_config, file, tmp_path, run_binary):
+    config_file, workdir = tmp_path / "config.py", tmp_path / "run"
+    settings = json.dumps(keras_config(file, cut_at=("sum",)).to_dict())
+    config_file.write_text(
+        "import json, ml_collections\nfrom hne_tf.training.config import from_json\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict(from_json(json.loads({settings!r})))\n"
+    )
+    flags = [f"--config={config_file}", f"--workdir={workdir}"]
+    code, _, errors = run_binary(train, *flags)
+    assert code == 0, errors
+    file.rename(tmp_path / "elsewhere.keras")
+    # It goes on, too: the same command finds nothing left to do.
+    assert run_binary(train, *flags)[0] == 0
+    code, _, errors = run_binary(evaluate, f"--workdir={workdir}")
+    assert code == 0, errors
+    run = trained.restore(Workdir(workdir), report=str)
+    assert run.model.images.mean == (100.0,)
+    assert run.model.architecture.cut_at == ("sum",)
+
+
+def started(config, tmp_path):
+    """Weights of a run that has come to step 0, and its model of settings."""
+    config.training.epochs = 1e-9
+    config.optimizer.update(learning_rate=1e-9, weight_decay=0.0, warmup_epochs=0.0)
+    workdir = Workdir(tmp_path / "run")
+    train_run(config, workdir, report=str)
+    return weights.read(trained.restore(workdir, report=str).model)
+
+
+def test_nodes_start_from_the_model(keras_config, file, tmp_path):
+    source = keras.models.load_model(file)
+    config = keras_config(file, cut_at=("sum",), perturb=(0.0, 0.1), reinitialise=())
+    values = started(config, tmp_path)
+    np.testing.assert_allclose(
+        values["block0/node0/first/kernel"], source.get_layer("first").kernel, atol=1e-6
+    )
+    third = np.asarray(source.get_layer("third").kernel)
+    nodes = [values[f"block1/node{node}/third/kernel"] for node in range(2)]
+    for node in nodes:
+        assert 0.05 < (node - third).std() / third.std() < 0.2
+    assert np.abs(nodes[0] - nodes[1]).max() > 1e-3
+    # A new classifier, of ten classes.
+    assert values["block1/node0/head/kernel"].shape == (8, 10)
+
+
+def test_an_average_of_weights_starts_from_the_model(keras_config, file, tmp_path):
+    config = keras_config(file, cut_at=("sum",))
+    config.training.ema_momentum = 0.99
+    kernel = keras.models.load_model(file).get_layer("first").kernel
+    values = started(config, tmp_path)
+    np.testing.assert_allclose(values["block0/node0/first/kernel"], kernel, atol=1e-6)
+
+
+def test_a_function_makes_the_model_of_the_images(keras_config, file, tmp_path):
+    config = keras_config(
+        f"{__name__}.network", options={"width": 6}, weights=str(file), reinitialise=(0,)
+    )
+    with pytest.raises(InputError, match="must hold weights of 'net'"):
+        started(config, tmp_path)
+    config.model.keras.options.width = 4
+    config.model.keras.cut_at = ("sum",)
+    values = started(config, tmp_path)
+    source = keras.models.load_model(file)
+    np.testing.assert_allclose(
+        values["block1/node1/third/kernel"], source.get_layer("third").kernel, atol=1e-6
+    )
+    first = np.asarray(source.get_layer("first").kernel)
+    assert np.abs(values["block0/node0/first/kernel"] - first).max() > 0.1
+
+
+def test_images_are_normalised_as_the_data_set_s_for_fresh_weights(keras_config, tmp_path):
+    config = keras_config(f"{__name__}.network", weights="none")
+    config.model.keras.update(mean=(), std=())
+    started(config, tmp_path)
+    model = trained.restore(Workdir(tmp_path / "run"), report=str).model
+    assert model.images == load(config.data).spec
+
+
+def test_the_network_is_no_setting(keras_config, file, tmp_path):
+    config = keras_config(file)
+    before = configs.digest(config)
+    train_run(config, Workdir(tmp_path / "run"), report=str)
+    kept = Workdir(tmp_path / "run").read_config()
+    assert kept.model.keras.network
+    assert configs.digest(kept) == before
+    assert configs.differences(config, kept) == []
+    config.model.keras.options.width = 6
+    assert configs.digest(config) != before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"builder": ""}, "model.keras.builder must be an import path"),
+        ({"builder": "no.keras"}, "got no file no.keras"),
+        ({"builder": "os.getcwd"}, "must return a Keras model, got str"),
+        ({"builder": "no_such_module.net"}, "a module that can be imported"),
+        ({"options": {"width": 3}}, "options must be empty for a file"),
+        ({"weights": "imagenet"}, "must be none or a file, got 'imagenet'"),
+        ({"weights": "no.weights.h5"}, "got no file no.weights.h5"),
+        ({"classifier": "keep"}, "must give logits of the 10 classes, got outputs of shape (5,)"),
+        ({"classifier": "odd"}, "one of keep, replace, add, got 'odd'"),
+        ({"cut_at": ("no",)}, "must name layers of the model, got 'no'"),
+        ({"cut_at": ("second",)}, "a single activation is all that later layers read"),
+        ({"mean": (), "std": ()}, "must be those that the model was trained with"),
+        ({"mean": ()}, "must be set together"),
+        ({"mean": (1.0,) * 3}, "a number for each of the 1 channels"),
+        ({"std": (0.0,)}, "std must be above 0"),
+        ({"perturb": (0.1,)}, "a number for each of the 2 blocks, got (0.1,)"),
+        ({"reinitialise": (2,)}, "reinitialise must name blocks from 0 to 1, got 2"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(keras_config, file, tmp_path, settings, message):
+    config = keras_config(file)
+    config.model.keras.update(settings)
+    with pytest.raises(InputError) as refused:
+        train_run(config, Workdir(tmp_path / "run"), report=str)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_layers_keep_their_precision(keras_config, file, tmp_path):
+    config = keras_config(file)
+    config.training.precision = "bfloat16"
+    with pytest.raises(InputError, match=r"training\.precision must be float32 for a Keras model"):
+        train_run(config, Workdir(tmp_path / "run"), report=str)
