@@ -1,12 +1,13 @@
 """What the models of keras.applications expect of their images."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
 
 from hne_tf.errors import InputError
-from hne_tf.models.functional import sources
+from hne_tf.models.functional import graph, sources
 
 _FAMILY = "keras.applications."
 _CHANNELS = 3
@@ -55,9 +56,15 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...], bool
 
 
 def in_order_of_rgb(model: keras.Model) -> keras.Model:
-    """A model of BGR images as one of RGB images, with the same layers."""
+    """A model of BGR images as one of RGB images, with weights of its own."""
+    model = graph.functional(model)
     images = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype)
-    turned = keras.models.clone_model(
-        model, input_tensors=keras.ops.flip(images, axis=-1), clone_function=lambda layer: layer
-    )
-    return keras.Model(images, turned.output, name=model.name)
+    reverse = keras.ops.flip(images, axis=-1)
+
+    def call(operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        args = keras.tree.map_structure(lambda x: reverse if x is images else x, args)
+        return operation(*args, **kwargs)
+
+    turned = keras.Model(images, graph.clone(model, images, call_function=call), name=model.name)
+    turned.set_weights(model.get_weights())
+    return turned
