@@ -195,7 +195,10 @@ def _training_layers(
     )
     is_fused = _switch("training.fused_norm", config.training.fused_norm, not synchronized)
     factory = fused if is_fused else plain
-    return factory(config.optimizer.weight_decay, config.optimizer.norm_momentum, synchronized)
+    section = config.optimizer
+    # AdamW takes its decay apart from the loss.
+    penalty = 0.0 if section.name == "adamw" else section.weight_decay
+    return factory(penalty, section.norm_momentum, synchronized)
 
 
 def _switch(field: str, choice: str, auto: bool) -> bool:
@@ -225,7 +228,7 @@ def objective(
     """The loss that the objective section describes.
 
     A class is given its settings and, where its constructor takes them, the `sizes` of
-    the tree's ensembles and the `average`.
+    the tree's ensembles, the `average` and the `label_smoothing`.
 
     Args:
       config: settings of the run.
@@ -245,7 +248,15 @@ def objective(
     known = inspect.signature(kind).parameters
     settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
     _check_known("objective", section.name, settings, known)
-    return kind(**_shared(config, known) | settings)
+    shared = _shared(config, known)
+    if "label_smoothing" in known:
+        shared["label_smoothing"] = section.label_smoothing
+    elif section.label_smoothing:
+        raise InputError(
+            f"objective.label_smoothing must be 0 for {section.name}, which does not take it, "
+            f"got {section.label_smoothing}"
+        )
+    return kind(**shared | settings)
 
 
 def metrics(config: ml_collections.ConfigDict) -> list[keras.metrics.Metric]:

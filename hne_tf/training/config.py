@@ -113,6 +113,8 @@ def _objective() -> dict[str, Any]:
         # The answer of size n: the mean logits or probabilities of the first n
         # leaves or exits; with exits also last, the n-th exit alone.
         "average": "logits",
+        # Part of a label that is spread evenly over all classes, e.g. 0.1.
+        "label_smoothing": 0.0,
         # Of a class of your own.
         "settings": {},
         # One for each objective. alpha grows from 0 over ramp_epochs; 0 for a
@@ -122,14 +124,26 @@ def _objective() -> dict[str, Any]:
 
 
 def _optimizer() -> dict[str, Any]:
-    """Of SGD with Nesterov momentum."""
+    """How weights are updated, and which."""
     return {
+        # sgd, with Nesterov momentum, or adamw.
+        "name": "sgd",
         "learning_rate": 0.2,
         # Half of a run that is no longer than the default.
         "warmup_epochs": 1.0,
+        # Of adamw it is the first moment's.
         "momentum": 0.9,
+        # Of sgd a penalty in the loss, which layers of a Keras model have only if they
+        # bring it; of adamw apart from the gradient, for all kernels.
         "weight_decay": 5e-4,
         "norm_momentum": 0.9,
+        # For fine-tuning: the learning rate of each block as a part of the whole, 0 for
+        # a block that stays as it is; and epochs for which each block does so at the
+        # beginning. () for the same rate from the beginning.
+        "block_rates": (),
+        "frozen_epochs": (),
+        # Batch norms keep their statistics, scales and offsets.
+        "frozen_norms": False,
     }
 
 

@@ -182,7 +182,8 @@ def _loop(
     saved = step
     with _StopRequest() as stop:
         while step < schedule.total and not workers.any(stop.requested):
-            target = schedule.next_stop(step)
+            run.prepare(step)
+            target = run.next_stop(step)
             started = time.perf_counter()
             record = run.take_steps(batches, target - step)
             seconds = time.perf_counter() - started

@@ -13,7 +13,9 @@ from hne_tf.evaluation.evaluation import inference, measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints, optimizer
+from hne_tf.training.fine_tuning import freezing
 from hne_tf.training.fine_tuning.given import GivenModel
+from hne_tf.training.fine_tuning.rates import set_block_rates
 from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
@@ -54,8 +56,12 @@ class TrainingRun:
                 config, images, accelerated(), replicas, config.training.precision
             )
             check_kernels(self.model)
-            self.optimizer = optimizer.sgd(config, schedule)
-            self.optimizer.build(self.model.trainable_variables)
+            self.optimizer = optimizer.optimizer(config, schedule)
+            self._variables = list(self.model.trainable_variables)
+            self.optimizer.build(self._variables)
+            set_block_rates(
+                self.optimizer, self.model, freezing.block_rates(config, self.model.tree.blocks)
+            )
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self.accuracy.build(self.model.output_shape)
@@ -71,8 +77,18 @@ class TrainingRun:
         answering = self.model
         if self._average:
             answering = self.checkpoint.average = self._average.model
-        self._steps = tf.function(self._run_steps)
+        self._freezing = freezing.of(config, self.model, schedule)
+        self.prepare(0)
         self._predict = inference(answering)
+
+    def next_stop(self, step: int) -> int:
+        """The step at which the host is needed next, after `step`."""
+        return int(min(self.schedule.next_stop(step), self._freezing.next_change(step)))
+
+    def prepare(self, step: int) -> None:
+        """Makes trainable what the steps from `step` to the next stop train."""
+        if self._freezing.apply(step):
+            self._steps = tf.function(self._run_steps)
 
     def start(self) -> None:
         """Sets the weights that a new run begins with, unless they are fresh ones."""
@@ -102,7 +118,7 @@ class TrainingRun:
         return iter(self.strategy.distribute_datasets_from_function(part))
 
     def take_steps(self, batches: Iterator[Any], count: int) -> dict[str, float]:
-        """Takes `count` steps; returns their mean loss and accuracies."""
+        """Takes `count` steps, see `prepare`; returns their mean loss and accuracies."""
         self.loss.reset_state()
         self.accuracy.reset_state()
         self._steps(batches, tf.constant(count))
@@ -150,8 +166,13 @@ class TrainingRun:
             return []
         return [
             keras.Variable(tf.zeros(variable.shape), trainable=False, name="gradient_sum")
-            for variable in self.model.trainable_variables
+            for variable in self._variables
         ]
+
+    def _sums_of_trained(self) -> list[keras.Variable]:
+        """The sums of gradients of what is trained now."""
+        pairs = zip(self._variables, self._gradient_sums, strict=True)
+        return [total for variable, total in pairs if variable.trainable]
 
     # AutoGraph converts only this loop; converting what a replica does would take seconds.
     def _run_steps(self, batches, count):
@@ -176,15 +197,16 @@ class TrainingRun:
         # stretch of the batch.
         rows = slice(part, None, self.config.training.accumulate_steps)
         gradients = self._gradients(images[rows], labels[rows])
-        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+        for total, gradient in zip(self._sums_of_trained(), gradients, strict=True):
             total.assign_add(gradient)
 
     @tf.autograph.experimental.do_not_convert
     def _replica_end(self):
         """The step that all parts add up to."""
         # What is read from a mirrored variable has no device, which the reduction asks for.
-        self._apply([tf.identity(total) for total in self._gradient_sums])
-        for total in self._gradient_sums:
+        totals = self._sums_of_trained()
+        self._apply([tf.identity(total) for total in totals])
+        for total in totals:
             total.assign(tf.zeros_like(total))
 
     def _gradients(self, images, labels):
