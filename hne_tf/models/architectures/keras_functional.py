@@ -40,6 +40,7 @@ class KerasFunctional(Architecture):
     foldable: ClassVar[bool] = False
     groupable: ClassVar[bool] = False
     quantizable: ClassVar[bool] = False
+    brings_layers: ClassVar[bool] = True
 
     @classmethod
     def of(
@@ -115,9 +116,10 @@ class KerasFunctional(Architecture):
                 f"images must have the model's shape {part.inputs[0].shape[1:]}, got {x.shape[1:]}"
             )
 
+        terms = itertools.count()
+
         def call(operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
             if graph.is_sum(operation):
-                terms = itertools.count()
                 args = keras.tree.map_structure(
                     lambda each: (
                         layers.apart(each, f"{operation.name}.input{next(terms)}")

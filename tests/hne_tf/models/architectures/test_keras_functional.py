@@ -292,6 +292,27 @@ def test_sums_stay_apart_in_what_is_served():
     np.testing.assert_allclose(served(PIXELS), tree(PIXELS), atol=1e-6)
 
 
+def test_sums_inside_nested_models_stay_apart():
+    tree = hne.TreeEnsemble.from_keras(moved(nested()), (1, 2), IMAGES, cut_at=["unit_relu"])
+    served = signatures.served(tree)
+    inner = served.node_models[1][1].get_layer("inner")
+    (call,) = (call for call in graph.calls(inner) if graph.is_sum(call.operation))
+    for x in call.inputs:
+        assert type(graph.producer(inner, x).operation) is Opaque
+    assert weights.read(served).keys() == weights.read(tree).keys()
+    np.testing.assert_allclose(served(PIXELS), tree(PIXELS), atol=1e-6)
+
+
+def test_a_sum_that_is_called_twice_stays_apart():
+    inputs = keras.Input((8, 8, 3))
+    add, x = layers.Add(name="add"), layers.Conv2D(3, 3, padding="same", name="first")(inputs)
+    x = add([add([x, layers.Conv2D(3, 3, padding="same")(x)]), x])
+    tree = hne.TreeEnsemble.from_keras(
+        keras.Model(inputs, classified(x)), (1, 2), IMAGES, cut_at=["first"]
+    )
+    np.testing.assert_allclose(signatures.served(tree)(PIXELS), tree(PIXELS), atol=1e-6)
+
+
 def test_a_tflite_file_answers_as_the_tree(flowers, tmp_path):
     hne.convert_tflite(flowers, tmp_path / "flowers.tflite", report=str)
     exported = hne.load(tmp_path / "flowers.tflite")
