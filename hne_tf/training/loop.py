@@ -71,7 +71,7 @@ def train(
             report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
         with seeded(config.seed, config.training.deterministic):
-            config, model = given(config, data_set.spec, workdir, restart)
+            config, model = given(config, data_set.spec, workdir, restart, report)
             run = TrainingRun(config, data_set.spec, schedule, strategy, model)
             step = _to_its_end(run, data_set, Workers(cluster, strategy), workdir, restart, report)
     if corrupt := data_set.skipped:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -39,8 +40,11 @@ class GivenModel:
         )
         return preprocessing.in_order_of_rgb(model) if self._normalisation[2] else model
 
-    def network(self) -> str:
+    def network(self, report: Callable[[str], None]) -> str:
         """The cut network with its normalisation, as `model.keras.network` has it.
+
+        Args:
+          report: gets a line if blocks that nobody has chosen differ much in cost.
 
         Raises:
           InputError: for a model or a cut that cannot be.
@@ -54,6 +58,8 @@ class GivenModel:
             section.cut_at or None,
             section.classifier,
         )
+        if not section.cut_at and (line := cut.unevenness()):
+            report(f"note: {line}")
         return json.dumps({"architecture": cut.get_config(), "mean": mean, "std": std})
 
     def start(self, tree: TreeEnsemble) -> None:
@@ -111,7 +117,11 @@ class GivenModel:
 
 
 def given(
-    config: ml_collections.ConfigDict, images: ImageSpec, workdir: Workdir, restart: bool
+    config: ml_collections.ConfigDict,
+    images: ImageSpec,
+    workdir: Workdir,
+    restart: bool,
+    report: Callable[[str], None],
 ) -> tuple[ml_collections.FrozenConfigDict, GivenModel | None]:
     """The settings of a run with the network of its Keras model, and that model.
 
@@ -122,6 +132,7 @@ def given(
       images: shape, classes and statistics of its data set.
       workdir: where the run is kept.
       restart: whether an older run in `workdir` does not count.
+      report: gets a line for whatever the user should know.
 
     Returns:
       The settings as they were and None for other architectures.
@@ -139,5 +150,5 @@ def given(
     )
     network = workdir.read_config().model.keras.network if goes_on else ""
     settings = ml_collections.ConfigDict(config.to_dict())
-    settings.model.keras.network = network or source.network()
+    settings.model.keras.network = network or source.network(report)
     return ml_collections.FrozenConfigDict(settings), source

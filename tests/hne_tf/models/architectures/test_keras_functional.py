@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from tensorflow.lite.python import schema_py_generated as schema
 
 import hne_tf as hne
 from hne_tf.compression.compressor import Settings, check
@@ -320,6 +321,24 @@ def test_a_tflite_file_answers_as_the_tree(flowers, tmp_path):
     np.testing.assert_allclose(answer, flowers.probabilities(PIXELS), atol=1e-4)
 
 
+def test_an_int8_file_is_calibrated_by_the_converter(flowers, tmp_path):
+    representative = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    path = tmp_path / "flowers.tflite"
+    manifest = hne.convert_tflite(flowers, path, "int8", representative=representative, report=str)
+    assert manifest.mode == "int8"
+    kernels = [
+        tensor
+        for graph_ in schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes())).subgraphs
+        for tensor in graph_.tensors
+        if tensor.type == schema.TensorType.INT8 and len(tensor.shape) == 4
+    ]
+    assert kernels
+    exported = hne.load(path)
+    expected = flowers.probabilities(PIXELS)
+    for answer in (exported.predict(PIXELS, size=2), exported.session(PIXELS).run()):
+        np.testing.assert_allclose(answer.probabilities, expected, atol=0.1)
+
+
 def test_rooms_that_cannot_handle_it_name_the_rule(flowers, tmp_path):
     network = flowers.architecture
     assert not any((network.foldable, network.groupable, network.quantizable))
@@ -327,10 +346,8 @@ def test_rooms_that_cannot_handle_it_name_the_rule(flowers, tmp_path):
         hne.GroupedEnsemble(network, flowers.tree, IMAGES)
     with pytest.raises(InputError, match="only a quantizable architecture is compressed, got"):
         check(flowers, Settings("prune", epochs=1))
-    with pytest.raises(InputError, match="only a quantizable architecture is rounded to 8 bits"):
-        hne.convert_tflite(
-            flowers, tmp_path / "flowers.tflite", "int8", representative=PIXELS, report=str
-        )
+    with pytest.raises(InputError, match="int8 needs representative training images"):
+        hne.convert_tflite(flowers, tmp_path / "flowers.tflite", "int8", report=str)
 
 
 class Subclassed(keras.Model):

@@ -31,6 +31,11 @@ def network(input_shape=(None, None, 1), width=4, weights=None):
     return keras.Model(inputs, layers.Dense(5, activation="softmax", name="top")(x), name="net")
 
 
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
 @pytest.fixture
 def file(tmp_path):
     keras.utils.set_random_seed(3)
@@ -150,6 +155,7 @@ def test_the_network_is_no_setting(keras_config, file, tmp_path):
     [
         ({"builder": ""}, "model.keras.builder must be an import path"),
         ({"builder": "no.keras"}, "got no file no.keras"),
+        ({"builder": f"{__name__}.Subclassed"}, "must be a functional Keras model, keras.Model("),
         ({"builder": "os.getcwd"}, "must return a Keras model, got str"),
         ({"builder": "no_such_module.net"}, "a module that can be imported"),
         ({"options": {"width": 3}}, "options must be empty for a file"),
@@ -174,6 +180,13 @@ def test_what_cannot_be_is_refused_in_one_line(keras_config, file, tmp_path, set
         train_run(config, Workdir(tmp_path / "run"), report=str)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_cannot_be_cut_often_enough_is_refused(keras_config, file, tmp_path):
+    config = keras_config(file)
+    config.model.branching = (1, 2, 1, 1, 1, 1)
+    with pytest.raises(InputError, match="must have 5 places to cut it in 6 blocks with weights"):
+        train_run(config, Workdir(tmp_path / "run"), report=str)
 
 
 def test_layers_keep_their_precision(keras_config, file, tmp_path):
