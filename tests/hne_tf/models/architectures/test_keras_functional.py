@@ -269,18 +269,6 @@ def flowers():
     return hne.TreeEnsemble.from_keras(source, (1, 2), IMAGES, perturb={1: 0.2}, cut_at=["mlp0"])
 
 
-def test_an_export_answers_as_the_tree(flowers, tmp_path):
-    # The export compares every signature and step with the live model.
-    exported = hne.load(hne.export(flowers, tmp_path / "flowers", report=str))
-    for size in (1, 2):
-        np.testing.assert_allclose(
-            exported.predict(PIXELS, size=size).probabilities,
-            flowers.probabilities(PIXELS, size),
-            atol=1e-5,
-        )
-    assert exported.manifest.cost == cost.per_size(flowers, [1, 2])
-
-
 def test_sums_stay_apart_in_what_is_served():
     tree = hne.TreeEnsemble.from_keras(residual(), (1, 2), IMAGES, cut_at=["head"])
     served = signatures.served(tree)
@@ -312,13 +300,6 @@ def test_a_sum_that_is_called_twice_stays_apart():
         keras.Model(inputs, classified(x)), (1, 2), IMAGES, cut_at=["first"]
     )
     np.testing.assert_allclose(signatures.served(tree)(PIXELS), tree(PIXELS), atol=1e-6)
-
-
-def test_a_tflite_file_answers_as_the_tree(flowers, tmp_path):
-    hne.convert_tflite(flowers, tmp_path / "flowers.tflite", report=str)
-    exported = hne.load(tmp_path / "flowers.tflite")
-    answer = exported.predict(PIXELS, size=2).probabilities
-    np.testing.assert_allclose(answer, flowers.probabilities(PIXELS), atol=1e-4)
 
 
 def test_an_int8_file_is_calibrated_by_the_converter(flowers, tmp_path):
