@@ -74,6 +74,9 @@ class TrainingRun:
         activations = getattr(self.objective, "activations", ())
         self._answer = self.model.with_activations(activations) if activations else self.model
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        if states := _random_states(self.model):
+            # Of dropout and its like, which Keras leaves out.
+            self.checkpoint.random_states = states
         answering = self.model
         if self._average:
             answering = self.checkpoint.average = self._average.model
@@ -229,3 +232,9 @@ class TrainingRun:
         self.optimizer.apply(gradients, self.model.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
+
+
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the random numbers that layers draw in training."""
+    weights = {id(variable) for variable in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]

@@ -36,6 +36,14 @@ class Subclassed(keras.Model):
         return inputs
 
 
+def with_dropout():
+    """Layers that draw random numbers in training."""
+    inputs = keras.Input(SHAPE)
+    x = layers.Conv2D(4, 3, 2, name="first")(layers.Dropout(0.2, name="dropped")(inputs))
+    x = layers.Flatten()(layers.Dropout(0.5, name="dropout")(x))
+    return keras.Model(inputs, layers.Dense(5, name="top")(x))
+
+
 @pytest.fixture
 def file(tmp_path):
     keras.utils.set_random_seed(3)
@@ -103,6 +111,19 @@ def test_nodes_start_from_the_model(keras_config, file, tmp_path):
     assert np.abs(nodes[0] - nodes[1]).max() > 1e-3
     # A new classifier, of ten classes.
     assert values["block1/node0/head/kernel"].shape == (8, 10)
+
+
+def test_a_run_with_dropout_resumes_exactly(keras_config, tmp_path):
+    config = keras_config(f"{__name__}.with_dropout", cut_at=("first",), weights="none")
+    config.training.update(deterministic=True, checkpoint_every_epochs=0.5)
+    workdir = Workdir(tmp_path / "run")
+    train_run(config, workdir, report=str)
+    whole = weights.read(trained.restore(workdir, report=str).model)
+    for path in workdir.checkpoints.glob("ckpt-10.*"):
+        path.unlink()
+    train_run(config, workdir, report=str)
+    for name, value in weights.read(trained.restore(workdir, report=str).model).items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
 def test_an_average_of_weights_starts_from_the_model(keras_config, file, tmp_path):
