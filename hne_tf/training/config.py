@@ -75,6 +75,11 @@ def _data() -> dict[str, Any]:
         "flip": False,
         "color_jitter": 0.0,
         "random_resized_crop": 0.0,
+        # Keras's own RandAugment, up to 1; mixup or cutmix, for soft labels; and
+        # RandomErasing, the largest side of its rectangle as a share of the picture's.
+        "rand_augment": 0.0,
+        "mix": "",
+        "random_erasing": 0.0,
         # A fixed stratified part of the training split; 0 for all of it.
         "train_examples": 0,
     }
