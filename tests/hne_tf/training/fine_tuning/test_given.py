@@ -5,15 +5,19 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from hne_tf.bin import evaluate, train
 from hne_tf.data import load
 from hne_tf.errors import InputError
 from hne_tf.models import weights
+from hne_tf.training import build, trained
 from hne_tf.training import config as configs
-from hne_tf.training import trained
+from hne_tf.training.fine_tuning.given import given
 from hne_tf.training.loop import train as train_run
+from hne_tf.training.run import TrainingRun
+from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
 
 SHAPE = (8, 8, 1)
@@ -69,7 +73,10 @@ def keras_config(tiny_config):
 
 def test_a_run_is_rebuilt_without_its_builder(keras_config, file, tmp_path, run_binary):
     config_file, workdir = tmp_path / "config.py", tmp_path / "run"
-    settings = json.dumps(keras_config(file, cut_at=("sum",)).to_dict())
+    config = keras_config(file, cut_at=("sum",))
+    config.training.epochs = 0.2
+    config.optimizer.update(learning_rate=1e-9, warmup_epochs=0.0)
+    settings = json.dumps(config.to_dict())
     config_file.write_text(
         "import json, ml_collections\nfrom hne_tf.training.config import from_json\n"
         "def get_config():\n"
@@ -86,21 +93,26 @@ def test_a_run_is_rebuilt_without_its_builder(keras_config, file, tmp_path, run_
     run = trained.restore(Workdir(workdir), report=str)
     assert run.model.images.mean == (100.0,)
     assert run.model.architecture.cut_at == ("sum",)
+    kernel = keras.models.load_model(tmp_path / "elsewhere.keras").get_layer("first").kernel
+    np.testing.assert_allclose(
+        weights.read(run.model)["block0/node0/first/kernel"], kernel, atol=1e-6
+    )
 
 
 def started(config, tmp_path):
-    """Weights of a run that has come to step 0, and its model of settings."""
-    config.training.epochs = 1e-9
-    config.optimizer.update(learning_rate=1e-9, weight_decay=0.0, warmup_epochs=0.0)
-    workdir = Workdir(tmp_path / "run")
-    train_run(config, workdir, report=str)
-    return weights.read(trained.restore(workdir, report=str).model)
+    """The tree of a run that begins."""
+    build.check_model(config)
+    spec = load(config.data).spec
+    config, model = given(config, spec, Workdir(tmp_path / "run"), restart=False, report=str)
+    tree = build.training_model(config, spec)
+    model.start(tree)
+    return tree
 
 
 def test_nodes_start_from_the_model(keras_config, file, tmp_path):
     source = keras.models.load_model(file)
     config = keras_config(file, cut_at=("sum",), perturb=(0.0, 0.1), reinitialise=())
-    values = started(config, tmp_path)
+    values = weights.read(started(config, tmp_path))
     np.testing.assert_allclose(
         values["block0/node0/first/kernel"], source.get_layer("first").kernel, atol=1e-6
     )
@@ -129,9 +141,14 @@ def test_a_run_with_dropout_resumes_exactly(keras_config, tmp_path):
 def test_an_average_of_weights_starts_from_the_model(keras_config, file, tmp_path):
     config = keras_config(file, cut_at=("sum",))
     config.training.ema_momentum = 0.99
+    spec = load(config.data).spec
+    config, model = given(config, spec, Workdir(tmp_path / "run"), restart=False, report=str)
+    one_device = tf.distribute.get_strategy()
+    run = TrainingRun(config, spec, Schedule.of(config, 320), one_device, model)
+    run.start()
     kernel = keras.models.load_model(file).get_layer("first").kernel
-    values = started(config, tmp_path)
-    np.testing.assert_allclose(values["block0/node0/first/kernel"], kernel, atol=1e-6)
+    values = weights.read(run.checkpoint.average)
+    np.testing.assert_array_equal(values["block0/node0/first/kernel"], kernel)
 
 
 def test_a_function_makes_the_model_of_the_images(keras_config, file, tmp_path):
@@ -142,7 +159,7 @@ def test_a_function_makes_the_model_of_the_images(keras_config, file, tmp_path):
         started(config, tmp_path)
     config.model.keras.options.width = 4
     config.model.keras.cut_at = ("sum",)
-    values = started(config, tmp_path)
+    values = weights.read(started(config, tmp_path))
     source = keras.models.load_model(file)
     np.testing.assert_allclose(
         values["block1/node1/third/kernel"], source.get_layer("third").kernel, atol=1e-6
@@ -154,19 +171,17 @@ def test_a_function_makes_the_model_of_the_images(keras_config, file, tmp_path):
 def test_images_are_normalised_as_the_data_set_s_for_fresh_weights(keras_config, tmp_path):
     config = keras_config(f"{__name__}.network", weights="none")
     config.model.keras.update(mean=(), std=())
-    started(config, tmp_path)
-    model = trained.restore(Workdir(tmp_path / "run"), report=str).model
-    assert model.images == load(config.data).spec
+    assert started(config, tmp_path).images == load(config.data).spec
 
 
 def test_the_network_is_no_setting(keras_config, file, tmp_path):
     config = keras_config(file)
+    spec, workdir = load(config.data).spec, Workdir(tmp_path / "run")
+    described, _ = given(config, spec, workdir, restart=False, report=str)
+    assert described.model.keras.network
+    assert configs.digest(described) == configs.digest(config)
+    assert configs.differences(config, described) == []
     before = configs.digest(config)
-    train_run(config, Workdir(tmp_path / "run"), report=str)
-    kept = Workdir(tmp_path / "run").read_config()
-    assert kept.model.keras.network
-    assert configs.digest(kept) == before
-    assert configs.differences(config, kept) == []
     config.model.keras.options.width = 6
     assert configs.digest(config) != before
 
@@ -198,7 +213,7 @@ def test_what_cannot_be_is_refused_in_one_line(keras_config, file, tmp_path, set
     config = keras_config(file)
     config.model.keras.update(settings)
     with pytest.raises(InputError) as refused:
-        train_run(config, Workdir(tmp_path / "run"), report=str)
+        started(config, tmp_path)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -207,11 +222,11 @@ def test_a_model_that_cannot_be_cut_often_enough_is_refused(keras_config, file, 
     config = keras_config(file)
     config.model.branching = (1, 2, 1, 1, 1, 1)
     with pytest.raises(InputError, match="must have 5 places to cut it in 6 blocks with weights"):
-        train_run(config, Workdir(tmp_path / "run"), report=str)
+        started(config, tmp_path)
 
 
 def test_layers_keep_their_precision(keras_config, file, tmp_path):
     config = keras_config(file)
     config.training.precision = "bfloat16"
     with pytest.raises(InputError, match=r"training\.precision must be float32 for a Keras model"):
-        train_run(config, Workdir(tmp_path / "run"), report=str)
+        started(config, tmp_path)
