@@ -9,6 +9,8 @@ hierarchical distillation and with leaves that learn by themselves, for each of 
 is in --root is not computed again. About an hour on 2 cores.
 """
 
+import functools
+import itertools
 import pathlib
 import statistics
 import sys
@@ -63,26 +65,25 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     root = pathlib.Path(values.root)
     root.mkdir(parents=True, exist_ok=True)
-    arrays = _cifar10(values.data_dir)
+    # The page of figures that are there needs no data.
+    source = functools.cache(lambda: _cifar10(values.data_dir))
     base = root / "base.keras"
     if not base.exists():
-        accuracy = _train_base(_part(arrays, BASE_CLASSES), values.base_epochs, base)
+        accuracy = _train_base(_part(source(), BASE_CLASSES), values.base_epochs, base)
         _write(root / "base.json", {"accuracy": accuracy})
     rows: dict[tuple[str, str], list[list[float]]] = {}
-    for seed in range(values.seeds):
-        data = _part(arrays, TREE_CLASSES, values.images, seed)
-        for start in STARTS:
-            for objective in OBJECTIVES:
-                name = f"{start}_{objective.replace(' ', '_')}_{values.images}_{values.epochs}"
-                path = root / f"{name}_{seed}.json"
-                if not path.exists():
-                    began = time.perf_counter()
-                    accuracies = _train_tree(base, data, start, objective, values.epochs, seed)
-                    seconds = time.perf_counter() - began
-                    _write(path, {"accuracies": accuracies, "seconds": round(seconds)})
-                    keras.backend.clear_session()
-                    print(f"{path.stem}: {accuracies}, {seconds:.0f} s", flush=True)
-                rows.setdefault((start, objective), []).append(_read(path)["accuracies"])
+    for seed, start, objective in itertools.product(range(values.seeds), STARTS, OBJECTIVES):
+        name = f"{start}_{objective.replace(' ', '_')}_{values.images}_{values.epochs}_{seed}"
+        path = root / f"{name}.json"
+        if not path.exists():
+            data = _part(source(), TREE_CLASSES, values.images, seed)
+            began = time.perf_counter()
+            accuracies = _train_tree(base, data, start, objective, values.epochs, seed)
+            seconds = time.perf_counter() - began
+            _write(path, {"accuracies": accuracies, "seconds": round(seconds)})
+            keras.backend.clear_session()
+            print(f"{name}: {accuracies}, {seconds:.0f} s", flush=True)
+        rows.setdefault((start, objective), []).append(_read(path)["accuracies"])
     body = _page(rows, values, _read(root / "base.json")["accuracy"])
     print(body)
     if values.results:
