@@ -97,16 +97,38 @@ def _page(rows: Any, values: flags.FlagValues, base_accuracy: float) -> str:
     from hne_tf.tree import Tree
 
     sizes = Tree(BRANCHING).sizes
-    header = ("start", "objective", *(f"{size} of {sizes[-1]} leaves" for size in sizes))
-    body = [
-        (*kind, *map(_mean_and_deviation, zip(*runs, strict=True))) for kind, runs in rows.items()
+    columns = [f"{size} of {sizes[-1]} leaves" for size in sizes]
+    body = [(*kind, *_by_size(runs)) for kind, runs in rows.items()]
+    gains = [
+        ("copied weights", objective, *_gain(rows["copied", objective], rows["scratch", objective]))
+        for objective in OBJECTIVES
+    ] + [
+        (OBJECTIVES[0], start, *_gain(*(rows[start, objective] for objective in OBJECTIVES)))
+        for start in STARTS
     ]
     return (
         f"Test accuracy in percent on five classes of CIFAR-10, {values.images} training images, "
         f"{values.epochs} epochs, mean and standard deviation of {values.seeds} seeds. A seed "
         "chooses the images, their order and fresh weights. The network that the trees are cut "
         f"from has learnt the other five classes ({100 * base_accuracy:.1f}% on them).\n\n"
-        + aligned(header, body, {"start", "objective"})
+        + aligned(("start", "objective", *columns), body, {"start", "objective"})
+        + "\n\nWhat each brings, in points, by pairs of the same seed:\n\n"
+        + aligned(("gain of", "with", *columns), gains, {"gain of", "with"})
+    )
+
+
+def _by_size(runs: Sequence[Sequence[float]]) -> list[str]:
+    """Mean and standard deviation over runs for each size."""
+    return [_mean_and_deviation(values) for values in zip(*runs, strict=True)]
+
+
+def _gain(runs: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[str]:
+    """By how much runs are ahead of others of the same seeds."""
+    return _by_size(
+        [
+            [a - b for a, b in zip(run, other, strict=True)]
+            for run, other in zip(runs, others, strict=True)
+        ]
     )
 
 
