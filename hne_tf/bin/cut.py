@@ -52,14 +52,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     with app.quiet_import():
         from hne_tf.errors import InputError
         from hne_tf.models.architectures import KerasFunctional
-        from hne_tf.models.functional import sources
+        from hne_tf.models.functional import graph, sources
         from hne_tf.tree import Tree
 
     if len(positional) != 1:
         raise InputError(f"one model must be named, got {' '.join(positional) or 'none'}")
     tree = Tree(tuple(app.integers("branching", values.branching)))
     shape = values.image_shape and app.integers("image_shape", values.image_shape)
-    model = sources.load(positional[0], shape)
+    model = graph.functional(sources.load(positional[0], shape))
     if not shape:
         shape = model.inputs[0].shape[1:]
         if None in shape:
@@ -68,6 +68,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     print(places_table(cut))
     print()
     print(sizes_table(cut, tree))
+    if line := cut.unevenness():
+        print(f"\nnote: {line}")
 
 
 def places_table(cut: "KerasFunctional") -> str:

@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from hne_tf.data import windows
+from hne_tf.data.random_layers import RandomLayers
 from hne_tf.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Augmentation:
       color_jitter: brightness changes by up to this share of the range of
         pixels, contrast and saturation by factors of `1 - color_jitter` to
         `1 + color_jitter`; 0 for none.
+      layers: what Keras's layers do to the batch then.
 
     Raises:
       InputError: if a number is out of range.
@@ -51,6 +53,7 @@ class Augmentation:
     pad_pixels: int = 0
     flip: bool = False
     color_jitter: float = 0.0
+    layers: RandomLayers = dataclasses.field(default_factory=RandomLayers)
 
     def __post_init__(self) -> None:
         if self.pad_pixels < 0:

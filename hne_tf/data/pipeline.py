@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from hne_tf.data.data_set import ArraySplit, LoadedData, check_at_least
 from hne_tf.data.pixels import Pixels
+from hne_tf.data.random_layers.layers import BatchLayers
 from hne_tf.errors import InputError
 
 # Images uint8 [batch, height, width, channels], labels int32 [batch].
@@ -87,7 +88,8 @@ class DataSet(LoadedData):
         Returns:
           `total_steps - start_step` pairs of images uint8
           `[batch_size / count, height, width, channels]` and labels int32
-          `[batch_size / count]`.
+          `[batch_size / count]`, or float32 `[batch_size / count, classes]` where
+          images are mixed.
 
         Raises:
           InputError: if a number is out of range or the batch does not divide.
@@ -96,6 +98,15 @@ class DataSet(LoadedData):
         check_at_least("start_step", start_step, 0)
         check_at_least("total_steps", total_steps, 0)
         rows = shard_rows(batch_size, shard)
+
+        if self.augmentation.layers:
+            if shard[1] > 1:
+                raise InputError(
+                    "data.rand_augment, mix and random_erasing work on whole batches, on one "
+                    f"machine, got {shard[1]} shards"
+                )
+            # Before a graph is traced, in which it could make no variables.
+            _ = self._batch_layers
 
         def batch(step: tf.Tensor) -> Batch:
             return self._train_batch(step, batch_size, seed, rows)
@@ -123,11 +134,19 @@ class DataSet(LoadedData):
         split = self._split("train")
         indices = shuffled_indices(step, batch_size, split.examples, seed)[rows]
         # Drawn for the whole batch, so that a shard changes nothing.
-        draws = self.augmentation.draw(batch_size, tf.stack([seed, step]))
+        step_seed = tf.stack([seed, step])
+        draws = self.augmentation.draw(batch_size, step_seed)
         draws = type(draws)(*(draw[rows] for draw in draws))
         images, labels = split.batch(indices, draws.windows)
         images = tf.ensure_shape(images, (rows.stop - rows.start, *self.spec.shape))
-        return self.augmentation.apply(images, draws), labels
+        images = self.augmentation.apply(images, draws)
+        if not self.augmentation.layers:
+            return images, labels
+        return self._batch_layers.apply(images, labels, step_seed)
+
+    @functools.cached_property
+    def _batch_layers(self) -> BatchLayers:
+        return BatchLayers(self.augmentation.layers, len(self.spec.class_names))
 
     def evaluation_batches(self, split: str, batch_size: int) -> tf.data.Dataset:
         """The examples of a split in order, each once, never augmented.
@@ -168,6 +187,8 @@ class FitBatches(keras.utils.PyDataset):
     def __init__(self, data_set: DataSet, batch_size: int, seed: int) -> None:
         super().__init__()
         rows = slice(0, batch_size)
+        if data_set.augmentation.layers:
+            _ = data_set._batch_layers
         self._batches = data_set.examples("train") // batch_size
         self._epoch = 0
         self._batch = tf.function(

@@ -12,7 +12,6 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.architectures.architecture import Activation
-from hne_tf.models.architectures.keras_functional import KerasFunctional
 from hne_tf.models.averaging import add, answer, contribution, leaves
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
@@ -53,9 +52,7 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
 def served(model: TreeEnsemble) -> TreeEnsemble:
     """The same model as `ServedLayers` builds it, where sums could be fused otherwise."""
     # The rounding of quantised layers keeps sums and convolutions apart by itself.
-    if type(model.factory) is not DeployLayers and not isinstance(
-        model.architecture, KerasFunctional
-    ):
+    if type(model.factory) is not DeployLayers and not model.architecture.brings_layers:
         return model
     copy = model.rebuilt(ServedLayers())
     weights.load(copy, weights.read(model))

@@ -8,14 +8,13 @@ import keras
 from hne_tf.errors import InputError
 from hne_tf.models import layers
 from hne_tf.models.architectures import ARCHITECTURES, Architecture
-from hne_tf.models.architectures.keras_functional import KerasFunctional
 from hne_tf.models.layers.factory import LayerFactory
 
 _PACKAGE = "hne_tf"
 
 # They register here because they load without Keras, for the sake of configs.
-for _kind in (*(entry.kind for entry in ARCHITECTURES.values()), KerasFunctional):
-    keras.saving.register_keras_serializable(_PACKAGE)(_kind)
+for _entry in ARCHITECTURES.values():
+    keras.saving.register_keras_serializable(_PACKAGE)(_entry.kind)
 
 
 def registered_name(instance: Any) -> str:

@@ -9,6 +9,7 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.models.averaging import check_average, ensemble_log_probabilities
 from hne_tf.objectives.cross_entropy import cross_entropy
+from hne_tf.objectives.labels import check_smoothing
 from hne_tf.tree import ensemble_sizes
 
 COMBINATIONS = ("added", "traded")
@@ -27,6 +28,8 @@ class _Distillation(keras.losses.Loss):
       average: what is averaged, see `averaging.ensemble_log_probabilities`.
       ramp_steps: steps over which `a` grows linearly from 0 to `alpha`: an untrained
         ensemble is a poor teacher. They are counted by `iterations`.
+      label_smoothing: part of a label that is spread evenly over all classes; the soft
+        target is as it is.
 
     Attributes:
       iterations: the optimiser's step counter, see `Objective`.
@@ -44,6 +47,7 @@ class _Distillation(keras.losses.Loss):
         combine: str = "added",
         average: str = "logits",
         ramp_steps: int = 0,
+        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # Whatever Keras's default is: losses do not fit into float16.
@@ -64,10 +68,11 @@ class _Distillation(keras.losses.Loss):
         self._combine = combine
         self._average = check_average(average)
         self._ramp_steps = ramp_steps
+        self._label_smoothing = check_smoothing(label_smoothing)
         self.iterations: keras.Variable | None = None
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1))
+        labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1), self._label_smoothing)
         teacher = ensemble_log_probabilities(
             y_pred, [y_pred.shape[1]], self._average, self._temperature
         )
@@ -100,6 +105,7 @@ class _Distillation(keras.losses.Loss):
             "combine": self._combine,
             "average": self._average,
             "ramp_steps": self._ramp_steps,
+            "label_smoothing": self._label_smoothing,
         }
 
 
@@ -117,10 +123,13 @@ class CoDistillation(_Distillation):
         combine: str = "added",
         average: str = "logits",
         ramp_steps: int = 0,
+        label_smoothing: float = 0.0,
         name: str = "codistillation",
         **kwargs: Any,
     ) -> None:
-        super().__init__(alpha, temperature, combine, average, ramp_steps, name=name, **kwargs)
+        super().__init__(
+            alpha, temperature, combine, average, ramp_steps, label_smoothing, name=name, **kwargs
+        )
 
     def _students(self, leaf_logits: Any) -> Any:
         return ops.log_softmax(leaf_logits / self._temperature, axis=-1)
@@ -154,10 +163,13 @@ class HierarchicalDistillation(_Distillation):
         combine: str = "added",
         average: str = "logits",
         ramp_steps: int = 0,
+        label_smoothing: float = 0.0,
         name: str = "hierarchical",
         **kwargs: Any,
     ) -> None:
-        super().__init__(alpha, temperature, combine, average, ramp_steps, name=name, **kwargs)
+        super().__init__(
+            alpha, temperature, combine, average, ramp_steps, label_smoothing, name=name, **kwargs
+        )
         self._sizes = None if sizes is None else tuple(sizes)
 
     def _students(self, leaf_logits: Any) -> Any:

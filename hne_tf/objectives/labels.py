@@ -7,21 +7,36 @@ from keras import ops
 from hne_tf.errors import InputError
 
 
-def targets(labels: Any, like: Any) -> Any:
+def targets(labels: Any, like: Any, smoothing: float = 0.0) -> Any:
     """Class probabilities `[batch, classes]` of labels.
 
     Args:
       labels: class numbers `[batch]` or `[batch, 1]`, or a row per example `[batch,
         classes]`, one-hot or soft, which is taken as it is.
       like: a tensor `[..., classes]` that gives the number of classes and the type.
+      smoothing: part of them that is spread evenly over all classes (Szegedy et al.,
+        "Rethinking the Inception Architecture for Computer Vision", CVPR 2016).
 
     Raises:
       InputError: for labels of another shape.
     """
     labels, classes = ops.convert_to_tensor(labels), like.shape[-1]
     if _is_row(labels, classes):
-        return ops.cast(labels, like.dtype)
-    return ops.one_hot(_numbers(labels), classes, dtype=like.dtype)
+        rows = ops.cast(labels, like.dtype)
+    else:
+        rows = ops.one_hot(_numbers(labels), classes, dtype=like.dtype)
+    return (1.0 - smoothing) * rows + smoothing / classes if smoothing else rows
+
+
+def check_smoothing(smoothing: float) -> float:
+    """The part of labels that is spread over all classes.
+
+    Raises:
+      InputError: unless it lies in [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise InputError(f"label_smoothing must lie in [0, 1), got {smoothing}")
+    return smoothing
 
 
 def class_numbers(labels: Any, classes: int) -> Any:

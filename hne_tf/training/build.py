@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,32 @@ def tree(config: ml_collections.ConfigDict) -> Paths:
     return Tree(tuple(config.model.branching))
 
 
+def check_model(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked of the model before the data are there.
+
+    Raises:
+      InputError: as `tree` and `architecture`.
+    """
+    tree(config)
+    if not is_given(config):
+        architecture(config)
+    elif not config.model.keras.builder:
+        raise InputError(
+            "model.keras.builder must be an import path such as keras.applications.Xception, or "
+            "a .keras file, got none"
+        )
+    elif config.training.precision != "float32":
+        raise InputError(
+            "training.precision must be float32 for a Keras model, whose layers have dtypes of "
+            f"their own, got {config.training.precision!r}"
+        )
+
+
+def is_given(config: ml_collections.ConfigDict) -> bool:
+    """Whether the network is a Keras model that a builder gives."""
+    return architectures.find(config.model.architecture).defaults is not None
+
+
 def has_exits(config: ml_collections.ConfigDict) -> bool:
     """Whether the model is a single network with exits."""
     return architectures.find(config.model.architecture).exits
@@ -42,6 +69,9 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
     """
     model = config.model
     entry = architectures.find(model.architecture)
+    if is_given(config):
+        settings_of(model, model.architecture)
+        return entry.kind.from_config(_network(config)["architecture"])
     settings = {
         name: value
         for name, value in settings_of(model, model.architecture).to_dict().items()
@@ -57,6 +87,25 @@ def architecture(config: ml_collections.ConfigDict) -> Architecture:
     if missing := [name for name in needed if name not in settings]:
         raise InputError(f"model.settings must have {', '.join(missing)} for {model.architecture}")
     return entry.kind(**settings)
+
+
+def _network(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The cut network of a Keras model with the `mean` and `std` of its images."""
+    try:
+        return json.loads(config.model.keras.network)
+    except ValueError:
+        raise InputError(
+            "model.keras.network must be what a run writes into it, got "
+            f"{config.model.keras.network!r:.50}"
+        ) from None
+
+
+def model_images(config: ml_collections.ConfigDict, images: ImageSpec) -> ImageSpec:
+    """Images of a data set with the normalisation of the model."""
+    if not is_given(config):
+        return images
+    network = _network(config)
+    return dataclasses.replace(images, mean=network["mean"], std=network["std"])
 
 
 def _check_known(section: str, name: str, settings: Iterable[str], known: Iterable[str]) -> None:
@@ -117,9 +166,11 @@ def training_layers(
         )
     name = f"{'Fused' if fused else ''}{'Grouped' if grouped else 'Training'}Layers"
     factory = getattr(layers, name)
+    section = config.optimizer
     return factory(
-        config.optimizer.weight_decay,
-        config.optimizer.norm_momentum,
+        # AdamW takes its decay apart from the loss.
+        0.0 if section.name == "adamw" else section.weight_decay,
+        section.norm_momentum,
         synchronized,
         # Elsewhere XLA compiles the step.
         shifted=not on_tensorflow,
@@ -153,7 +204,7 @@ def training_model(
     return GroupedEnsemble(
         architecture(config),
         tree(config),
-        images,
+        model_images(config, images),
         dataclasses.replace(factory, split=not accelerated),
         config.objective.average,
     )
@@ -187,7 +238,11 @@ def ensemble(
 ) -> TreeEnsemble:
     """The untrained model of a run, built by any factory."""
     return TreeEnsemble(
-        architecture(config), tree(config), images, factory, config.objective.average
+        architecture(config),
+        tree(config),
+        model_images(config, images),
+        factory,
+        config.objective.average,
     )
 
 
@@ -197,7 +252,7 @@ def objective(
     """The loss that the objective section describes.
 
     A class is given its settings and, where its constructor takes them, the `sizes` of
-    the tree's ensembles and the `average`.
+    the tree's ensembles, the `average` and the `label_smoothing`.
 
     Args:
       config: settings of the run.
@@ -217,7 +272,15 @@ def objective(
     known = inspect.signature(kind).parameters
     settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
     _check_known("objective", section.name, settings, known)
-    return kind(**_shared(config, known) | settings)
+    shared = _shared(config, known)
+    if "label_smoothing" in known:
+        shared["label_smoothing"] = section.label_smoothing
+    elif section.label_smoothing:
+        raise InputError(
+            f"objective.label_smoothing must be 0 for {section.name}, which does not take it, "
+            f"got {section.label_smoothing}"
+        )
+    return kind(**shared | settings)
 
 
 def metrics(config: ml_collections.ConfigDict) -> list[keras.metrics.Metric]:

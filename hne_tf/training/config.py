@@ -20,17 +20,22 @@ from hne_tf.objectives import OBJECTIVES
 from hne_tf.training import flat_settings
 
 # Where data lie and come from is no setting of an experiment, nor is what to do if some are broken
-# or how layers are computed.
+# or how layers are computed, or what a run keeps of a model.
 _CIRCUMSTANCES = (
     "data.data_dir",
     "data.download",
     "data.skip_corrupt",
     "training.factory",
+    "model.keras.network",
     "distribution.operation_threads",
 )
 
 # What fingerprints the data that have no name and version of their own.
 _BY_PLACE = {"image_folder": fingerprint.of_folder, "npz": array_file.fingerprint}
+
+
+# Sub-sections whose names are up to what takes them.
+_OPEN = {"settings", "options"}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -74,6 +79,11 @@ def _data() -> dict[str, Any]:
         "flip": False,
         "color_jitter": 0.0,
         "random_resized_crop": 0.0,
+        # Keras's own RandAugment, up to 1; mixup or cutmix, for soft labels; and
+        # RandomErasing, the largest side of its rectangle as a share of the picture's.
+        "rand_augment": 0.0,
+        "mix": "",
+        "random_erasing": 0.0,
         # A fixed stratified part of the training split; 0 for all of it.
         "train_examples": 0,
     }
@@ -84,7 +94,8 @@ def _model() -> dict[str, Any]:
     return {
         # resnet and mobilenet_v2: a tree of networks. multi_exit and msdnet: one
         # network, a residual or a multi-scale dense one, with an exit after each
-        # block. my_module:MyNetwork: a class of your own, by its import path.
+        # block. keras: any functional Keras model, cut in blocks. my_module:MyNetwork: a
+        # class of your own, by its import path.
         "architecture": "resnet",
         # Of a tree; networks with exits have none.
         "branching": (1, 2, 2, 2, 2),
@@ -95,7 +106,7 @@ def _model() -> dict[str, Any]:
         # Of a class of your own.
         "settings": {},
         # One for each architecture: what is set here, and not None, replaces the
-        # preset's.
+        # preset's. Of keras see hne_tf/models/functional/settings.py.
         **{name: _unset(entry) for name, entry in ARCHITECTURES.items()},
     }
 
@@ -111,6 +122,8 @@ def _objective() -> dict[str, Any]:
         # The answer of size n: the mean logits or probabilities of the first n
         # leaves or exits; with exits also last, the n-th exit alone.
         "average": "logits",
+        # Part of a label that is spread evenly over all classes, e.g. 0.1.
+        "label_smoothing": 0.0,
         # Of a class of your own.
         "settings": {},
         # One for each objective. alpha grows from 0 over ramp_epochs; 0 for a
@@ -120,14 +133,26 @@ def _objective() -> dict[str, Any]:
 
 
 def _optimizer() -> dict[str, Any]:
-    """Of SGD with Nesterov momentum."""
+    """How weights are updated, and which."""
     return {
+        # sgd, with Nesterov momentum, or adamw.
+        "name": "sgd",
         "learning_rate": 0.2,
         # Half of a run that is no longer than the default.
         "warmup_epochs": 1.0,
+        # Of adamw it is the first moment's.
         "momentum": 0.9,
+        # Of sgd a penalty in the loss, which layers of a Keras model have only if they
+        # bring it; of adamw apart from the gradient, for all kernels.
         "weight_decay": 5e-4,
         "norm_momentum": 0.9,
+        # For fine-tuning: the learning rate of each block as a part of the whole, 0 for
+        # a block that stays as it is; and epochs for which each block does so at the
+        # beginning. () for the same rate from the beginning.
+        "block_rates": (),
+        "frozen_epochs": (),
+        # Batch norms keep their statistics, scales and offsets.
+        "frozen_norms": False,
     }
 
 
@@ -174,7 +199,9 @@ def _distribution() -> dict[str, Any]:
 
 
 def _unset(entry: ArchitectureEntry) -> dict[str, Any]:
-    """The settings of an architecture, none of which is set, but each with its type."""
+    """The settings of an architecture; where presets have them, none is set but has its type."""
+    if entry.defaults is not None:
+        return dict(entry.defaults)
     return {name: config_dict.placeholder(kind) for name, kind in entry.settings.items()}
 
 
@@ -249,7 +276,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     fields, known = _dotted(config), _dotted(default())
     # What a class of one's own takes, it knows itself.
-    own = [name for name in fields if name.split(".")[1:2] == ["settings"]]
+    own = [name for name in fields if _OPEN & set(name.split(".")[:-1])]
     if unknown := sorted(fields.keys() - known.keys() - set(own)):
         raise InputError(
             "fields of a config must be some of those in hne_tf/training/config.py, got "
@@ -318,7 +345,7 @@ def _used(fields: dict[str, Any]) -> set[str]:
     others |= {f"objective.{name}" for name in OBJECTIVES} - {
         f"objective.{fields['objective.name']}"
     }
-    return {name for name in fields if name.rpartition(".")[0] not in others}
+    return {name for name in fields if ".".join(name.split(".")[:2]) not in others}
 
 
 def _dotted(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -343,5 +370,5 @@ def _unknown(
     for name, value in fields.items():
         if name not in known:
             yield f"{prefix}{name}"
-        elif name != "settings" and isinstance(value, dict) and isinstance(known[name], dict):
+        elif name not in _OPEN and isinstance(value, dict) and isinstance(known[name], dict):
             yield from _unknown(value, known[name], f"{prefix}{name}.")

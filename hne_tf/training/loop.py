@@ -16,6 +16,7 @@ from hne_tf.errors import InputError, InterruptedRunError
 from hne_tf.training import backends, build
 from hne_tf.training.backends.backend import Backend, BackendRun
 from hne_tf.training.config import check
+from hne_tf.training.fine_tuning.given import given
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.machines.workers import Workers, lost_workers_told
 from hne_tf.training.run_log import RunLog
@@ -58,8 +59,7 @@ def train(
       InterruptedRunError: after SIGTERM or SIGINT, or if one of several workers was lost.
     """
     check(config)
-    build.tree(config)
-    build.architecture(config)
+    build.check_model(config)
     backend = backends.current()
     config = _in_its_form(config, workdir, restart, backend.accelerated())
     cluster = Cluster.from_environment()
@@ -71,7 +71,8 @@ def train(
             report(line)
         schedule = Schedule.of(config, data_set.examples("train"))
         with backend.seeded(config.seed, config.training.deterministic):
-            run = backend.run(config, data_set.spec, schedule, devices)
+            config, model = given(config, data_set.spec, workdir, restart, report)
+            run = backend.run(config, data_set.spec, schedule, devices, model)
             workers = Workers(cluster, devices)
             step = _to_its_end(backend, run, data_set, workers, workdir, restart, report)
     if corrupt := data_set.skipped:
@@ -166,6 +167,7 @@ def _resume(run: BackendRun, workdir: Workdir, report: Callable[[str], None]) ->
                 f"{workdir.path} has trained before but {workdir.checkpoints} is empty; "
                 "use --restart to move the run aside and start afresh"
             )
+        run.start()
         run.save(workdir, 0)
         return 0
     workdir.drop_metrics_after(step)
@@ -188,7 +190,8 @@ def _loop(
     saved = step
     with _StopRequest() as stop:
         while step < schedule.total and not workers.any(stop.requested):
-            target = schedule.next_stop(step)
+            run.prepare(step)
+            target = run.next_stop(step)
             started = time.perf_counter()
             record = run.take_steps(batches, target - step)
             seconds = time.perf_counter() - started

@@ -13,6 +13,9 @@ from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints, optimizer
+from hne_tf.training.fine_tuning import freezing
+from hne_tf.training.fine_tuning.given import GivenModel
+from hne_tf.training.fine_tuning.rates import set_block_rates
 from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
@@ -27,6 +30,7 @@ class TrainingRun:
       images: shape, classes and normalisation of the images.
       schedule: the run's steps.
       strategy: devices that take them.
+      given: the Keras model that it is cut from, if it is.
 
     Raises:
       InputError: for settings that break a rule.
@@ -38,11 +42,13 @@ class TrainingRun:
         images: ImageSpec,
         schedule: Schedule,
         strategy: tf.distribute.Strategy,
+        given: GivenModel | None = None,
     ) -> None:
         self.config = config
         self.images = images
         self.schedule = schedule
         self.strategy = strategy
+        self._given = given
         self.sizes = build.tree(config).sizes
         with strategy.scope():
             replicas = strategy.num_replicas_in_sync
@@ -50,8 +56,12 @@ class TrainingRun:
                 config, images, accelerated(), replicas, config.training.precision
             )
             check_kernels(self.model)
-            self.optimizer = optimizer.sgd(config, schedule)
-            self.optimizer.build(self.model.trainable_variables)
+            self.optimizer = optimizer.optimizer(config, schedule)
+            self._variables = list(self.model.trainable_variables)
+            self.optimizer.build(self._variables)
+            set_block_rates(
+                self.optimizer, self.model, freezing.block_rates(config, self.model.tree.blocks)
+            )
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self.accuracy.build(self.model.output_shape)
@@ -64,12 +74,32 @@ class TrainingRun:
         activations = getattr(self.objective, "activations", ())
         self._answer = self.model.with_activations(activations) if activations else self.model
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        if states := _random_states(self.model):
+            # Of dropout and its like, which Keras leaves out.
+            self.checkpoint.random_states = states
         answering = self.model
         if self._average:
             answering = self.checkpoint.average = self._average.model
-        # Converting what a replica does would take AutoGraph seconds.
-        self._steps = tf.function(self._run_steps, autograph=False)
+        self._freezing = freezing.of(config, self.model, schedule)
+        self.prepare(0)
         self._predict = inference(answering)
+
+    def next_stop(self, step: int) -> int:
+        """The step at which the host is needed next, after `step`."""
+        return int(min(self.schedule.next_stop(step), self._freezing.next_change(step)))
+
+    def prepare(self, step: int) -> None:
+        """Makes trainable what the steps from `step` to the next stop train."""
+        if self._freezing.apply(step):
+            # Converting what a replica does would take AutoGraph seconds.
+            self._steps = tf.function(self._run_steps, autograph=False)
+
+    def start(self) -> None:
+        """Sets the weights that a new run begins with, unless they are fresh ones."""
+        if self._given:
+            self._given.start(self.model)
+            if self._average:
+                self._average.restart()
 
     def batches(self, data_set: DataSet, start_step: int) -> Iterator[Any]:
         """Global batches from `start_step` on, split over the replicas.
@@ -92,7 +122,7 @@ class TrainingRun:
         return iter(self.strategy.distribute_datasets_from_function(part))
 
     def take_steps(self, batches: Iterator[Any], count: int) -> dict[str, float]:
-        """Takes `count` steps; returns their mean loss and accuracies."""
+        """Takes `count` steps, see `prepare`; returns their mean loss and accuracies."""
         self.loss.reset_state()
         self.accuracy.reset_state()
         self._steps(batches, tf.constant(count))
@@ -134,8 +164,13 @@ class TrainingRun:
             return []
         return [
             keras.Variable(tf.zeros(variable.shape), trainable=False, name="gradient_sum")
-            for variable in self.model.trainable_variables
+            for variable in self._variables
         ]
+
+    def _sums_of_trained(self) -> list[keras.Variable]:
+        """The sums of gradients of what is trained now."""
+        pairs = zip(self._variables, self._gradient_sums, strict=True)
+        return [total for variable, total in pairs if variable.trainable]
 
     def _run_steps(self, batches, count):
         _repeat(count, lambda _: self._step(next(batches)))
@@ -158,14 +193,15 @@ class TrainingRun:
         # stretch of the batch.
         rows = slice(part, None, self.config.training.accumulate_steps)
         gradients = self._gradients(images[rows], labels[rows])
-        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+        for total, gradient in zip(self._sums_of_trained(), gradients, strict=True):
             total.assign_add(gradient)
 
     def _replica_end(self):
         """The step that all parts add up to."""
         # What is read from a mirrored variable has no device, which the reduction asks for.
-        self._apply([tf.identity(total) for total in self._gradient_sums])
-        for total in self._gradient_sums:
+        totals = self._sums_of_trained()
+        self._apply([tf.identity(total) for total in totals])
+        for total in totals:
             total.assign(tf.zeros_like(total))
 
     def _gradients(self, images, labels):
@@ -188,6 +224,12 @@ class TrainingRun:
         self.optimizer.apply(gradients, self.model.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
+
+
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the random numbers that layers draw in training."""
+    weights = {id(variable) for variable in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
 
 
 def _repeat(count: tf.Tensor | int, body: Callable[[tf.Tensor], None]) -> None:

@@ -28,6 +28,10 @@ class WeightAverage:
         self.model = average
         self._momentum = momentum
         self._pairs = list(zip(average.weights, source.weights, strict=True))
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew with the source's weights."""
         for mean, weight in self._pairs:
             mean.assign(weight)
 

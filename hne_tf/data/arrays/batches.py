@@ -15,6 +15,7 @@ import numpy as np
 
 from hne_tf.data.arrays import augmentation
 from hne_tf.data.data_set import LoadedData, check_at_least
+from hne_tf.errors import InputError
 
 # Images uint8 [batch, height, width, channels], labels int32 [batch].
 ArrayBatch = tuple[np.ndarray, np.ndarray]
@@ -42,8 +43,13 @@ class ArrayDataSet(LoadedData):
           seed: of order and augmentation.
 
         Raises:
-          InputError: if a number is out of range.
+          InputError: if a number is out of range, or Keras's layers were to change images.
         """
+        if self.augmentation.layers:
+            raise InputError(
+                "data.rand_augment, mix and random_erasing must be off without TensorFlow, got "
+                f"{self.augmentation.layers}"
+            )
         check_at_least("batch_size", batch_size, 1)
         check_at_least("start_step", start_step, 0)
         check_at_least("total_steps", total_steps, 0)

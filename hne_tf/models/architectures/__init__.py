@@ -11,6 +11,7 @@ from typing import Any
 from hne_tf import import_path
 from hne_tf.errors import InputError
 from hne_tf.models.architectures.architecture import Architecture
+from hne_tf.models.functional import settings as functional_settings
 from hne_tf.models.layers.factory import Convolution, LayerFactory
 
 __all__ = [
@@ -35,10 +36,13 @@ class ArchitectureEntry:
       path: import path of the class.
       exits: whether it makes a single network with a classifier after each block,
         instead of a tree.
+      defaults: of the settings that a config has, for a class without presets that is
+        not made of them alone.
     """
 
     path: str
     exits: bool = False
+    defaults: Mapping[str, Any] | None = None
 
     @property
     def kind(self) -> type[Architecture]:
@@ -60,13 +64,12 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
     "mobilenet_v2": ArchitectureEntry(f"{_ROOM}.mobilenet_v2:MobileNetV2"),
     "multi_exit": ArchitectureEntry(f"{_ROOM}.resnet:ResNet", exits=True),
     "msdnet": ArchitectureEntry(f"{_ROOM}.msdnet:MSDNet", exits=True),
+    "keras": ArchitectureEntry(
+        f"{_ROOM}.keras_functional:KerasFunctional", defaults=functional_settings.DEFAULTS
+    ),
 }
 
-_PATHS = {
-    **{entry.path.split(":")[1]: entry.path for entry in ARCHITECTURES.values()},
-    # Made of a model instead of a config's settings.
-    "KerasFunctional": f"{_ROOM}.keras_functional:KerasFunctional",
-}
+_PATHS = {entry.path.split(":")[1]: entry.path for entry in ARCHITECTURES.values()}
 
 
 def find(name: str) -> ArchitectureEntry:

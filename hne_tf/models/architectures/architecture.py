@@ -28,8 +28,11 @@ class Architecture(abc.ABC):
       groupable: whether a layer can compute all nodes of a block at once.
       quantizable: whether the layers can be rounded to 8 bits.
 
-    The last three are True for a network that is written in the verbs of a
-    `LayerFactory` alone.
+      brings_layers: whether the layers are its own. Any factory then gives the same
+        weights; it builds only what is added, and keeps sums apart where that matters.
+
+    A network that is written in the verbs of a `LayerFactory` alone brings no layers,
+    and all else is true of it.
     """
 
     presets: ClassVar[Mapping[str, Architecture]] = {}
@@ -37,6 +40,7 @@ class Architecture(abc.ABC):
     foldable: ClassVar[bool] = True
     groupable: ClassVar[bool] = True
     quantizable: ClassVar[bool] = True
+    brings_layers: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

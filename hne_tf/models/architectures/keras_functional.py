@@ -15,8 +15,11 @@ import keras
 from hne_tf.errors import InputError
 from hne_tf.models.architectures.architecture import Architecture
 from hne_tf.models.functional import classifier as classifiers
-from hne_tf.models.functional import cuts, graph
+from hne_tf.models.functional import cuts, graph, multiply_adds
 from hne_tf.models.layers.factory import LayerFactory
+
+# A block's cost as a multiple of the mean that is told.
+_MOST_UNEVEN = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class KerasFunctional(Architecture):
     foldable: ClassVar[bool] = False
     groupable: ClassVar[bool] = False
     quantizable: ClassVar[bool] = False
+    brings_layers: ClassVar[bool] = True
 
     @classmethod
     def of(
@@ -108,6 +112,21 @@ class KerasFunctional(Architecture):
     def blocks(self) -> int:
         return len(self.cut_at) + 1
 
+    def unevenness(self) -> str | None:
+        """A line on blocks that cost more than twice their mean; None if no block does.
+
+        Raises:
+          InputError: for a layer that cannot be counted.
+        """
+        costs = [multiply_adds.of_model(part) for part in self.parts]
+        shares = [cost * len(costs) / (sum(costs) or 1) for cost in costs]
+        if max(shares) <= _MOST_UNEVEN:
+            return None
+        return (
+            f"blocks cost {', '.join(f'{share:.2f}' for share in shares)} times their mean: the "
+            "model has few places to cut it, so that branches share little or much of it"
+        )
+
     def block(self, layers: LayerFactory, block: int, x: keras.KerasTensor) -> keras.KerasTensor:
         part = self.parts[block]
         if block == 0 and x.shape[1:] != part.inputs[0].shape[1:]:
@@ -115,9 +134,10 @@ class KerasFunctional(Architecture):
                 f"images must have the model's shape {part.inputs[0].shape[1:]}, got {x.shape[1:]}"
             )
 
+        terms = itertools.count()
+
         def call(operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
             if graph.is_sum(operation):
-                terms = itertools.count()
                 args = keras.tree.map_structure(
                     lambda each: (
                         layers.apart(each, f"{operation.name}.input{next(terms)}")

@@ -80,10 +80,25 @@ def clone(
 ) -> keras.KerasTensor:
     """What a functional model computes of `x`, by new layers with weights of their own.
 
-    The functions are those of `keras.models.clone_model`.
+    The functions are those of `keras.models.clone_model`. They also get what is inside
+    functional models in the model.
     """
+
+    def clone_layer(layer: keras.Operation) -> keras.Operation:
+        # A subclass may compute something else than its graph.
+        if type(layer) is type(model):
+            inner = keras.models.clone_model(layer, None, clone_layer, call_function)
+            if not layer.trainable:
+                inner.trainable = False
+            return inner
+        if type(layer) is keras.Sequential:
+            return keras.models.clone_model(layer, None, clone_layer)
+        if clone_function is not None:
+            return clone_function(layer)
+        return type(layer).from_config(layer.get_config())
+
     return keras.models.clone_model(
-        model, input_tensors=x, clone_function=clone_function, call_function=call_function
+        model, input_tensors=x, clone_function=clone_layer, call_function=call_function
     ).output
 
 

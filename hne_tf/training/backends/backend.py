@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import ml_collections
 
 from hne_tf.image_spec import ImageSpec
+from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.machines.cluster import Cluster
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
@@ -25,6 +26,15 @@ class BackendRun(Protocol):
     config: ml_collections.ConfigDict
     schedule: Schedule
     sizes: tuple[int, ...]
+
+    def start(self) -> None:
+        """Sets the weights that a new run begins with, unless they are fresh ones."""
+
+    def next_stop(self, step: int) -> int:
+        """The step at which the host is needed next, after `step`."""
+
+    def prepare(self, step: int) -> None:
+        """Makes trainable what the steps from `step` to the next stop train."""
 
     def batches(self, data_set: Any, start_step: int) -> Iterator[Any]:
         """Global batches from `start_step` on."""
@@ -73,8 +83,13 @@ class Backend(Protocol):
         images: ImageSpec,
         schedule: Schedule,
         devices: Any,
+        given: GivenModel | None = None,
     ) -> BackendRun:
-        """Builds the run that `devices` train."""
+        """Builds the run that `devices` train, of the Keras model that it is cut from, if it is.
+
+        Raises:
+          InputError: for settings that the backend does not have.
+        """
 
     def events(
         self, folder: pathlib.Path

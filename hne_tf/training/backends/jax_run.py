@@ -80,7 +80,7 @@ class JaxRun:
         self.model = model or build.training_model(
             config, images, on_accelerator, precision=config.training.precision
         )
-        self.optimizer = optimizer.sgd(config, self.schedule)
+        self.optimizer = optimizer.optimizer(config, self.schedule)
         self.optimizer.build(self.model.trainable_variables)
         self._accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
         self._accuracy.build(self.model.output_shape)
@@ -98,6 +98,16 @@ class JaxRun:
             "average": self._average.model.variables if self._average else [],
         }
         self.checkpoint = self._checkpoint()
+
+    def start(self) -> None:
+        """Changes nothing: weights are fresh ones."""
+
+    def next_stop(self, step: int) -> int:
+        """The step at which the host is needed next, after `step`."""
+        return self.schedule.next_stop(step)
+
+    def prepare(self, step: int) -> None:
+        """Changes nothing: all layers are trained at every step."""
 
     def batches(self, data_set: ArrayDataSet, start_step: int) -> Iterator[ArrayBatch]:
         """Global batches from `start_step` on."""

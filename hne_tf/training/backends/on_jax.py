@@ -16,6 +16,7 @@ from keras.src.backend.common import global_state
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
 from hne_tf.training.backends.jax_run import JaxRun
+from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.machines.cluster import Cluster, check_divides
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
@@ -111,8 +112,24 @@ def run(
     images: ImageSpec,
     schedule: Schedule,
     devices: Sequence[jax.Device],
+    given: GivenModel | None = None,
 ) -> JaxRun:
-    """Builds the run that `devices` train."""
+    """Builds the run that `devices` train.
+
+    Raises:
+      InputError: for fine-tuning, which is TensorFlow's.
+    """
+    if given is not None:
+        raise InputError(
+            "trees of Keras models train under KERAS_BACKEND=tensorflow only, got jax and "
+            f"{config.model.keras.builder}"
+        )
+    for name in ("block_rates", "frozen_epochs", "frozen_norms"):
+        if config.optimizer[name]:
+            raise InputError(
+                f"optimizer.{name} must not be set under KERAS_BACKEND=jax, "
+                f"got {config.optimizer[name]}"
+            )
     return JaxRun(config, images, schedule, devices)
 
 

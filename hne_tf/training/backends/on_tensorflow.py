@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from hne_tf.errors import extra
 from hne_tf.image_spec import ImageSpec
+from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.machines.arithmetic import keep as keep_arithmetic
 from hne_tf.training.machines.devices import accelerated, seeded
 from hne_tf.training.machines.devices import strategy_of as devices_of
@@ -27,9 +28,10 @@ def run(
     images: ImageSpec,
     schedule: Schedule,
     devices: tf.distribute.Strategy,
+    given: GivenModel | None = None,
 ) -> TrainingRun:
-    """Builds the run that `devices` train."""
-    return TrainingRun(config, images, schedule, devices)
+    """Builds the run that `devices` train, of the Keras model that it is cut from, if it is."""
+    return TrainingRun(config, images, schedule, devices, given)
 
 
 @contextlib.contextmanager

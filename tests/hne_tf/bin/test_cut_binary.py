@@ -52,6 +52,24 @@ def test_an_import_path_makes_the_model(run_binary):
     assert blocks == ["end of 0", "end of 1"]
 
 
+def test_blocks_that_differ_much_in_cost_are_told(run_binary, tmp_path):
+    inputs = x = keras.Input((8, 8, 3))
+    for index, filters in enumerate((1, 1, 64)):
+        x = layers.Conv2D(filters, 3, padding="same", name=f"conv{index}")(x)
+    path = tmp_path / "odd.keras"
+    keras.Model(inputs, layers.Conv2D(64, 3, name="last")(x)).save(path)
+    code, lines, _ = run_binary(cut, str(path), "--branching=1,1,1", "--cut_at=conv1,conv2")
+    assert code == 0
+    assert lines[-1].startswith("note: blocks cost 0.0")
+    code, lines, _ = run_binary(cut, str(path), "--branching=1")
+    assert not any(line.startswith("note") for line in lines)
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
 def test_bad_input_is_refused(assert_refused, network, tmp_path):
     assert_refused(cut, [], "one model must be named, got none")
     assert_refused(cut, [network, network], "one model must be named")
@@ -63,6 +81,8 @@ def test_bad_input_is_refused(assert_refused, network, tmp_path):
     assert_refused(cut, ["keras.applications.Net"], "must name a function of keras.applications")
     assert_refused(cut, ["Net"], "an import path such as keras.applications.Xception, got 'Net'")
     assert_refused(cut, ["os.getcwd"], "must return a Keras model, got str")
+    subclassed = f"{__name__}.Subclassed"
+    assert_refused(cut, [subclassed], "must be a functional Keras model", "got Subclassed")
     shape = "--image_shape=8,8,3"
     assert_refused(cut, ["keras.applications.MobileNet", shape], "must return a model for")
     assert_refused(cut, [network, shape, "--branching=1,x"], "--branching takes integers")

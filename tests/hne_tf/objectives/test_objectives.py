@@ -237,6 +237,16 @@ def test_soft_labels_are_taken_as_they_are():
     np.testing.assert_allclose(Independent().call(soft, LEAF_LOGITS), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("labels", [LABELS, np.eye(CLASSES, dtype=np.float32)[LABELS]])
+def test_labels_are_smoothed(labels):
+    smoothed = 0.7 * np.eye(CLASSES)[LABELS] + 0.3 / CLASSES
+    for kind in (Independent, Subtree, CoDistillation, HierarchicalDistillation):
+        expected = kind().call(smoothed.astype(np.float32), LEAF_LOGITS)
+        loss = kind.from_config(kind(label_smoothing=0.3).get_config())
+        np.testing.assert_allclose(loss.call(labels, LEAF_LOGITS), expected, rtol=1e-5)
+        assert np.abs(loss.call(labels, LEAF_LOGITS) - kind().call(labels, LEAF_LOGITS)).max() > 0.1
+
+
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(InputError, match=r"rows \[batch, 3\], got shape \(5, 2\)"):
         Independent().call(np.zeros((5, 2)), LEAF_LOGITS)

@@ -272,7 +272,7 @@ def test_what_is_no_objective_is_named(name, message):
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
-    names = "resnet, mobilenet_v2, multi_exit, msdnet or an import path such as my_module:MyNetwork"
+    names = "resnet, .*, keras or an import path such as my_module:MyNetwork"
     with pytest.raises(InputError, match=f"one of {names}, got 'vgg'"):
         build.architecture(config)
 
@@ -310,3 +310,26 @@ def test_both_forms_have_the_config_s_layers(tiny_config, accelerated):
     branched = build.training_model(config, images, accelerated)
     assert isinstance(branched, TreeEnsemble)
     assert branched.factory == build.training_layers(config)
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_labels_are_smoothed_for_every_objective(name):
+    config = default_objective(name)
+    config.objective.label_smoothing = 0.2
+    assert build.objective(config, 10.0).get_config()["label_smoothing"] == 0.2
+    config.objective.label_smoothing = 1.0
+    with pytest.raises(InputError, match=r"label_smoothing must lie in \[0, 1\), got 1\.0"):
+        build.objective(config, 10.0)
+
+
+class Plain(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return y_pred[:, 0, 0]
+
+
+def test_an_objective_without_smoothing_refuses_it():
+    config = default_objective(f"{__name__}:Plain")
+    build.objective(config, 10.0)
+    config.objective.label_smoothing = 0.1
+    with pytest.raises(InputError, match=r"must be 0 for .*:Plain, which does not take it"):
+        build.objective(config, 10.0)

@@ -78,7 +78,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     schedule = Schedule.of(config, data_set.examples("train"))
     keras.utils.set_random_seed(config.seed)
     model = build.ensemble(config, build.training_layers(config), data_set.spec)
-    sgd = optimizer.sgd(config, schedule)
+    sgd = optimizer.optimizer(config, schedule)
     objective = build.objective(config, schedule.steps_per_epoch)
     model.compile(optimizer=sgd, loss=objective)
     batches = data_set.train_batches(
@@ -289,14 +289,14 @@ def test_bad_settings_are_refused_before_anything_is_written(
 def test_the_default_warm_up_bends_to_a_short_run(tiny_config):
     config = tiny_config(training__epochs=1.0, optimizer__warmup_epochs=1.0)
     schedule = Schedule.of(config, 320)
-    rates = optimizer.sgd(config, schedule).get_config()["learning_rate"]["config"]
+    rates = optimizer.optimizer(config, schedule).get_config()["learning_rate"]["config"]
     assert (rates["warmup_steps"], rates["decay_steps"]) == (5, 5)
     config.training.epochs = 0.1
-    assert optimizer.sgd(config, Schedule.of(config, 320)) is not None
+    assert optimizer.optimizer(config, Schedule.of(config, 320)) is not None
     # What somebody has chosen is refused where it does not fit.
     config.optimizer.warmup_epochs = 2.0
     with pytest.raises(InputError, match=r"shorter than the run, got 2\.0"):
-        optimizer.sgd(config, schedule)
+        optimizer.optimizer(config, schedule)
 
 
 CONFIG_FILE = """

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from tensorflow.lite.python import schema_py_generated as schema
 
 import hne_tf as hne
 from hne_tf.compression.compressor import Settings, check
@@ -268,18 +269,6 @@ def flowers():
     return hne.TreeEnsemble.from_keras(source, (1, 2), IMAGES, perturb={1: 0.2}, cut_at=["mlp0"])
 
 
-def test_an_export_answers_as_the_tree(flowers, tmp_path):
-    # The export compares every signature and step with the live model.
-    exported = hne.load(hne.export(flowers, tmp_path / "flowers", report=str))
-    for size in (1, 2):
-        np.testing.assert_allclose(
-            exported.predict(PIXELS, size=size).probabilities,
-            flowers.probabilities(PIXELS, size),
-            atol=1e-5,
-        )
-    assert exported.manifest.cost == cost.per_size(flowers, [1, 2])
-
-
 def test_sums_stay_apart_in_what_is_served():
     tree = hne.TreeEnsemble.from_keras(residual(), (1, 2), IMAGES, cut_at=["head"])
     served = signatures.served(tree)
@@ -292,11 +281,43 @@ def test_sums_stay_apart_in_what_is_served():
     np.testing.assert_allclose(served(PIXELS), tree(PIXELS), atol=1e-6)
 
 
-def test_a_tflite_file_answers_as_the_tree(flowers, tmp_path):
-    hne.convert_tflite(flowers, tmp_path / "flowers.tflite", report=str)
-    exported = hne.load(tmp_path / "flowers.tflite")
-    answer = exported.predict(PIXELS, size=2).probabilities
-    np.testing.assert_allclose(answer, flowers.probabilities(PIXELS), atol=1e-4)
+def test_sums_inside_nested_models_stay_apart():
+    tree = hne.TreeEnsemble.from_keras(moved(nested()), (1, 2), IMAGES, cut_at=["unit_relu"])
+    served = signatures.served(tree)
+    inner = served.node_models[1][1].get_layer("inner")
+    (call,) = (call for call in graph.calls(inner) if graph.is_sum(call.operation))
+    for x in call.inputs:
+        assert type(graph.producer(inner, x).operation) is Opaque
+    assert weights.read(served).keys() == weights.read(tree).keys()
+    np.testing.assert_allclose(served(PIXELS), tree(PIXELS), atol=1e-6)
+
+
+def test_a_sum_that_is_called_twice_stays_apart():
+    inputs = keras.Input((8, 8, 3))
+    add, x = layers.Add(name="add"), layers.Conv2D(3, 3, padding="same", name="first")(inputs)
+    x = add([add([x, layers.Conv2D(3, 3, padding="same")(x)]), x])
+    tree = hne.TreeEnsemble.from_keras(
+        keras.Model(inputs, classified(x)), (1, 2), IMAGES, cut_at=["first"]
+    )
+    np.testing.assert_allclose(signatures.served(tree)(PIXELS), tree(PIXELS), atol=1e-6)
+
+
+def test_an_int8_file_is_calibrated_by_the_converter(flowers, tmp_path):
+    representative = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    path = tmp_path / "flowers.tflite"
+    manifest = hne.convert_tflite(flowers, path, "int8", representative=representative, report=str)
+    assert manifest.mode == "int8"
+    kernels = [
+        tensor
+        for graph_ in schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes())).subgraphs
+        for tensor in graph_.tensors
+        if tensor.type == schema.TensorType.INT8 and len(tensor.shape) == 4
+    ]
+    assert kernels
+    exported = hne.load(path)
+    expected = flowers.probabilities(PIXELS)
+    for answer in (exported.predict(PIXELS, size=2), exported.session(PIXELS).run()):
+        np.testing.assert_allclose(answer.probabilities, expected, atol=0.1)
 
 
 def test_rooms_that_cannot_handle_it_name_the_rule(flowers, tmp_path):
@@ -306,10 +327,8 @@ def test_rooms_that_cannot_handle_it_name_the_rule(flowers, tmp_path):
         hne.GroupedEnsemble(network, flowers.tree, IMAGES)
     with pytest.raises(InputError, match="only a quantizable architecture is compressed, got"):
         check(flowers, Settings("prune", epochs=1))
-    with pytest.raises(InputError, match="only a quantizable architecture is rounded to 8 bits"):
-        hne.convert_tflite(
-            flowers, tmp_path / "flowers.tflite", "int8", representative=PIXELS, report=str
-        )
+    with pytest.raises(InputError, match="int8 needs representative training images"):
+        hne.convert_tflite(flowers, tmp_path / "flowers.tflite", "int8", report=str)
 
 
 class Subclassed(keras.Model):

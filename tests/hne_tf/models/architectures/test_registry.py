@@ -6,7 +6,13 @@ import pytest
 
 from hne_tf.errors import InputError
 from hne_tf.models import architectures
-from hne_tf.models.architectures import Architecture, MobileNetV2, MSDNet, ResNet
+from hne_tf.models.architectures import (
+    Architecture,
+    KerasFunctional,
+    MobileNetV2,
+    MSDNet,
+    ResNet,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,7 @@ def test_a_name_stands_for_a_class_and_the_shape_of_its_tree():
         "mobilenet_v2": (MobileNetV2, False),
         "multi_exit": (ResNet, True),
         "msdnet": (MSDNet, True),
+        "keras": (KerasFunctional, False),
     }
     with pytest.raises(AttributeError, match="no attribute 'VGG'"):
         _ = architectures.VGG
@@ -55,7 +62,7 @@ def test_an_import_path_stands_for_a_class_of_the_user_s_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", r"one of resnet, mobilenet_v2, multi_exit, msdnet or an import path .* got 'vgg'"),
+        ("vgg", r"one of resnet, .*, msdnet, keras or an import path .* got 'vgg'"),
         ("no_such_module:Net", "a module that can be imported, got 'no_such_module:Net'"),
         (":Net", "a module that can be imported, got ':Net'"),
         ("dataclasses:Net", "a class of dataclasses, got 'dataclasses:Net'"),
