@@ -3,9 +3,10 @@
     hne-train --config=configs/cifar10_large.py --workdir=runs/cifar10_large \\
         --config.data.download=True
 
-For a GPU: 105,469 steps of 128 images are days on a CPU. It has not been run
-here, so no accuracy is stated. Depths and widths are the project's own
-preset `large`, which need not be the paper's in every number.
+For a GPU: 105,469 steps of 128 images are days on a CPU. With 175 epochs, which took
+an H200 six minutes, test accuracy is 93.2% with one leaf and 94.0% with sixteen, see
+results/cifar10_gpu.md. Depths and widths are the project's own preset `large`, which
+need not be the paper's in every number.
 """
 
 import ml_collections

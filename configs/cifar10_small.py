@@ -3,9 +3,11 @@
     hne-train --config=configs/cifar10_small.py --workdir=runs/cifar10_small \\
         --config.data.download=True
 
-For a GPU: 105,469 steps of 128 images are days on a CPU. It has not been run
-here, so no accuracy is stated. Depths and widths are the project's own
-preset `small`, which need not be the paper's in every number.
+For a GPU: 105,469 steps of 128 images are days on a CPU. On an H200, by JAX in
+bfloat16, they took seven minutes; test accuracy is 90.9% with one leaf and 92.0%
+with sixteen, see results/cifar10_gpu.md; `hne_tf.from_pretrained("cifar10_small")`
+loads it. Depths and widths are the project's own preset `small`, which need not be
+the paper's in every number.
 """
 
 import ml_collections
