@@ -12,8 +12,9 @@ from keras import ops
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import averaging, compiling, serialisation
+from hne_tf.models import averaging, serialisation
 from hne_tf.models.architectures.architecture import Activation, Architecture
+from hne_tf.models.compiling import CompiledModel
 from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.models.nodes import (
@@ -29,7 +30,7 @@ from hne_tf.tree import Paths, Tree
 Network = tuple[tuple[tuple[int, int], ...], keras.Model]
 
 
-class Ensemble(keras.Model):
+class Ensemble(CompiledModel):
     """What every form of a tree's networks has: settings, saving and probabilities.
 
     Attributes:
@@ -48,8 +49,7 @@ class Ensemble(keras.Model):
 
     # Where the graph has the activation of each node, by the node's name.
     _activations: Mapping[str, Any]
-    # Names of those that the loss asks for, and what the last call gave for them.
-    _asked: tuple[str, ...] = ()
+    # What the last call gave for those that the loss asks for.
     _answered: Mapping[str, Any] | None = None
 
     def get_config(self) -> dict[str, Any]:
@@ -78,62 +78,6 @@ class Ensemble(keras.Model):
             config.get("average", "logits"),
             config["name"],
         )
-
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        loss_weights: Any = None,
-        metrics: Any = None,
-        weighted_metrics: Any = None,
-        **options: Any,
-    ) -> None:
-        """Keras's `compile`, for losses and metrics of leaf logits.
-
-        Args:
-          optimizer: as in Keras.
-          loss: one of `hne_tf.objectives`, or one of your own, see `Objective` there.
-          loss_weights: as in Keras.
-          metrics: of `hne_tf.metrics`, or your own.
-          weighted_metrics: likewise, weighted by `sample_weight`.
-          options: as in Keras.
-
-        Raises:
-          InputError: for a loss or metric that takes one answer per example, as
-            Keras's own do, or a loss that asks for activations of unknown nodes.
-        """
-        compiling.check_loss(loss)
-        compiling.check_metrics([metrics, weighted_metrics])
-        super().compile(
-            optimizer,
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            weighted_metrics=weighted_metrics,
-            **options,
-        )
-        if hasattr(loss, "iterations"):
-            loss.iterations = self.optimizer.iterations
-        self._asked = self._checked_names(getattr(loss, "activations", ()))
-        compiling.build_metrics([metrics, weighted_metrics], self.output_shape)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Keras's, with the optimiser's variables made before.
-
-        Made in the first step, they would have TensorFlow trace it twice.
-        """
-        # Of Keras's backends only TensorFlow has one; the others make them themselves.
-        strategy = getattr(self, "distribute_strategy", None)
-        if strategy is not None and not self.optimizer.built:
-            with strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a model that is loaded as it was when it was saved."""
-        # Keras does not call a `compile` that is not its own.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def with_activations(self, names: Sequence[str]) -> keras.Model:
         """The model of images to leaf logits and the activations of some nodes.
