@@ -96,7 +96,16 @@ def check_model() -> None:
     print("hne-serve answers as the live model does")
 
 
+def check_own_model() -> None:
+    """The notebook of docs/your-model.md: a Keras model becomes a tree and answers in time."""
+    page = pathlib.Path(__file__).parents[2] / "docs/your-model.md"
+    (notebook,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len([line for line in notebook.splitlines() if line.strip()]) <= 15
+    exec(compile(notebook, str(page), "exec"), {"__name__": "__main__"})
+
+
 if __name__ == "__main__":
     check_installation()
     check_commands()
     check_model()
+    check_own_model()
