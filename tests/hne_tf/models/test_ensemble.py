@@ -78,15 +78,14 @@ def test_a_tree_equals_a_loop_of_independent_networks(branching, unit, layers):
     assert all(np.ptp(got, axis=1).min(axis=0) > 1e-3) or model.tree.leaves == 1
 
 
-@both_factories
 @every_unit
-def test_shared_nodes_get_the_sum_of_their_networks_gradients(unit, layers):
-    model = randomised(build((1, 2, 2), unit, layers))
+def test_shared_nodes_get_the_sum_of_their_networks_gradients(unit):
+    model = randomised(build((1, 2, 2), unit))
     images, values = random_images(8), weights.read(model)
     # Each leaf's logits weigh differently in the loss.
     factors = np.random.default_rng(1).normal(0, 1, (8, 4, 3)).astype(np.float32)
     expected = {}
-    network = build((1, 1, 1), unit, layers)
+    network = build((1, 1, 1), unit)
     for leaf in range(4):
         path = model.tree.path(leaf)
         weights.load(network, on_the_path(values, path))
