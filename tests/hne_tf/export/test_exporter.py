@@ -187,10 +187,10 @@ def test_a_model_that_answers_otherwise_is_not_published(small, monkeypatch, tmp
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
-def test_a_model_whose_sums_are_fused_is_not_published(small, monkeypatch, tmp_path):
+def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
     monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
     with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):
-        exporter.export(small, tmp_path / "tiny", report=lambda line: None)
+        exporter.export(run.model, tmp_path / "tiny", report=lambda line: None)
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
