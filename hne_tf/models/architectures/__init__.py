@@ -63,10 +63,10 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
     "resnet": ArchitectureEntry(f"{_ROOM}.resnet:ResNet"),
     "mobilenet_v2": ArchitectureEntry(f"{_ROOM}.mobilenet_v2:MobileNetV2"),
     "multi_exit": ArchitectureEntry(f"{_ROOM}.resnet:ResNet", exits=True),
-    "msdnet": ArchitectureEntry(f"{_ROOM}.msdnet:MSDNet", exits=True),
     "keras": ArchitectureEntry(
         f"{_ROOM}.keras_functional:KerasFunctional", defaults=functional_settings.DEFAULTS
     ),
+    "msdnet": ArchitectureEntry(f"{_ROOM}.msdnet:MSDNet", exits=True),
 }
 
 _PATHS = {entry.path.split(":")[1]: entry.path for entry in ARCHITECTURES.values()}

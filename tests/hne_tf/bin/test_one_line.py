@@ -217,6 +217,7 @@ def test_a_file_in_the_way_of_any_binary_is_one_line(assert_refused, trained_wor
     config = f"--config={ROOT / 'configs/sweeps/objectives_digits.py'}"
     assert_refused(sweep, [config, f"--root={file / 'root'}"], "Not a directory", str(file))
     copied = shutil.copytree(trained_workdir.path, tmp_path / "run")
+    (copied / "evaluation.json").unlink(missing_ok=True)
     (copied / "evaluation.json").mkdir()
     run = f"--workdir={copied}"
     assert_refused(evaluate, [run], "Is a directory", "evaluation.json")

@@ -131,9 +131,12 @@ def make_tree(root, tree):
                 os.makedirs(folder, exist_ok=True)
             for kind, file_name, inside, content in files:
                 parent = os.path.join(folder, b"inside") if inside else folder
+                path = os.path.join(parent, file_name)
                 with contextlib.suppress(OSError):
                     os.makedirs(parent, exist_ok=True)
-                    KINDS[kind](os.path.join(parent, file_name), content)
+                    # Writing into a pipe would wait for somebody who reads.
+                    if not os.path.lexists(path):
+                        KINDS[kind](path, content)
 
 
 def pictures_in(root):
