@@ -149,7 +149,7 @@ def _from_its_step(
     with log.opened_at(step) if workers.cluster.is_chief else contextlib.nullcontext():
         step = _loop(run, data_set, workers, workdir, step, log)
     # A worker that left while the chief still writes would be taken for dead.
-    workers.wait()
+    workers.leave()
     return step
 
 

@@ -37,6 +37,17 @@ class Workers:
         """Returns when all workers have come here."""
         self._sum(0)
 
+    def leave(self) -> None:
+        """Returns when all workers have come here, and none still reads what another sent."""
+        self.wait()
+        if self.cluster.workers == 1:
+            return
+        import tensorflow as tf
+
+        # Whoever is not there any more has come past the first time, and has all it needs.
+        with contextlib.suppress(*(getattr(tf.errors, name) for name in _LOST)):
+            self.wait()
+
     def any(self, wish: bool) -> bool:
         """Whether at least one worker has the wish."""
         return self._sum(int(wish)) > 0

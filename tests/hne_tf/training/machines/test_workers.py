@@ -41,3 +41,30 @@ def test_workers_must_connect_before_tensorflow_is_used(tiny_config, monkeypatch
     )
     with pytest.raises(InputError, match="TensorFlow has not been used before, got 2"):
         strategy_of(tiny_config(), Cluster.from_environment())
+
+
+class Meetings:
+    """A strategy whose workers meet as often as told; then the other one is gone."""
+
+    num_replicas_in_sync = 2
+
+    def __init__(self, count):
+        self.left = count
+
+    def experimental_distribute_values_from_function(self, value):
+        return value(None)
+
+    def reduce(self, operation, value, axis):
+        del operation, axis
+        if not self.left:
+            raise LOST
+        self.left -= 1
+        return 2 * value
+
+
+def test_a_worker_leaves_when_all_have_what_they_need():
+    cluster = Cluster(workers=2)
+    for meetings in (1, 2):
+        Workers(cluster, Meetings(meetings)).leave()
+    with pytest.raises(tf.errors.UnavailableError):
+        Workers(cluster, Meetings(0)).leave()
