@@ -62,7 +62,7 @@ def test_an_import_path_stands_for_a_class_of_the_user_s_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", r"one of resnet, .*, msdnet, keras or an import path .* got 'vgg'"),
+        ("vgg", r"one of resnet, .*, keras, msdnet or an import path .* got 'vgg'"),
         ("no_such_module:Net", "a module that can be imported, got 'no_such_module:Net'"),
         (":Net", "a module that can be imported, got ':Net'"),
         ("dataclasses:Net", "a class of dataclasses, got 'dataclasses:Net'"),
