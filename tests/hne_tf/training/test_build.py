@@ -272,7 +272,7 @@ def test_what_is_no_objective_is_named(name, message):
 def test_unknown_architecture_is_named():
     config = default()
     config.model.architecture = "vgg"
-    names = "resnet, .*, keras or an import path such as my_module:MyNetwork"
+    names = "resnet, .*, msdnet or an import path such as my_module:MyNetwork"
     with pytest.raises(InputError, match=f"one of {names}, got 'vgg'"):
         build.architecture(config)
 
