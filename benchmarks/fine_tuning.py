@@ -6,7 +6,7 @@
 A small residual network learns five classes of CIFAR-10 and is saved as a .keras file. Four-leaf
 trees of it learn the other five from --images pictures: with its weights and from scratch, with
 hierarchical distillation and with leaves that learn by themselves, for each of --seeds seeds. What
-is in --root is not computed again. About an hour on 2 cores.
+is in --root is not computed again. More than an hour on 2 cores.
 """
 
 import functools

@@ -96,17 +96,14 @@ def turned():
 
 @pytest.fixture(scope="session")
 def bounded():
-    """Gives a context for one input that somebody else has made: it may cost so much, no more.
-
-    Time is the processor's, of which a busy machine takes no more than an idle one.
-    """
+    """Makes a context that bounds the memory and processor time of one untrusted input."""
 
     def exhausted(number, frame):
         raise AssertionError(f"an input must take at most {MOST_SECONDS} s of processor time")
 
     @contextlib.contextmanager
     def cost():
-        # Has Linux forget the peak so far.
+        # Linux then forgets the peak so far.
         pathlib.Path("/proc/self/clear_refs").write_text("5")
         before = peak_mib()
         previous = signal.signal(signal.SIGPROF, exhausted)

@@ -77,7 +77,7 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Pillow warns of pictures that `data.pixels` refuses, or reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # joblib of what it cannot do on a full disk, which is not asked of it.
+    # joblib warns if a full disk leaves it no semaphores, which no command uses.
     warnings.filterwarnings("ignore", module=r"joblib\.")
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show the flags and exit.", flag_values=values)

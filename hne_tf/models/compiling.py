@@ -57,7 +57,7 @@ class CompiledModel(keras.Model):
 
         Made in the first step, they would have TensorFlow trace it twice.
         """
-        # Of Keras's backends only TensorFlow has one; the others make them themselves.
+        # Only TensorFlow's trainer has a strategy. Keras's others build the optimiser first.
         strategy = getattr(self, "distribute_strategy", None)
         if strategy is not None and not self.optimizer.built:
             with strategy.scope():

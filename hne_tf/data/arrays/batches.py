@@ -7,6 +7,7 @@ differ from those of `tf.data`; what they are made of does not.
 
 import collections
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -20,8 +21,9 @@ from hne_tf.errors import InputError
 # Images uint8 [batch, height, width, channels], labels int32 [batch].
 ArrayBatch = tuple[np.ndarray, np.ndarray]
 
-# Batches made ahead of their use, enough for a call of several steps.
+# Batches made ahead of their use, enough for a call of several steps, and their most bytes.
 _AHEAD = 128
+_BYTES_AHEAD = 2**28
 
 
 class ArrayDataSet(LoadedData):
@@ -58,7 +60,8 @@ class ArrayDataSet(LoadedData):
         def batch(step: int) -> ArrayBatch:
             return self._train_batch(order(step, batch_size), seed, step)
 
-        return _made_ahead(batch, range(start_step, total_steps))
+        ahead = _BYTES_AHEAD // (batch_size * math.prod(self.spec.shape))
+        return _made_ahead(batch, range(start_step, total_steps), max(2, min(ahead, _AHEAD)))
 
     def _train_batch(self, indices: np.ndarray, seed: int, step: int) -> ArrayBatch:
         draws = augmentation.draw(self.augmentation, len(indices), seed, step)
@@ -112,14 +115,16 @@ class Order:
         return indices
 
 
-def _made_ahead(batch: Callable[[int], ArrayBatch], steps: range) -> Iterator[ArrayBatch]:
-    """The batches of all steps in order, while threads make those that come next."""
+def _made_ahead(
+    batch: Callable[[int], ArrayBatch], steps: range, ahead: int
+) -> Iterator[ArrayBatch]:
+    """The batches of all steps in order, while threads make the next `ahead` of them."""
     with futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         pending: collections.deque[futures.Future[ArrayBatch]] = collections.deque()
         coming = iter(steps)
         try:
             while True:
-                while len(pending) < _AHEAD and (step := next(coming, None)) is not None:
+                while len(pending) < ahead and (step := next(coming, None)) is not None:
                     pending.append(pool.submit(batch, step))
                 if not pending:
                     return

@@ -38,13 +38,13 @@ class Workers:
         self._sum(0)
 
     def leave(self) -> None:
-        """Returns when all workers have come here, and none still reads what another sent."""
+        """Returns when all workers have come here and no longer need each other."""
         self.wait()
         if self.cluster.workers == 1:
             return
         import tensorflow as tf
 
-        # Whoever is not there any more has come past the first time, and has all it needs.
+        # A worker that is missing here has passed the first wait, so nobody needs it.
         with contextlib.suppress(*(getattr(tf.errors, name) for name in _LOST)):
             self.wait()
 
