@@ -1,3 +1,5 @@
+from concurrent import futures
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,6 +59,20 @@ def test_batches_are_a_function_of_seed_and_step(data_set):
             np.testing.assert_array_equal(mine, theirs)
     images, labels = whole[0]
     assert (images.dtype, images.shape, labels.dtype) == (np.uint8, (8, *SHAPE), np.int32)
+
+
+@pytest.mark.parametrize(("bytes_ahead", "made"), [(3 * 8 * 5 * 7 * 3, 3), (1, 2), (2**28, 20)])
+def test_batches_ahead_take_no_more_memory_than_allowed(data_set, monkeypatch, bytes_ahead, made):
+    monkeypatch.setattr("hne_tf.data.arrays.batches._BYTES_AHEAD", bytes_ahead)
+    pools = []
+    submit = futures.ThreadPoolExecutor.submit
+    monkeypatch.setattr(
+        futures.ThreadPoolExecutor, "submit", lambda *given: pools.append(1) or submit(*given)
+    )
+    coming = data_set().train_batches(batch_size=8, start_step=0, total_steps=20, seed=3)
+    next(coming)
+    assert len(pools) == made
+    coming.close()
 
 
 def test_an_order_goes_on_from_any_step():
