@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import pathlib
 import re
@@ -31,6 +32,13 @@ settings.load_profile("suite")
 # Of one input: a picture may have a million pixels in the tests, of 4 bytes each.
 MOST_MIB = 64
 MOST_SECONDS = 10
+
+
+def pytest_collection_finish():
+    """Has the garbage collector pass over the libraries, which stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -99,8 +99,14 @@ class Augmentation:
         if self.pad_pixels:
             images = crop_and_flip(images, self.pad_pixels, draws.offsets, draws.flips)
         elif self.flip:
-            mirrored = tf.reverse(images, [2])
-            images = tf.where(draws.flips[:, None, None, None] == 1, mirrored, images)
+            # Image by image: those that stay as they are cost nothing.
+            images = tf.map_fn(
+                lambda each: tf.cond(
+                    each[1] == 1, lambda: tf.reverse(each[0], [1]), lambda: each[0]
+                ),
+                (images, draws.flips),
+                fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+            )
         if self.color_jitter:
             images = tf.map_fn(
                 lambda each: jitter_colors(each[0], self.color_jitter, each[1]),

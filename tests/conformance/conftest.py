@@ -22,14 +22,14 @@ from hne_tf.tree import Paths, Tree
 IMAGES = ImageSpec((8, 8, 3), ("ant", "bee", "cow"), (120.0, 110.0, 100.0), (70.0, 60.0, 50.0))
 
 BASIC = ResNet("basic", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3)
-BOTTLENECK = ResNet("bottleneck", (4, 6, 8), (1, 1, 1), (1, 2, 1), stem_width=3)
+BOTTLENECK = ResNet("bottleneck", (4, 6), (1, 1), (1, 2), stem_width=3)
 # Two scales between its blocks, and one in the end.
 DENSE = MSDNet((1, 2), 2, (1, 2), (2, 1), stem_width=3, reduction=0.5, head_width=4)
 
 # Each architecture with a tree, splits in different places, and how it answers.
 ARCHITECTURES = {
     "resnet_basic": (BASIC, Tree((1, 3, 1)), "probabilities"),
-    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1, 2)), "logits"),
+    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1)), "logits"),
     "multi_exit": (BASIC, Exits(3), "logits"),
     "msdnet": (DENSE, Exits(2), "last"),
     # As small as it gets; where widths are equal, units add their input.

@@ -61,6 +61,12 @@ def test_a_compressed_run_is_a_run(run_binary, trained_workdir, folder, name):
         assert np.count_nonzero(kernel.reshape(9, 2, 4, 8), axis=2).max() == 2
     elif name == "cluster":
         assert len(np.unique(kernel)) <= 8
+
+
+@pytest.mark.parametrize("name", ["train_quantized", "structure"])
+def test_a_compressed_run_is_evaluated_as_any_other(run_binary, trained_workdir, folder, name):
+    workdir, _ = compressed(run_binary, trained_workdir, folder, name)
+    description = json.loads(workdir.compression_path.read_text())
     code, _, _ = run_binary(evaluate, f"--workdir={workdir.path}", "--split=validation")
     assert code == 0
     rows = json.loads(workdir.evaluation_path("validation").read_text())["sizes"]

@@ -21,16 +21,16 @@ def get_config():
     base = default()
     base.update_from_flattened_dict({
         "data.train_examples": 320,
-        "model.branching": (1, 2),
+        "model.branching": (2,),
         "model.resnet.unit": "basic",
-        "model.resnet.widths": (4, 8),
-        "model.resnet.units": (1, 1),
-        "model.resnet.strides": (2, 2),
+        "model.resnet.widths": (4,),
+        "model.resnet.units": (1,),
+        "model.resnet.strides": (2,),
         "optimizer.warmup_epochs": 1.0,
         "training.epochs": 40.0,
         "training.batch_size": 32,
         "training.steps_per_call": 5,
-        "training.checkpoint_every_epochs": 1.0,
+        "training.checkpoint_every_epochs": 2.0,
         "training.validate_every_epochs": 20.0,
         "training.deterministic": True,
     })

@@ -21,7 +21,9 @@ from hne_tf.exported import model, session, tflite_file
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.profiling import latency, profile
+from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.steps import RunnableSignature, SignatureInput, walk
+from hne_tf.exported.tflite_model import TFLiteModel
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.image_spec import ImageSpec
 from hne_tf.models.architectures.resnet import ResNet
@@ -361,7 +363,8 @@ def test_examples_run(example, folder, images, tmp_path, monkeypatch, capsys):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     monkeypatch.chdir(tmp_path)
-    # Models are profiled in processes of their own.
+    # Models are profiled in processes of their own, one per number of threads.
+    monkeypatch.setattr(SavedModel, "default_threads", 1)
     monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(hne.__file__).parents[1]))
     example.globs.update(hne=hne, images=images, model=hne.load("models/digits"))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -380,9 +383,6 @@ def test_examples_are_found():
 
 
 def test_both_forms_do_all_that_is_promised():
-    from hne_tf.exported.saved_model import SavedModel
-    from hne_tf.exported.tflite_model import TFLiteModel
-
     for form in (SavedModel, TFLiteModel):
         assert not inspect.isabstract(form)
         assert issubclass(form, ExportedModel)

@@ -20,9 +20,6 @@ BRANCHINGS = ((1, 2, 2), (4, 1, 1), (1, 1, 4), (1, 1, 1), (2, 3), (3, 1, 2))
 
 every_branching = pytest.mark.parametrize("branching", BRANCHINGS, ids=str)
 every_unit = pytest.mark.parametrize("unit", UNITS)
-both_factories = pytest.mark.parametrize(
-    "layers", [TrainingLayers(), DeployLayers()], ids=lambda layers: type(layers).__name__
-)
 
 
 def build(branching, unit="basic", layers=None):
@@ -60,9 +57,16 @@ def on_the_path(values, path):
     return single
 
 
-@both_factories
-@every_unit
-@every_branching
+@pytest.mark.parametrize(
+    ("branching", "unit", "layers"),
+    [
+        *((branching, "basic", TrainingLayers()) for branching in BRANCHINGS),
+        ((1, 2, 2), "basic", DeployLayers()),
+        ((2, 3), "bottleneck", TrainingLayers()),
+        ((3, 1, 2), "bottleneck", DeployLayers()),
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_a_tree_equals_a_loop_of_independent_networks(branching, unit, layers):
     model = randomised(build(branching, unit, layers))
     images, values = random_images(), weights.read(model)
@@ -191,8 +195,9 @@ def test_tree_and_architecture_must_have_as_many_blocks(branching):
     assert str(error.value).endswith(str(branching))
 
 
-@both_factories
-@every_unit
+@pytest.mark.parametrize(
+    ("unit", "layers"), [("basic", TrainingLayers()), ("bottleneck", DeployLayers())]
+)
 def test_keras_files_keep_architecture_and_weights(unit, layers, tmp_path):
     model = randomised(build((2, 1, 2), unit, layers))
     model.save(tmp_path / "model.keras")

@@ -28,7 +28,8 @@ RESNETS = {
 MSDNETS = MSDNet((1, 2), growth=2, scale_factors=(1, 2), bottlenecks=(0, 1), stem_width=2)
 TREES = [Tree(branching) for branching in ((4, 1, 1), (1, 1, 3), (1, 2, 2), (2, 1, 2))]
 CASES = [
-    *((resnet, tree) for resnet in RESNETS.values() for tree in TREES),
+    *((RESNETS["basic"], tree) for tree in TREES),
+    (RESNETS["bottleneck"], Tree((2, 1, 2))),
     (RESNETS["basic"], Exits(3)),
     (MSDNETS, Exits(2)),
     # Concatenations of what parents and nodes give.

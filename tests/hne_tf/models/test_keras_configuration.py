@@ -29,7 +29,7 @@ from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
 spec = ImageSpec((6, 8, 1), ("a", "b", "c"), (78.0,), (96.0,))
-resnet = ResNet("basic", widths=(4, 4), units=(1, 1), strides=(1, 2), stem_width=4)
+resnet = ResNet("basic", widths=(4,), units=(1,), strides=(2,), stem_width=3)
 images = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 1)).astype(np.uint8)
 found = {}
 for kind, factories in {
@@ -39,7 +39,7 @@ for kind, factories in {
 }.items():
     for factory in factories:
         keras.utils.set_random_seed(0)
-        model = kind(resnet, Tree((1, 2)), spec, factory)
+        model = kind(resnet, Tree((2,)), spec, factory)
         found[f"{kind.__name__} {factory}"] = {
             "logits": np.asarray(model(images), np.float64).tolist(),
             "type": model.output.dtype,
