@@ -1,20 +1,18 @@
 """Runs in processes of their own, which signals, determinism and several devices need."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from hne_tf.bin import app, train
 from hne_tf.models import weights
 from hne_tf.training import checkpoints, trained
 from hne_tf.training.workdir import Workdir
+from tests.hne_tf.training.train_process import TrainProcess
 
 CONFIG_FILE = """
 from hne_tf.training.config import default
@@ -59,67 +57,68 @@ def arguments(tmp_path, name, *overrides):
     return [f"--config={config}", f"--workdir={tmp_path / name}", *overrides]
 
 
-def start(tmp_path, name, *overrides):
-    root = pathlib.Path(__file__).parents[3]
-    return subprocess.Popen(
-        [sys.executable, "-m", "hne_tf.bin.train", *arguments(tmp_path, name, *overrides)],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path):
+    """Starts a run; whatever is left of it afterwards is killed."""
+    processes = []
+
+    def start_run(name, *overrides):
+        folder = tmp_path / f"process {len(processes)}"
+        processes.append(TrainProcess(arguments(tmp_path, name, *overrides), folder))
+        return processes[-1]
+
+    yield start_run
+    for process in processes:
+        process.kill()
 
 
 def wait_for_step(process, workdir, step):
-    while process.poll() is None:
+    while process.running:
         if workdir.metrics_path.exists() and len(workdir.metrics_path.read_text().splitlines()) > (
             step // 3
         ):
             return
         time.sleep(0.02)
-    raise AssertionError(process.communicate()[0])
+    raise AssertionError(process.ends())
 
 
-def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    whole = start(tmp_path, "whole")
+def test_killed_and_stopped_runs_end_with_the_weights_of_an_uninterrupted_one(start, tmp_path):
+    whole = start("whole")
     interrupted = Workdir(tmp_path / "interrupted")
-    killed = start(tmp_path, "interrupted")
+    killed = start("interrupted")
     wait_for_step(killed, interrupted, 30)
     killed.kill()
-    killed.wait()
     assert 0 < max(checkpoints.steps(interrupted.checkpoints)) < TOTAL
-    stopped = start(tmp_path, "interrupted")
+    stopped = start("interrupted")
     wait_for_step(stopped, interrupted, 60)
-    stopped.send_signal(signal.SIGTERM)
-    output = stopped.communicate()[0]
-    assert stopped.returncode == app.EXIT_INTERRUPTED, output
-    assert "resumed at step" in output
-    assert "the same command goes on from there" in output
-    resumed = start(tmp_path, "interrupted")
-    output = resumed.communicate()[0]
-    assert resumed.returncode == 0, output
-    assert f"trained {TOTAL} steps" in output
-    assert whole.wait() == 0
+    stopped.signal(signal.SIGTERM)
+    code, output, errors = stopped.ends()
+    assert code == app.EXIT_INTERRUPTED, errors
+    assert any("resumed at step" in line for line in output)
+    assert "the same command goes on from there" in errors[-1]
+    code, output, errors = start("interrupted").ends()
+    assert code == 0, errors
+    assert any(f"trained {TOTAL} steps" in line for line in output)
+    code, _, errors = whole.ends()
+    assert code == 0, errors
     one, other = tensors(interrupted), tensors(Workdir(tmp_path / "whole"))
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(tmp_path):
+def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(start, tmp_path):
     parts = ["--config.training.accumulate_steps=2", "--config.training.ema_momentum=0.9"]
     overrides = {"whole": ["--config.training.ema_momentum=0"], "in parts": parts}
     short = ["--config.training.epochs=1", "--config.optimizer.warmup_epochs=0.1"]
     short.append("--config.training.steps_per_call=1")
     two_devices = [*short, "--config.distribution.logical_devices=2"]
-    processes = [
-        start(tmp_path, f"two {kind}", *two_devices, *flags) for kind, flags in overrides.items()
-    ]
+    processes = [start(f"two {kind}", *two_devices, *flags) for kind, flags in overrides.items()]
     for kind, flags in overrides.items():
         assert train.run(arguments(tmp_path, f"one {kind}", *short, *flags)) == 0
     for process in processes:
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
+        code, _, errors = process.ends()
+        assert code == 0, errors
     losses = {
         kind: [losses_of(Workdir(tmp_path / f"{name} {kind}")) for name in ("one", "two")]
         for kind in overrides

@@ -2,12 +2,8 @@
 
 import contextlib
 import json
-import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +13,7 @@ from hne_tf.training import checkpoints, loop
 from hne_tf.training.config import default
 from hne_tf.training.trained import restore
 from hne_tf.training.workdir import Workdir
+from tests.hne_tf.training.train_process import TrainProcess
 
 SETTINGS = {
     "data.train_examples": 320,
@@ -64,40 +61,27 @@ def start(tmp_path):
     """Starts a worker per workdir; whatever is left of them afterwards is killed."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG_FILE)
-    root = pathlib.Path(__file__).parents[3]
     processes = []
 
     def start_workers(*workdirs, flags=()):
         cluster = {"worker": free_addresses(len(workdirs))}
         for index, workdir in enumerate(workdirs):
             task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-            processes.append(
-                subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "hne_tf.bin.train"),
-                        *(f"--config={config}", f"--workdir={workdir}", *flags),
-                    ],
-                    env={**os.environ, "PYTHONPATH": str(root), "TF_CONFIG": json.dumps(task)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,
-                )
-            )
+            arguments = [f"--config={config}", f"--workdir={workdir}", *flags]
+            folder = tmp_path / f"process {len(processes)}"
+            processes.append(TrainProcess(arguments, folder, {"TF_CONFIG": json.dumps(task)}))
         return processes[-len(workdirs) :]
 
     yield start_workers
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
 
 
 def ends(process, code):
     """Asserts that a worker ends by itself with a code; its lines on both outputs."""
-    output, errors = process.communicate()
-    assert process.returncode == code, output + errors
-    return output.splitlines(), errors.splitlines()
+    ended, output, errors = process.ends()
+    assert ended == code, output + errors
+    return output, errors
 
 
 def records(workdir):
@@ -109,7 +93,7 @@ def records(workdir):
 
 def wait_for_step(workdir, step, workers):
     while not any(record["step"] >= step for record in records(workdir)):
-        assert [worker.poll() for worker in workers] == [None, None]
+        assert all(worker.running for worker in workers)
         time.sleep(0.02)
 
 
@@ -122,7 +106,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
     alone, together = Workdir(tmp_path / "alone"), Workdir(tmp_path / "together")
     chief, other = start(together.path, together.path)
     wait_for_step(together, 5, (chief, other))
-    other.send_signal(signal.SIGTERM)
+    other.signal(signal.SIGTERM)
     for worker in (chief, other):
         _, errors = ends(worker, INTERRUPTED)
         assert len(errors) == 1, errors
@@ -137,7 +121,7 @@ def test_two_workers_lose_what_one_loses_and_survive_a_stop_and_deaths(start, tm
     for victim in (1, 0):
         workers = start(together.path, together.path)
         wait_for_step(together, saved + 11, workers)
-        os.killpg(workers[victim].pid, signal.SIGKILL)
+        workers[victim].kill()
         _, errors = ends(workers[1 - victim], INTERRUPTED)
         assert len(errors) == 1, errors
         assert "one of the 2 workers is lost" in errors[0]
