@@ -12,6 +12,8 @@ from hne_tf.training import trained
 from hne_tf.training.loop import train
 from hne_tf.training.workdir import Workdir
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "multi_exit": {"model__architecture": "multi_exit"},
     "msdnet": {

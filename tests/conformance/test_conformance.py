@@ -202,6 +202,7 @@ def two_devices():
         yield process
 
 
+@pytest.mark.slow
 def test_a_step_on_two_replicas_equals_one_on_the_whole_batch(trained_model, two_devices, images):
     before = weights.read(trained_model)
     form, config = type(trained_model), trained_model.get_config()

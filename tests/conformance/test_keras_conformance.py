@@ -122,7 +122,7 @@ def test_a_single_network_answers_as_the_model(given):
     np.testing.assert_allclose(centred(np.asarray(tree(PIXELS))[:, 0]), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("given", [mobilenet, with_attention], indirect=True)
+@pytest.mark.slow
 def test_a_tree_goes_the_whole_way(given, tmp_path):
     """To a file of Keras's, a server and a file for phones."""
     model, images = given

@@ -37,6 +37,7 @@ def compressed(run_binary, trained_workdir, folder, name):
     return workdir, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_compressed_run_is_a_run(run_binary, trained_workdir, folder, name):
     workdir, lines = compressed(run_binary, trained_workdir, folder, name)
@@ -63,6 +64,7 @@ def test_a_compressed_run_is_a_run(run_binary, trained_workdir, folder, name):
         assert len(np.unique(kernel)) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_quantized", "structure"])
 def test_a_compressed_run_is_evaluated_as_any_other(run_binary, trained_workdir, folder, name):
     workdir, _ = compressed(run_binary, trained_workdir, folder, name)
@@ -74,6 +76,7 @@ def test_a_compressed_run_is_evaluated_as_any_other(run_binary, trained_workdir,
     assert measured == pytest.approx(description["accuracy"]["after"], abs=0.006)
 
 
+@pytest.mark.slow
 def test_a_pruned_run_can_be_quantised(run_binary, trained_workdir, folder, tmp_path):
     pruned, _ = compressed(run_binary, trained_workdir, folder, "prune")
     output = tmp_path / "both"
@@ -84,6 +87,7 @@ def test_a_pruned_run_can_be_quantised(run_binary, trained_workdir, folder, tmp_
     assert all(np.array_equal(both[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_compressed_runs_are_not_compressed_or_trained_further(
     run_binary, assert_refused, trained_workdir, folder, tmp_path
 ):

@@ -235,6 +235,7 @@ def limited(bytes_):
     return limit
 
 
+@pytest.mark.slow
 def test_after_a_full_disk_at_the_first_checkpoint_the_same_command_goes_on(run_binary, tmp_path):
     arguments = [*TINY, f"--workdir={tmp_path / 'run'}"]
     for size in (16, 5000):

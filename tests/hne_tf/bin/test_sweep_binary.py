@@ -75,6 +75,7 @@ def table(lines):
     return [line for line in lines if line.startswith("|")]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_all_and_shows_one_table(finished):
     folder, lines = finished
     assert lines[0] == "2 runs, 0 of them finished"
@@ -90,6 +91,7 @@ def test_a_sweep_runs_all_and_shows_one_table(finished):
     assert group["deviation"]["accuracy"].keys() == {"1", "2"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_deleted_is_made_again_and_restores_the_table(
     finished, config, run_binary, tmp_path
 ):
@@ -106,6 +108,7 @@ def test_a_run_that_is_deleted_is_made_again_and_restores_the_table(
     assert page.with_suffix(".json").read_text() == (folder / "tiny.json").read_text()
 
 
+@pytest.mark.slow
 def test_another_sweep_uses_the_runs_it_shares_and_reports_those_that_fail(
     finished, config, run_binary, tmp_path
 ):
@@ -139,6 +142,7 @@ def test_another_sweep_uses_the_runs_it_shares_and_reports_those_that_fail(
     assert table(again)[3].split("|")[3].strip() == f"{100 * shared['1']:.1f}"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_stopped_ends_with_the_table_of_one_that_was_not(
     finished, config, tmp_path
 ):

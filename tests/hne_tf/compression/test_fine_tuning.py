@@ -13,6 +13,8 @@ from hne_tf.models import weights
 from hne_tf.models.folding import deployed
 from hne_tf.training import build, trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(trained_workdir):

@@ -15,6 +15,8 @@ from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.quantized import QuantizedLayers
 from hne_tf.tree import Tree
 
+pytestmark = pytest.mark.slow
+
 STEPS = 9
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)
 CLASSES = ("a", "b", "c", "d", "e")

@@ -14,6 +14,8 @@ from hne_tf.training import checkpoints, trained
 from hne_tf.training.workdir import Workdir
 from tests.hne_tf.training.train_process import TrainProcess
 
+pytestmark = pytest.mark.slow
+
 CONFIG_FILE = """
 from hne_tf.training.config import default
 

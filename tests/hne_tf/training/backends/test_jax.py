@@ -22,9 +22,10 @@ from hne_tf.training.run import TrainingRun
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.workdir import Workdir
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
+]
 
 ROOT = pathlib.Path(__file__).parents[4]
 STEPS = 20

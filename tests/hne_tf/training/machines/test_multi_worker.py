@@ -15,6 +15,8 @@ from hne_tf.training.trained import restore
 from hne_tf.training.workdir import Workdir
 from tests.hne_tf.training.train_process import TrainProcess
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "data.train_examples": 320,
     "data.pad_pixels": 1,
