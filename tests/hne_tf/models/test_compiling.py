@@ -154,7 +154,7 @@ class Quiet(objectives.Independent):
 
 @pytest.mark.parametrize("kind", [TreeEnsemble, GroupedEnsemble])
 def test_an_objective_gets_the_activations_that_it_asks_for(kind, tmp_path):
-    model = build(kind, Tree((1, 2)), SMALL)
+    model = build(kind, Tree((1, 2, 1)))
     logits = model(X, training=False)
     trunk = keras.Model(model.inputs, model.with_activations(["block0.node0"]).output)(X)
     np.testing.assert_allclose(trunk["leaf_logits"], logits, atol=1e-6)
@@ -176,7 +176,7 @@ def test_an_objective_gets_the_activations_that_it_asks_for(kind, tmp_path):
 def test_penalised_activations_shrink_below_what_they_are_without():
     sizes = {}
     for loss in (Quiet(), objectives.Independent()):
-        model = build(tree=Tree((1, 2)), network=SMALL)
+        model = build(tree=Tree((1, 2, 1)))
         model.compile(keras.optimizers.SGD(0.05), loss, run_eagerly=True)
         model.fit(X, Y, epochs=8, batch_size=24, verbose=0)
         trunk = model.with_activations(["block0.node0"])(X)["block0.node0"]
