@@ -12,6 +12,8 @@ import pytest
 import hne_tf as hne
 from hne_tf.bin import convert_tflite, evaluate, export, train
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent
 
 

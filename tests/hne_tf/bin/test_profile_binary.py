@@ -19,6 +19,8 @@ from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.tree import Tree
 
+pytestmark = pytest.mark.slow
+
 SIZES = (1, 2)
 
 

@@ -14,6 +14,8 @@ from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.tree import Tree
 
+pytestmark = pytest.mark.slow
+
 MULTIPLIER = 0.35
 SINGLE, SPLIT = (1, 1, 1, 1), (1, 2, 1, 2)
 
