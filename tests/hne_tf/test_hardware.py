@@ -50,7 +50,7 @@ def test_commands_load_keras_without_what_they_do_not_use():
 import sys
 from hne_tf import hardware
 hardware.load_keras()
-print({"keras", "sklearn", "matplotlib"} & set(sys.modules))
+print({"keras", "sklearn", "matplotlib", "jax"} & set(sys.modules))
 import sklearn, matplotlib
 """
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
