@@ -56,7 +56,8 @@ def default() -> ml_collections.ConfigDict:
 def _data() -> dict[str, Any]:
     """Which pictures, and what becomes of them."""
     return {
-        # digits, cifar10, cifar100, imagenet2012, image_folder or npz, arrays in a file.
+        # digits, cifar10, cifar100, imagenet2012, tfds:food101 and other sets of TFDS,
+        # image_folder or npz, arrays in a file.
         "name": "digits",
         # Where TFDS keeps its sets (its own default if empty), the image folder or .npz file.
         "data_dir": "",

@@ -20,6 +20,8 @@ DATA_SETS: Mapping[str, str] = {
     "imagenet2012": "hne_tf.data.sets.tfds_sets:load_imagenet",
     "image_folder": "hne_tf.data.sets.image_folder:load",
     "npz": "hne_tf.data.sets.array_file:load",
+    # The set's own name follows a colon.
+    "tfds": "hne_tf.data.sets.tfds_sets:load_any",
 }
 
 
@@ -29,9 +31,10 @@ def find(name: str) -> Callable[[config_dict.ConfigDict], Source]:
     Raises:
       InputError: if there is no such set.
     """
-    if name not in DATA_SETS and ":" not in name:
+    key = "tfds" if name.startswith("tfds:") else name
+    if key not in DATA_SETS and ":" not in name:
         raise InputError(
             f"data.name must be one of {', '.join(DATA_SETS)} or an import path such as "
             f"my_module:load, got {name!r}"
         )
-    return import_path.load_function("data.name", DATA_SETS.get(name, name))
+    return import_path.load_function("data.name", DATA_SETS.get(key, name))

@@ -1,7 +1,7 @@
 """Data sets of TensorFlow Datasets, prepared on the disk."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,8 @@ from ml_collections import config_dict
 
 from hne_tf.data.encoded import Encoded, Fetch
 from hne_tf.data.source import IMAGENET_STATISTICS, ArraySource, PictureSource
-from hne_tf.errors import InputError, extra
+from hne_tf.errors import InputError, extra, in_one_line
+from hne_tf.image_spec import ImageSpec
 
 with extra("data"):
     import tensorflow as tf
@@ -63,17 +64,11 @@ def read_arrays(
     Raises:
       InputError: if the set is missing or cannot be downloaded.
     """
-    with extra("data"):
-        import tensorflow_datasets as tfds
-
     with _only_errors_logged():
-        builder = _prepared(config)
-        wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
-        train, test = (
-            (split["image"].numpy(), split["label"].numpy())
-            for split in builder.as_dataset(split=["train", "test"], batch_size=-1, decoders=wanted)
-        )
-    return tuple(builder.info.features["label"].names), builder.info.full_name, train, test
+        builder = _builder(config, config.name)
+        _prepare(builder, config)
+        train, test = _arrays(builder, ["train", "test"])
+    return _class_names(builder), builder.info.full_name, train, test
 
 
 def load_imagenet(config: config_dict.ConfigDict) -> PictureSource:
@@ -96,17 +91,115 @@ def load_imagenet(config: config_dict.ConfigDict) -> PictureSource:
         "test": "validation",
     }
     with _only_errors_logged():
-        builder = _prepared(config, file_format="array_record")
-        readers = {split: _by_index(builder, part) for split, part in parts.items()}
-    examples, fetch = readers["train"]
-    if config.train_examples > examples:
+        builder = _builder(config, config.name)
+        _prepare(builder, config, "array_record")
+        return _pictures(builder, parts, config.train_examples)
+
+
+def load_any(config: config_dict.ConfigDict) -> ArraySource | PictureSource:
+    """Any image classification set of TFDS: `tfds:food101`, `tfds:emnist/letters`.
+
+    Images of one size are kept in memory and normalised by their own statistics, others are
+    read by index from ArrayRecord files. Without a split `test`, `validation` is test;
+    without another one for validation, that is the last tenth of train.
+
+    Args:
+      config: the `data` section of `hne_tf.training.config.default()`.
+
+    Raises:
+      InputError: if there is no such set, it is missing or cannot be downloaded, or it has
+        no images with a label and a split for tests.
+    """
+    name = config.name.partition(":")[2]
+    if not name:
+        raise InputError(f"data.name must name a set of TFDS, tfds:food101, got {config.name!r}")
+    with _only_errors_logged():
+        builder = _builder(config, name)
+        shape = _image_shape(builder)
+        sized = None not in shape
+        _prepare(builder, config, None if sized else "array_record")
+        parts = _parts(builder)
+        if not sized:
+            return _pictures(builder, parts, config.train_examples)
+        arrays = dict(zip(parts, _arrays(builder, list(parts.values())), strict=True))
+    class_names = _class_names(builder)
+    measured = ImageSpec.from_data(arrays["train"][0], class_names)
+    statistics = measured.mean, measured.std
+    return ArraySource(class_names, statistics, builder.info.full_name, arrays)
+
+
+def _image_shape(builder: "tfds.core.DatasetBuilder") -> tuple[int | None, ...]:
+    """Height, width and channels of a set's images; None where they differ.
+
+    Raises:
+      InputError: if it is no set of images with a label each.
+    """
+    with extra("data"):
+        import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(
+        name in features and isinstance(features[name], kind) for name, kind in kinds.items()
+    ):
         raise InputError(
-            f"data.train_examples must be between 0 (all) and {examples}, "
-            f"got {config.train_examples}"
+            f"a set of TFDS must have the features image and label of classes, {builder.name} "
+            f"has {', '.join(features)}"
         )
-    readers["train"] = config.train_examples or examples, fetch
-    names = tuple(builder.info.features["label"].names)
-    return PictureSource(names, IMAGENET_STATISTICS, builder.info.full_name, readers)
+    image = features["image"]
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise InputError(f"images must be of uint8, those of {builder.name} are {image.np_dtype}")
+    return tuple(image.shape)
+
+
+def _parts(builder: "tfds.core.DatasetBuilder") -> dict[str, str]:
+    """What our splits are of those of a set.
+
+    Raises:
+      InputError: if it has not two of them.
+    """
+    splits = builder.info.splits
+    test = "test" if "test" in splits else "validation"
+    if "train" not in splits or test not in splits:
+        raise InputError(
+            f"a set of TFDS must have splits train and test or validation, {builder.name} has "
+            f"{', '.join(splits)}"
+        )
+    if test == "test" and "validation" in splits:
+        return {"train": "train", "validation": "validation", "test": test}
+    return {"train": "train[:90%]", "validation": "train[90%:]", "test": test}
+
+
+def _pictures(
+    builder: "tfds.core.DatasetBuilder", parts: Mapping[str, str], train_examples: int
+) -> PictureSource:
+    """A set whose pictures are decoded when a batch needs them."""
+    readers = {split: _by_index(builder, part) for split, part in parts.items()}
+    examples, fetch = readers["train"]
+    if train_examples > examples:
+        raise InputError(
+            f"data.train_examples must be between 0 (all) and {examples}, got {train_examples}"
+        )
+    readers["train"] = train_examples or examples, fetch
+    return PictureSource(
+        _class_names(builder), IMAGENET_STATISTICS, builder.info.full_name, readers
+    )
+
+
+def _class_names(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
+    return tuple(builder.info.features["label"].names)
+
+
+def _arrays(builder: "tfds.core.DatasetBuilder", parts: Sequence[str]) -> list[SplitArrays]:
+    """Images and labels of parts of a set whose images have one size."""
+    with extra("data"):
+        import tensorflow_datasets as tfds
+
+    wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
+    return [
+        (split["image"].numpy(), split["label"].numpy())
+        for split in builder.as_dataset(split=parts, batch_size=-1, decoders=wanted)
+    ]
 
 
 @contextlib.contextmanager
@@ -120,14 +213,28 @@ def _only_errors_logged() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _prepared(
-    config: config_dict.ConfigDict, file_format: str | None = None
-) -> "tfds.core.DatasetBuilder":
-    """The builder of a set that is on the disk, downloaded if that is asked for."""
+def _builder(config: config_dict.ConfigDict, name: str) -> "tfds.core.DatasetBuilder":
+    """What reads the set of a name.
+
+    Raises:
+      InputError: if TFDS has no such set.
+    """
     with extra("data"):
         import tensorflow_datasets as tfds
 
-    builder = tfds.builder(config.name, data_dir=config.data_dir or None)
+    try:
+        return tfds.builder(name, data_dir=config.data_dir or None)
+    # Also of a name that is none.
+    except ValueError as error:
+        raise InputError(f"TFDS must have the set {name!r}: {in_one_line(error)}") from error
+
+
+def _prepare(
+    builder: "tfds.core.DatasetBuilder",
+    config: config_dict.ConfigDict,
+    file_format: str | None = None,
+) -> None:
+    """Has a set on the disk, downloaded if that is asked for."""
     # TFDS would try for minutes to download without a network: only when told.
     if not builder.is_prepared():
         if not config.download:
@@ -144,7 +251,6 @@ def _prepared(
                 f"--config.data.download=True needs a network and room on the disk: fetching "
                 f"{config.name} into {builder.data_dir} ended with {reason}"
             ) from error
-    return builder
 
 
 def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetch]:
@@ -163,12 +269,14 @@ def _by_index(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[int, Fetc
             "--config.data.download=True with another --config.data.data_dir prepares it"
         ) from error
 
-    return len(source), lambda index: _parsed(source[index])
+    return len(source), lambda index: _parsed(source[index], f"{part} {index}")
 
 
-def _parsed(record: bytes) -> Encoded:
-    """The picture in a serialised `tf.train.Example`."""
+def _parsed(record: bytes, place: str) -> Encoded:
+    """The picture in a serialised `tf.train.Example`, called by its file name or its place."""
     feature = tf.train.Example.FromString(record).features.feature
-    image, file_name = (feature[key].bytes_list.value[0] for key in ("image", "file_name"))
-    name = file_name.decode(errors="backslashreplace")
-    return Encoded(repr(name), feature["label"].int64_list.value[0], lambda: image)
+    (image,) = feature["image"].bytes_list.value
+    (label,) = feature["label"].int64_list.value
+    names = feature["file_name"].bytes_list.value if "file_name" in feature else ()
+    name = names[0].decode(errors="backslashreplace") if names else place
+    return Encoded(repr(name), label, lambda: image)
