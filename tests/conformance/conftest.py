@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import special
 
 from hne_tf.exits import Exits
@@ -169,3 +170,22 @@ def leaf_logits(model, images):
     assert logits.shape == (len(images), model.tree.leaves, len(IMAGES.class_names))
     assert np.ptp(logits, axis=1).max() > 1e-2
     return logits
+
+
+@pytest.fixture(scope="session")
+def float_operations():
+    """Gives what TensorFlow's profiler finds in a graph, by type of operation."""
+
+    def found_in(graph):
+        builder = tf.compat.v1.profiler.ProfileOptionBuilder
+        options = builder(builder.float_operation()).with_empty_output().build()
+        nodes = [tf.compat.v1.profiler.profile(graph, cmd="op", options=options)]
+        found = {}
+        while nodes:
+            node = nodes.pop()
+            nodes.extend(node.children)
+            if node.float_ops:
+                found[node.name] = node.float_ops
+        return found
+
+    return found_in

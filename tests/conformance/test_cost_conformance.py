@@ -23,20 +23,6 @@ def frozen_graph(model):
     return convert_variables_to_constants_v2(function.get_concrete_function(spec)).graph
 
 
-def float_operations(graph):
-    """What the profiler finds, by type of operation."""
-    builder = tf.compat.v1.profiler.ProfileOptionBuilder
-    options = builder(builder.float_operation()).with_empty_output().build()
-    nodes = [tf.compat.v1.profiler.profile(graph, cmd="op", options=options)]
-    found = {}
-    while nodes:
-        node = nodes.pop()
-        nodes.extend(node.children)
-        if node.float_ops:
-            found[node.name] = node.float_ops
-    return found
-
-
 def parameters(graph):
     """How many numbers the kernels and biases have."""
     weighted = (op for op in graph.get_operations() if op.type in KERNELS | {"BiasAdd"})
@@ -53,7 +39,9 @@ def test_every_factory_costs_the_same(model, deployed):
     assert cost.per_size(model, sizes) == cost.per_size(deployed, sizes)
 
 
-def test_multiply_adds_and_parameters_are_those_that_tensorflow_finds(case, deployed):
+def test_multiply_adds_and_parameters_are_those_that_tensorflow_finds(
+    case, deployed, float_operations
+):
     if not isinstance(case.layers, DeployLayers):
         pytest.skip("every factory costs the same")
     averages = ("logits", "last") if isinstance(deployed.tree, Exits) else ("logits",)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 # The families' general functions, of which the public ones are too large for a test.
@@ -15,6 +16,8 @@ from hne_tf.models.functional import preprocessing
 
 SHAPE, CLASSES = (32, 32, 3), 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8)
+# Operations whose multiply-adds are counted.
+KERNELS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 OPTIONS = {"include_top": True, "weights": None, "classes": CLASSES, "input_shape": SHAPE}
 
 
@@ -120,6 +123,19 @@ def test_a_single_network_answers_as_the_model(given):
     expected = centred(logits_of(model, images))
     assert np.ptp(expected, axis=0).max() > 1e-3
     np.testing.assert_allclose(centred(np.asarray(tree(PIXELS))[:, 0]), expected, atol=1e-5)
+
+
+# Not those in which a Dense layer is called on sequences: the profiler leaves it out.
+@pytest.mark.parametrize("given", [mobilenet, efficientnet, resnet_v2, densenet_121], indirect=True)
+def test_multiply_adds_are_those_of_tensorflow_s_profiler(given, float_operations):
+    model, images = given
+    tree = hne.TreeEnsemble.from_keras(model, (1, 1), images)
+    function = tf.function(lambda x: model(x, training=False), autograph=False)
+    graph = function.get_concrete_function(tf.TensorSpec([1, *SHAPE])).graph
+    found = float_operations(graph)
+    # A multiplication and an addition are two.
+    profiled = sum(found.get(kind, 0) for kind in KERNELS) / 2
+    assert cost.per_size(tree, [1])[1].multiply_adds == pytest.approx(profiled, rel=0.01)
 
 
 @pytest.mark.slow
