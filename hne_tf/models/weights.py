@@ -1,12 +1,13 @@
 """Canonical weight names: `block2/node3/unit0/conv1/kernel`, whichever factory built the model.
 
 The name is the node's and the layer's name, dots turned into slashes, and the
-weight's own name. Weights of layers inside a layer, such as attention or a nested
-model, have the inner layers' names before theirs. A depthwise kernel is called
-`depthwise_kernel`, so that a name tells how its channels lie.
+weight's own name, or its number in the layer if it has none. Weights of layers inside a
+layer, such as attention or a nested model, have the inner layers' names before theirs. A
+depthwise kernel is called `depthwise_kernel`, so that a name tells how its channels lie.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -15,6 +16,9 @@ import numpy as np
 from hne_tf.errors import InputError
 from hne_tf.files import replacing
 from hne_tf.models.ensemble import Ensemble, TreeEnsemble
+
+# What Keras calls a variable without a name.
+_NUMBERED = re.compile(r"variable(_\d+)?")
 
 CanonicalWeights = Mapping[str, np.ndarray]
 
@@ -46,10 +50,25 @@ def variables(model: TreeEnsemble) -> dict[str, keras.Variable]:
 
 def canonical_name(node: str, layer: keras.Layer, variable: keras.Variable) -> str:
     """Name of a `variable` of a `layer` in the sub-network called `node`."""
-    kind = variable.path.removeprefix(f"{layer.name}/")
+    kind = _own_path(layer, variable).removeprefix(f"{layer.name}/")
     if isinstance(layer, keras.layers.DepthwiseConv2D) and kind == "kernel":
         kind = "depthwise_kernel"
     return f"{node}.{layer.name}".replace(".", "/") + f"/{kind}"
+
+
+def _own_path(layer: keras.Layer, variable: keras.Variable) -> str:
+    """Path of a variable, which tells nothing of others outside of its layer."""
+    owner, _, name = variable.path.rpartition("/")
+    if not _NUMBERED.fullmatch(name):
+        return variable.path
+    # Keras counts variables without a name over all models.
+    siblings = [
+        each
+        for each in layer.weights
+        if each.path.rpartition("/")[0] == owner and _NUMBERED.fullmatch(each.name)
+    ]
+    number = [each is variable for each in siblings].index(True)
+    return f"{owner}/variable_{number}"
 
 
 def read(model: Ensemble) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import keras
 from hne_tf.errors import InputError
 from hne_tf.models.architectures.architecture import Architecture
 from hne_tf.models.functional import classifier as classifiers
-from hne_tf.models.functional import cuts, graph, multiply_adds
+from hne_tf.models.functional import cuts, depthwise, graph, multiply_adds
 from hne_tf.models.layers.factory import LayerFactory
 
 # A block's cost as a multiple of the mean that is told.
@@ -72,7 +72,8 @@ class KerasFunctional(Architecture):
         _check_sharing(model)
         x = graph.for_images(model, image_shape)
         try:
-            source = serialised(classifiers.prepared(model, x, classifier))
+            prepared = classifiers.prepared(model, x, classifier)
+            source = serialised(depthwise.replaced(prepared))
             network = deserialised(source)
         except InputError:
             raise

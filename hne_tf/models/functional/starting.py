@@ -1,6 +1,6 @@
 """The weights that the nodes of a tree start from."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.functional import graph
+from hne_tf.models.functional import depthwise, graph
 
 
 def start(
@@ -64,16 +64,25 @@ def copied(tree: TreeEnsemble, source: keras.Model) -> dict[str, np.ndarray]:
         for layer in network.layers:
             if layer.name not in given or not layer.weights:
                 continue
-            theirs = given[layer.name].weights
-            shapes, expected = ([tuple(w.shape) for w in each] for each in (theirs, layer.weights))
+            expected = [tuple(weight.shape) for weight in layer.weights]
+            theirs = _read(given[layer.name], expected)
+            shapes = [value.shape for value in theirs]
             if shapes != expected:
                 raise InputError(
                     f"weights of {layer.name!r} must have shapes {expected}, got {shapes}"
                 )
-            for variable, weight in zip(layer.weights, theirs, strict=True):
+            for variable, value in zip(layer.weights, theirs, strict=True):
                 name = weights.canonical_name(f"block{block}.node{node}", layer, variable)
-                values[name] = keras.ops.convert_to_numpy(weight)
+                values[name] = value
     return values
+
+
+def _read(layer: keras.Layer, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The weights of a layer, for one whose weights have some shapes."""
+    values = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
+    if len(values) != len(shapes):
+        return values
+    return [depthwise.kernel(*pair) for pair in zip(values, shapes, strict=True)]
 
 
 def perturbed(

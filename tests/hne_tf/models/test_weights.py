@@ -166,3 +166,19 @@ def test_only_depthwise_kernels_are_called_so():
     for variable, kind in ((depthwise.kernel, "depthwise_kernel"), (depthwise.bias, "bias")):
         name = weights.canonical_name("block3.node1", depthwise, variable)
         assert name == f"block3/node1/c/{kind}"
+
+
+def test_weights_without_a_name_are_numbered_in_their_layer():
+    class Unnamed(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(1,))
+            self.kernel = self.add_weight(shape=(1,), name="kernel")
+            self.offset = self.add_weight(shape=(1,))
+
+    expected = [f"block0/node1/odd/{name}" for name in ("variable_0", "kernel", "variable_1")]
+    # Keras goes on counting from one to the other.
+    for _ in range(2):
+        layer = Unnamed(name="odd")
+        layer.build((None, 1))
+        named = [weights.canonical_name("block0.node1", layer, each) for each in layer.weights]
+        assert named == expected
