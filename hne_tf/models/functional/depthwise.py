@@ -14,6 +14,7 @@ def replaced(model: keras.Model) -> keras.Model:
 
     Layers keep their names, and the new ones have fresh weights, see `kernel`.
     """
+    # Those of nested models as well, of which Keras has no public view.
     if not any(map(_is_depthwise, model._flatten_layers())):
         return model
 

@@ -88,6 +88,7 @@ def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4, err_msg=mine.path)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(tiny_config, trained_workdir, tmp_path):
     workdir, _ = run_to_end(tiny_config(training__precision="bfloat16"), tmp_path / "run")
     assert {value.dtype for value in tensors(workdir).values()} == {
@@ -98,6 +99,7 @@ def test_bfloat16_learns_as_float32_does(tiny_config, trained_workdir, tmp_path)
     assert rounded == pytest.approx(exact, rel=0.1)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_a_step_on_the_whole(tiny_config):
     # All parts have the same images, so that their norms see what the whole
     # batch's do, and labels of their own.
@@ -132,6 +134,7 @@ def test_the_parts_must_divide_the_batch(tiny_config, tmp_path, parts):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_validated_and_restored(tiny_config, trained_workdir, tmp_path):
     config = tiny_config(training__ema_momentum=0.9)
     workdir, _ = run_to_end(config, tmp_path / "run")
@@ -191,6 +194,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stop_at_the_step_of_a_damaged_checkpoint_loses_no_step(
     tiny_config, trained_workdir, tmp_path, monkeypatch
 ):
