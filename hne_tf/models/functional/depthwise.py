@@ -23,7 +23,8 @@ def replaced(model: keras.Model) -> keras.Model:
             return _depthwise(layer)
         return type(layer).from_config(layer.get_config())
 
-    inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+    (x,) = model.inputs
+    inputs = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
     outputs = graph.clone(model, inputs, clone_function)
     return keras.Model(inputs, outputs, name=model.name)
 

@@ -36,6 +36,7 @@ def test_the_model_answers_as_before(options):
     assert kinds(model)["grouped"] is layers.Conv2D
     assert kinds(replaced)["grouped"] is kinds(replaced)["deep"] is layers.DepthwiseConv2D
     assert kinds(replaced)["plain"] is layers.Conv2D
+    assert replaced.inputs[0].name == model.inputs[0].name
     for weight, new in zip(model.weights, replaced.weights, strict=True):
         new.assign(depthwise.kernel(weight.numpy(), tuple(new.shape)))
     np.testing.assert_allclose(replaced(IMAGES), model(IMAGES), atol=1e-5)
