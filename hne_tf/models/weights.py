@@ -57,7 +57,7 @@ def canonical_name(node: str, layer: keras.Layer, variable: keras.Variable) -> s
 
 
 def _own_path(layer: keras.Layer, variable: keras.Variable) -> str:
-    """Path of a variable, which tells nothing of others outside of its layer."""
+    """Path of a variable; one without a name is numbered within its layer."""
     owner, _, name = variable.path.rpartition("/")
     if not _NUMBERED.fullmatch(name):
         return variable.path

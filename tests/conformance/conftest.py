@@ -173,6 +173,12 @@ def leaf_logits(model, images):
 
 
 @pytest.fixture(scope="session")
+def kernels():
+    """Operations with kernels, whose multiply-adds are counted."""
+    return {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
+
+
+@pytest.fixture(scope="session")
 def float_operations():
     """Gives what TensorFlow's profiler finds in a graph, by type of operation."""
 

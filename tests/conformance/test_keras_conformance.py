@@ -16,8 +16,6 @@ from hne_tf.models.functional import preprocessing
 
 SHAPE, CLASSES = (32, 32, 3), 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8)
-# Operations whose multiply-adds are counted.
-KERNELS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 OPTIONS = {"include_top": True, "weights": None, "classes": CLASSES, "input_shape": SHAPE}
 
 
@@ -127,14 +125,14 @@ def test_a_single_network_answers_as_the_model(given):
 
 # Not those in which a Dense layer is called on sequences: the profiler leaves it out.
 @pytest.mark.parametrize("given", [mobilenet, efficientnet, resnet_v2, densenet_121], indirect=True)
-def test_multiply_adds_are_those_of_tensorflow_s_profiler(given, float_operations):
+def test_multiply_adds_are_those_of_tensorflow_s_profiler(given, float_operations, kernels):
     model, images = given
     tree = hne.TreeEnsemble.from_keras(model, (1, 1), images)
     function = tf.function(lambda x: model(x, training=False), autograph=False)
     graph = function.get_concrete_function(tf.TensorSpec([1, *SHAPE])).graph
     found = float_operations(graph)
     # A multiplication and an addition are two.
-    profiled = sum(found.get(kind, 0) for kind in KERNELS) / 2
+    profiled = sum(found.get(kind, 0) for kind in kernels) / 2
     assert cost.per_size(tree, [1])[1].multiply_adds == pytest.approx(profiled, rel=0.01)
 
 

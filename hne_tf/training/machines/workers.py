@@ -42,10 +42,8 @@ class Workers:
         self.wait()
         if self.cluster.workers == 1:
             return
-        import tensorflow as tf
-
         # A worker that is missing here has passed the first wait, so nobody needs it.
-        with contextlib.suppress(*(getattr(tf.errors, name) for name in _LOST)):
+        with contextlib.suppress(*_lost_errors()):
             self.wait()
 
     def any(self, wish: bool) -> bool:
@@ -69,6 +67,12 @@ class Workers:
         return round(float(total) * self.cluster.workers / self._strategy.num_replicas_in_sync)
 
 
+def _lost_errors() -> tuple[type[Exception], ...]:
+    import tensorflow as tf
+
+    return tuple(getattr(tf.errors, name) for name in _LOST)
+
+
 @contextlib.contextmanager
 def lost_workers_told(cluster: Cluster) -> Iterator[None]:
     """Tells that a worker is lost by what the block raises when it is.
@@ -82,11 +86,9 @@ def lost_workers_told(cluster: Cluster) -> Iterator[None]:
     if cluster.workers == 1:
         yield
         return
-    import tensorflow as tf
-
     try:
         yield
-    except tuple(getattr(tf.errors, name) for name in _LOST) as error:
+    except _lost_errors() as error:
         reason = re.search(r"aborted by: (.*)", str(error)) or re.search(r"(.*)", str(error))
         raise InterruptedRunError(
             f"one of the {cluster.workers} workers is lost ({reason[1]}); "

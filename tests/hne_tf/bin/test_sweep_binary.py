@@ -156,7 +156,7 @@ def test_a_sweep_that_is_killed_and_stopped_ends_with_the_table_of_one_that_was_
         )
         wait_for_step(root, step)
         process.send_signal(number)
-        return process.communicate(timeout=300), process.returncode
+        return process.communicate(), process.returncode
 
     _, code = started_and_signalled(signal.SIGKILL, 50)
     assert code == -signal.SIGKILL
