@@ -95,7 +95,7 @@ def _measured(name: str, side: int, blocks: int, exports: bool) -> tuple[str, ..
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{name} differs from its tree by {difference:.2g}")
     parts = tree.architecture.parts
-    costs = [cost.part_cost(part, folds=False).multiply_adds for part in parts]
+    costs = [cost.part_cost(part, tree.architecture).multiply_adds for part in parts]
     verified = ("verified",) if exports else ()
     if exports:
         _export(model, images, blocks)

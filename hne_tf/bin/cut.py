@@ -81,14 +81,14 @@ def places_table(cut: "KerasFunctional") -> str:
     from hne_tf.models.functional import cuts
 
     network = cut.network
-    whole = cost.part_cost(network, folds=False)
+    whole = cost.part_cost(network, cut)
     header = (
         *("layer", "activation", "multiply-adds before", "multiply-adds after"),
         *("parameters before", "parameters after", "block"),
     )
     rows = []
     for place in cuts.places(network):
-        before = cost.part_cost(keras.Model(network.inputs, place.tensor), folds=False)
+        before = cost.part_cost(keras.Model(network.inputs, place.tensor), cut)
         ends = [block for block, name in enumerate(cut.cut_at) if name == place.name]
         rows.append(
             (
@@ -109,7 +109,7 @@ def sizes_table(cut: "KerasFunctional", tree: "Tree") -> str:
     from hne_tf.evaluation import cost
     from hne_tf.evaluation.tables import aligned
 
-    costs = [cost.part_cost(part, folds=False) for part in cut.parts]
+    costs = [cost.part_cost(part, cut) for part in cut.parts]
     model = sum(each.multiply_adds for each in costs)
     rows = []
     for size in range(1, tree.leaves + 1):

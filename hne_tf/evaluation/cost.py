@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from hne_tf.exported.measurements import Cost
+from hne_tf.models.architectures.architecture import Architecture
 from hne_tf.models.averaging import leaves
 from hne_tf.models.ensemble import TreeEnsemble
-from hne_tf.models.functional import graph, multiply_adds
+from hne_tf.models.functional import graph, multiply_adds, norms
 
 
 def per_size(
@@ -31,10 +32,10 @@ def per_size(
       InputError: for a kind of layer whose multiply-adds are not known.
     """
     average = average or model.average
-    folds = model.architecture.foldable
     return {
         size: sum(
-            (part_cost(part, folds) for part in _needed(model, leaves(size, average))), Cost(0, 0)
+            (part_cost(part, model.architecture) for part in _needed(model, leaves(size, average))),
+            Cost(0, 0),
         )
         for size in sizes
     }
@@ -46,24 +47,28 @@ def per_size_walked(model: TreeEnsemble) -> dict[int, Cost]:
     A step computes all that later ones go on from, so that size n of a network with
     several scales can cost more than in one call; that of a tree costs the same.
     """
-    folds = model.architecture.foldable
     return {
-        size: sum((part_cost(node, folds) for node in model.nodes_of(range(size))), Cost(0, 0))
+        size: sum(
+            (part_cost(node, model.architecture) for node in model.nodes_of(range(size))),
+            Cost(0, 0),
+        )
         for size in range(1, model.tree.leaves + 1)
     }
 
 
-def part_cost(part: keras.Model, folds: bool) -> Cost:
+def part_cost(part: keras.Model, architecture: Architecture) -> Cost:
     """Cost of a functional model for one example.
 
     Args:
       part: of known shapes.
-      folds: whether batch norms become biases when the model is deployed.
+      architecture: that it is a part of, which says whether norms are folded.
 
     Raises:
       InputError: for a kind of layer whose multiply-adds are not known.
     """
-    parameters = sum(_parameters(operation, folds) for operation in part.operations)
+    by_factory = architecture.foldable and not architecture.brings_layers
+    parameters = sum(_parameters(operation, by_factory) for operation in part.operations)
+    parameters -= norms.saved_parameters(part, architecture.norms)
     return Cost(multiply_adds.of_model(part), parameters)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from hne_tf.models import weights as canonical
 from hne_tf.models.ensemble import TreeEnsemble
+from hne_tf.models.functional import norms
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.training import NORM_EPSILON, TrainingLayers
 from hne_tf.models.weights import CanonicalWeights
@@ -17,10 +18,17 @@ def deployed(model: TreeEnsemble) -> TreeEnsemble:
     A compressed model has that form, or the one of `QuantizedLayers`, already; a
     network that cannot be folded stays as it is.
     """
-    if not isinstance(model.factory, TrainingLayers) or not model.architecture.foldable:
+    architecture = model.architecture
+    if not isinstance(model.factory, TrainingLayers) or not architecture.foldable:
         return model
-    folded = model.rebuilt(DeployLayers())
-    canonical.load(folded, fold(canonical.read(model)))
+    folded = TreeEnsemble(
+        architecture.folded(), model.tree, model.images, DeployLayers(), model.average, model.name
+    )
+    if architecture.brings_layers:
+        for (_, target), (_, source) in zip(folded.networks, model.networks, strict=True):
+            norms.load(target, source, architecture.norms)
+    else:
+        canonical.load(folded, fold(canonical.read(model)))
     return folded
 
 

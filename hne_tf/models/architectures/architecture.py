@@ -27,7 +27,6 @@ class Architecture(abc.ABC):
       foldable: whether batch norms can be folded into convolutions.
       groupable: whether a layer can compute all nodes of a block at once.
       quantizable: whether the layers can be rounded to 8 bits.
-
       brings_layers: whether the layers are its own. Any factory then gives the same
         weights; it builds only what is added, and keeps sums apart where that matters.
 
@@ -54,6 +53,15 @@ class Architecture(abc.ABC):
     def head(self, layers: LayerFactory, x: Activation, classes: int) -> Any:
         """Logits `[batch, classes]` of what a block gives."""
         return layers.head(layers.pool(x, "pool"), "head", classes)
+
+    @property
+    def norms(self) -> Mapping[str, str]:
+        """Norms among layers of its own that are folded, by the name of the layer before."""
+        return {}
+
+    def folded(self) -> Architecture:
+        """The network without `norms`."""
+        return self
 
     def get_config(self) -> dict[str, Any]:
         """The settings, which `from_config` takes."""

@@ -15,7 +15,7 @@ import keras
 from hne_tf.errors import InputError
 from hne_tf.models.architectures.architecture import Architecture
 from hne_tf.models.functional import classifier as classifiers
-from hne_tf.models.functional import cuts, depthwise, graph, multiply_adds
+from hne_tf.models.functional import cuts, depthwise, graph, multiply_adds, norms
 from hne_tf.models.layers.factory import LayerFactory
 
 # A block's cost as a multiple of the mean that is told.
@@ -28,7 +28,7 @@ class KerasFunctional(Architecture):
 
     Layers keep their names, settings and dtype policies; a layer factory gives only the
     classifier that is added and what comes between sums and their terms. Rooms that would
-    fold, group or quantise the layers refuse them.
+    group or quantise the layers refuse them.
 
     Attributes:
       source: the model as Keras serialises it, without weights.
@@ -40,7 +40,6 @@ class KerasFunctional(Architecture):
     source: Mapping[str, Any] = dataclasses.field(repr=False)
     cut_at: tuple[str, ...]
     has_classifier: bool = True
-    foldable: ClassVar[bool] = False
     groupable: ClassVar[bool] = False
     quantizable: ClassVar[bool] = False
     brings_layers: ClassVar[bool] = True
@@ -112,6 +111,22 @@ class KerasFunctional(Architecture):
     @property
     def blocks(self) -> int:
         return len(self.cut_at) + 1
+
+    @functools.cached_property
+    def norms(self) -> Mapping[str, str]:
+        """The norms that can be folded, by the name of the layer before, see `norms.pairs`."""
+        return {name: norm for part in self.parts for name, norm in norms.pairs(part).items()}
+
+    def folded(self) -> KerasFunctional:
+        """The network with biases in the place of the norms that can be folded."""
+        if not self.norms:
+            return self
+        ends = {norm: name for name, norm in self.norms.items()}
+        return dataclasses.replace(
+            self,
+            source=serialised(norms.folded(self.network, self.norms)),
+            cut_at=tuple(ends.get(name, name) for name in self.cut_at),
+        )
 
     def unevenness(self) -> str | None:
         """A line on blocks that cost more than twice their mean; None if no block does.

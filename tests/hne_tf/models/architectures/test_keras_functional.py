@@ -11,7 +11,7 @@ from hne_tf.compression.compressor import Settings, check
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost
 from hne_tf.export import signatures
-from hne_tf.models import weights
+from hne_tf.models import folding, weights
 from hne_tf.models.architectures import KerasFunctional
 from hne_tf.models.functional import cuts, graph, starting
 from hne_tf.models.layers.served import Opaque
@@ -120,7 +120,7 @@ def test_a_single_network_answers_as_the_model(make):
     assert np.ptp(answers(source), axis=0).max() > 1e-3
     assert tree.count_params() == source.count_params()
     (counted,) = cost.per_size(tree, [1]).values()
-    assert counted.parameters == source.count_params()
+    assert counted.parameters == folding.deployed(tree).count_params()
 
 
 def test_blocks_cost_about_the_same():
@@ -322,7 +322,7 @@ def test_an_int8_file_is_calibrated_by_the_converter(flowers, tmp_path):
 
 def test_rooms_that_cannot_handle_it_name_the_rule(flowers, tmp_path):
     network = flowers.architecture
-    assert not any((network.foldable, network.groupable, network.quantizable))
+    assert not any((network.groupable, network.quantizable))
     with pytest.raises(InputError, match="groupable architecture only, got KerasFunctional"):
         hne.GroupedEnsemble(network, flowers.tree, IMAGES)
     with pytest.raises(InputError, match="only a quantizable architecture is compressed, got"):
