@@ -24,6 +24,7 @@ __all__ = [
     "Objective",
     "ObjectiveEntry",
     "Subtree",
+    "TeacherAssistants",
     "find",
 ]
 
@@ -52,6 +53,9 @@ OBJECTIVES: Mapping[str, ObjectiveEntry] = {
     "subtree": ObjectiveEntry(f"{_ROOM}.subtree:Subtree"),
     "codistillation": ObjectiveEntry(f"{_ROOM}.distillation:CoDistillation", _DISTILLATION),
     "hierarchical": ObjectiveEntry(f"{_ROOM}.distillation:HierarchicalDistillation", _DISTILLATION),
+    "assistants": ObjectiveEntry(
+        f"{_ROOM}.assistants:TeacherAssistants", {**_DISTILLATION, "teachers": "larger"}
+    ),
 }
 
 _PATHS = {

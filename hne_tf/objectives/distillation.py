@@ -15,7 +15,7 @@ from hne_tf.tree import ensemble_sizes
 COMBINATIONS = ("added", "traded")
 
 
-class _Distillation(keras.losses.Loss):
+class Distillation(keras.losses.Loss):
     """Cross-entropy of every leaf, and students drawn to the full ensemble's soft target.
 
     `L_I + a T^2 D` when added, `(1 - a) L_I + a T^2 D` when traded, with `D`
@@ -73,14 +73,9 @@ class _Distillation(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1), self._label_smoothing)
-        teacher = ensemble_log_probabilities(
-            y_pred, [y_pred.shape[1]], self._average, self._temperature
-        )
-        soft_target = ops.stop_gradient(ops.exp(teacher))
-        distillation = -ops.sum(soft_target * self._students(y_pred), axis=(1, 2))
         alpha = self._ramped_alpha()
         weight = 1.0 if self._combine == "added" else 1.0 - alpha
-        return weight * labels + alpha * self._temperature**2 * distillation
+        return weight * labels + alpha * self._temperature**2 * self._distilled(y_pred)
 
     def _ramped_alpha(self) -> Any:
         if not self._ramp_steps:
@@ -92,6 +87,14 @@ class _Distillation(keras.losses.Loss):
             )
         progress = ops.cast(self.iterations, "float32") / self._ramp_steps
         return self._alpha * ops.minimum(progress, 1.0)
+
+    def _distilled(self, leaf_logits: Any) -> Any:
+        """`D` of each example, `[batch]`."""
+        teacher = ensemble_log_probabilities(
+            leaf_logits, [leaf_logits.shape[1]], self._average, self._temperature
+        )
+        soft_target = ops.stop_gradient(ops.exp(teacher))
+        return -ops.sum(soft_target * self._students(leaf_logits), axis=(1, 2))
 
     def _students(self, leaf_logits: Any) -> Any:
         """Log-probabilities `[batch, students, classes]` at the loss's temperature."""
@@ -110,10 +113,10 @@ class _Distillation(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class CoDistillation(_Distillation):
+class CoDistillation(Distillation):
     """`D = sum_n CE(f_n / T, soft target)`: pulls every leaf to the ensemble, at diversity's cost.
 
-    See `_Distillation` for the arguments.
+    See `Distillation` for the arguments.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class CoDistillation(_Distillation):
 
 
 @keras.saving.register_keras_serializable("hne_tf")
-class HierarchicalDistillation(_Distillation):
+class HierarchicalDistillation(Distillation):
     """`D = sum_{b<B} CE(E_{2^b} / T, soft target)`: pulls only the nested sub-ensembles.
 
     For a network with exits, with all sizes and `average="last"`, the last exit
@@ -149,7 +152,7 @@ class HierarchicalDistillation(_Distillation):
         two below the number of leaves, then all leaves, as `Tree.sizes`. A network with
         exits has others, `Exits.sizes`.
 
-    See `_Distillation` for the other arguments.
+    See `Distillation` for the other arguments.
 
     Example:
       >>> model.compile("sgd", loss=HierarchicalDistillation(alpha=0.5, ramp_steps=1000))

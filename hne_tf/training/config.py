@@ -118,7 +118,8 @@ def _objective() -> dict[str, Any]:
     With the learning rate: what results/grid_digits.md shows to be best.
     """
     return {
-        # independent, subtree, codistillation or hierarchical; or my_module:MyLoss.
+        # independent, subtree, codistillation, hierarchical or assistants; or
+        # my_module:MyLoss.
         "name": "hierarchical",
         # The answer of size n: the mean logits or probabilities of the first n
         # leaves or exits; with exits also last, the n-th exit alone.

@@ -1,5 +1,6 @@
 import itertools
 import json
+from functools import partial
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from hne_tf.objectives import (
     HierarchicalDistillation,
     Independent,
     Subtree,
+    TeacherAssistants,
 )
 from hne_tf.tree import Tree
 
@@ -34,12 +36,17 @@ LOSSES = [
     *(Subtree(SIZES, average) for average in AVERAGES),
     *(CoDistillation(**settings) for settings in DISTILLATION),
     *(HierarchicalDistillation(SIZES, **settings) for settings in DISTILLATION),
+    *(
+        TeacherAssistants(SIZES, teachers=teachers, **settings)
+        for settings in DISTILLATION[::3]
+        for teachers in ("larger", "next")
+    ),
 ]
 
 
 def describe(loss):
     config = loss.get_config()
-    keys = ("alpha", "temperature", "combine", "average")
+    keys = ("alpha", "temperature", "combine", "average", "teachers")
     return "-".join([loss.name, *(str(config[key]) for key in keys if key in config)])
 
 
@@ -54,16 +61,19 @@ def ensemble(leaves, size, average, temperature):
     return sum(special.softmax(leaf / temperature) for leaf in leaves[:size]) / size
 
 
-def soft_target(leaves, config):
-    return ensemble(leaves, len(leaves), config["average"], config["temperature"])
+def soft_targets(leaves, config):
+    """What each ensemble teaches, by its size."""
+    return {
+        size: ensemble(leaves, size, config["average"], config["temperature"]) for size in SIZES
+    }
 
 
 def cross_entropy(target, probabilities):
     return -sum(t * np.log(p) for t, p in zip(target, probabilities, strict=True))
 
 
-def reference(loss, label, leaves, target=None):
-    """The loss of one example as the paper writes it; `target` replaces the soft target."""
+def reference(loss, label, leaves, targets=None):
+    """The loss of one example as the papers write it; `targets` replace the soft targets."""
     config = loss.get_config()
     onehot = np.eye(CLASSES)[label]
     if isinstance(loss, Subtree):
@@ -75,15 +85,21 @@ def reference(loss, label, leaves, target=None):
     if isinstance(loss, Independent):
         return independent
     temperature, alpha = config["temperature"], config["alpha"]
-    if target is None:
-        target = soft_target(leaves, config)
+    if targets is None:
+        targets = soft_targets(leaves, config)
     if isinstance(loss, CoDistillation):
         students = [special.softmax(leaf / temperature) for leaf in leaves]
     else:
         students = [
             ensemble(leaves, size, config["average"], temperature) for size in config["sizes"][:-1]
         ]
-    distillation = sum(cross_entropy(target, student) for student in students)
+    distillation = 0.0
+    for position, student in enumerate(students):
+        teachers = [LEAVES]
+        if isinstance(loss, TeacherAssistants):
+            teachers = SIZES[position + 1 :][: 1 if config["teachers"] == "next" else None]
+        lessons = [cross_entropy(targets[size], student) for size in teachers]
+        distillation += sum(lessons) / len(lessons)
     weight = {"added": 1.0, "traded": 1.0 - alpha}[config["combine"]]
     return weight * independent + alpha * temperature**2 * distillation
 
@@ -125,6 +141,7 @@ def test_one_value_per_example_equals_plain_loops(loss):
         (CoDistillation(alpha=0.5, temperature=2.0), 4 + 0.5 * 2**2 * 4),
         (CoDistillation(alpha=0.5, temperature=2.0, combine="traded"), 0.5 * 4 + 2 * 4),
         (HierarchicalDistillation(SIZES, alpha=0.25, temperature=3.0), 4 + 0.25 * 9 * 2),
+        (TeacherAssistants(SIZES, alpha=0.25, temperature=3.0), 4 + 0.25 * 9 * 2),
         (
             HierarchicalDistillation(SIZES, alpha=0.25, temperature=3.0, combine="traded"),
             0.75 * 4 + 0.25 * 9 * 2,
@@ -144,9 +161,9 @@ def test_no_gradient_flows_through_the_soft_target(loss):
     config = loss.get_config()
     expected, unstopped = [], []
     for label, leaves in zip(LABELS, LEAF_LOGITS.astype(np.float64), strict=True):
-        target = soft_target(leaves, config) if "alpha" in config else None
+        targets = soft_targets(leaves, config) if "alpha" in config else None
         expected.append(
-            numerical_gradient(lambda x, k=label, t=target: reference(loss, k, x, t), leaves)
+            numerical_gradient(lambda x, k=label, t=targets: reference(loss, k, x, t), leaves)
         )
         unstopped.append(numerical_gradient(lambda x, k=label: reference(loss, k, x), leaves))
     np.testing.assert_allclose(gradient_of(loss), expected, rtol=1e-4, atol=1e-5)
@@ -185,6 +202,7 @@ def test_unset_distillation_is_added_with_alpha_half_and_temperature_two():
     for default, spelled_out in (
         (CoDistillation(), CoDistillation(**settings)),
         (HierarchicalDistillation(SIZES), HierarchicalDistillation(SIZES, **settings)),
+        (TeacherAssistants(SIZES), TeacherAssistants(SIZES, teachers="larger", **settings)),
     ):
         np.testing.assert_array_equal(
             default.call(LABELS, LEAF_LOGITS), spelled_out.call(LABELS, LEAF_LOGITS)
@@ -212,14 +230,11 @@ def test_a_ramp_whose_steps_nobody_counts_is_refused():
         CoDistillation(ramp_steps=10).call(LABELS, LEAF_LOGITS)
 
 
-@pytest.mark.parametrize("leaves", [1, 3, 4])
-def test_sizes_are_those_of_a_tree_by_default(leaves):
+@pytest.mark.parametrize("kind", [Subtree, HierarchicalDistillation, TeacherAssistants])
+@pytest.mark.parametrize("leaves", [2, 3, 4])
+def test_sizes_are_those_of_a_tree_by_default(leaves, kind):
     sizes, logits = Tree((leaves,)).sizes, LEAF_LOGITS[:, :leaves]
-    for by_default, given in (
-        (Subtree(), Subtree(sizes)),
-        (HierarchicalDistillation(), HierarchicalDistillation(sizes)),
-    ):
-        np.testing.assert_array_equal(by_default.call(LABELS, logits), given.call(LABELS, logits))
+    np.testing.assert_array_equal(kind().call(LABELS, logits), kind(sizes).call(LABELS, logits))
 
 
 @pytest.mark.parametrize("kind", ["column", "one-hot"])
@@ -240,7 +255,13 @@ def test_soft_labels_are_taken_as_they_are():
 @pytest.mark.parametrize("labels", [LABELS, np.eye(CLASSES, dtype=np.float32)[LABELS]])
 def test_labels_are_smoothed(labels):
     smoothed = 0.7 * np.eye(CLASSES)[LABELS] + 0.3 / CLASSES
-    for kind in (Independent, Subtree, CoDistillation, HierarchicalDistillation):
+    for kind in (
+        Independent,
+        Subtree,
+        CoDistillation,
+        HierarchicalDistillation,
+        TeacherAssistants,
+    ):
         expected = kind().call(smoothed.astype(np.float32), LEAF_LOGITS)
         loss = kind.from_config(kind(label_smoothing=0.3).get_config())
         np.testing.assert_allclose(loss.call(labels, LEAF_LOGITS), expected, rtol=1e-5)
@@ -316,7 +337,10 @@ def test_alpha_one_may_be_traded_and_any_may_be_added():
 
 @pytest.mark.parametrize(
     "build",
-    [CoDistillation, lambda **settings: HierarchicalDistillation(SIZES, **settings)],
+    [
+        CoDistillation,
+        *(partial(kind, SIZES) for kind in (HierarchicalDistillation, TeacherAssistants)),
+    ],
 )
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -333,6 +357,27 @@ def test_alpha_one_may_be_traded_and_any_may_be_added():
 def test_bad_settings_of_distillation(build, settings, message):
     with pytest.raises(InputError, match=message):
         build(**settings)
+
+
+@pytest.mark.parametrize("sizes", [None, (1,)])
+def test_a_single_network_has_no_assistants(sizes):
+    message = r"need two ensemble sizes or more, as a tree of two leaves has, got \(1,\)"
+    with pytest.raises(InputError, match=message):
+        TeacherAssistants(sizes).call(LABELS, LEAF_LOGITS[:, :1])
+
+
+def test_bad_teachers():
+    with pytest.raises(InputError, match="teachers must be one of larger, next, got 'all'"):
+        TeacherAssistants(SIZES, teachers="all")
+
+
+def test_assistants_of_two_sizes_are_hierarchical_distillation():
+    for teachers in ("larger", "next"):
+        np.testing.assert_allclose(
+            TeacherAssistants((1, 4), teachers=teachers).call(LABELS, LEAF_LOGITS),
+            HierarchicalDistillation((1, 4)).call(LABELS, LEAF_LOGITS),
+            rtol=1e-6,
+        )
 
 
 def test_bad_average_of_subtrees():

@@ -51,12 +51,14 @@ def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
         ("subtree", objectives.Subtree),
         ("codistillation", objectives.CoDistillation),
         ("hierarchical", objectives.HierarchicalDistillation),
+        ("assistants", objectives.TeacherAssistants),
     ],
 )
 def test_every_objective_has_its_settings(name, kind):
     config = default()
     config.objective.update(name=name, average="probabilities")
-    if name in ("codistillation", "hierarchical"):
+    distils = name in ("codistillation", "hierarchical", "assistants")
+    if distils:
         config.objective[name].update(
             alpha=0.25, temperature=3.0, combine="traded", ramp_epochs=1.5
         )
@@ -72,8 +74,8 @@ def test_every_objective_has_its_settings(name, kind):
     }
     settings = objective.get_config()
     assert {key: settings[key] for key in wanted.keys() & settings.keys()}.items() <= wanted.items()
-    assert ("sizes" in settings) == (name in ("subtree", "hierarchical"))
-    assert ("alpha" in settings) == (name in ("codistillation", "hierarchical"))
+    assert ("sizes" in settings) == (name in ("subtree", "hierarchical", "assistants"))
+    assert ("alpha" in settings) == distils
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
@@ -257,7 +259,7 @@ def test_metrics_of_one_s_own_get_the_sizes_and_the_average():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("focal", r"one of independent, .*, hierarchical or an import path .* got 'focal'"),
+        ("focal", r"one of independent, .*, hierarchical, .* or an import path .* got 'focal'"),
         ("no_such_module:Loss", "that can be imported, got 'no_such_module:Loss'"),
         ("fractions:Fraction", r"subclass of keras\.losses\.Loss, got 'fractions:Fraction'"),
     ],
