@@ -86,6 +86,18 @@ class Paths(abc.ABC):
     def has_layers(self, block: int, node: int) -> bool:
         """Whether the node computes block number `block` of a network, not its classifier alone."""
 
+    def share(self, block: int, node: int) -> float:
+        """The part of the leaves below a node's parent that lie below the node; 1 for a root."""
+        if block == 0:
+            return 1.0
+        below = self._leaves_below(block, node)
+        return below / self._leaves_below(block - 1, self.parent(block, node))
+
+    def _leaves_below(self, block: int, node: int) -> int:
+        """Number of leaves whose paths go through a node."""
+        paths = map(self.path, range(self.leaves))
+        return sum(path[block : block + 1] == (node,) for path in paths)
+
     def groups(self, block: int) -> list[tuple[int, ...]]:
         """The nodes of `block`, those together that compute the same layers."""
         alike: dict[tuple[bool, bool], list[int]] = {}

@@ -26,6 +26,8 @@ _COLUMNS = {
 EXIT_ANSWERS = {
     "last": "Each exit alone",
     "logits": "Running ensemble of the exits",
+    "probabilities": "Running ensemble of the exits' probabilities",
+    "sum": "Sum of the exits",
 }
 
 _STOPPING_COLUMNS = {

@@ -177,7 +177,7 @@ def expected_answer(leaf_logits: np.ndarray, size: int, average: str) -> dict[st
         }
     if average == "last":
         first = first[:, -1:]
-    logits = first.mean(axis=1)
+    logits = first.sum(axis=1) if average == "sum" else first.mean(axis=1)
     return {
         "logits": logits,
         "probabilities": special.softmax(logits, axis=-1),

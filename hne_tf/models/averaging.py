@@ -1,7 +1,8 @@
-"""The answer of size n: an average over the first n leaves, or the n-th leaf alone.
+"""The answer of size n: an average over the first n leaves, their sum, or the n-th leaf alone.
 
-The average is of logits or of probabilities. `"last"` is for networks with exits,
-where each leaf is better than the one before.
+The average is of logits or of probabilities. `"sum"` adds up logits, for leaves that are
+trained to correct those before them. `"last"` is for networks with exits, where each leaf
+is better than the one before.
 
 Inference adds up one contribution per leaf (`contribution`, `add`) and turns the
 sum into an answer (`answer`), so that it can stop and go on between leaves;
@@ -19,7 +20,7 @@ from hne_tf.errors import InputError
 # The smallest normal float32 keeps the log of a vanished probability finite.
 _SMALLEST_FLOAT32 = 1.18e-38
 
-AVERAGES = ("logits", "probabilities", "last")
+AVERAGES = ("logits", "probabilities", "last", "sum")
 
 
 def check_average(average: str) -> str:
@@ -73,7 +74,7 @@ def answer(running_sum: Any, size: int, average: str = "logits") -> tuple[Any, A
       `(logits, probabilities)`, each `[batch, classes]`; when probabilities are
       averaged, the logits are the log of their mean.
     """
-    mean = running_sum / len(leaves(size, average))
+    mean = running_sum / (1 if average == "sum" else len(leaves(size, average)))
     if average != "probabilities":
         return mean, ops.softmax(mean, axis=-1)
     return ops.log(ops.maximum(mean, _SMALLEST_FLOAT32)), mean
@@ -88,7 +89,8 @@ def ensemble_log_probabilities(
       leaf_logits: `[batch, leaves, classes]`.
       sizes: ensemble sizes, each at most `leaves`.
       average: `"logits"`: softmax of the mean logits; `"probabilities"`: mean
-        of the leaves' softmax; `"last"`: softmax of the last leaf's logits.
+        of the leaves' softmax; `"last"`: softmax of the last leaf's logits; `"sum"`:
+        softmax of the sum of the logits.
       temperature: divides the logits before the softmax.
 
     Returns:
@@ -100,5 +102,6 @@ def ensemble_log_probabilities(
             [ops.logsumexp(scores[:, :size], axis=1) - math.log(size) for size in sizes], axis=1
         )
     spans = [leaves(size, average) for size in sizes]
-    means = [ops.mean(leaf_logits[:, span.start : span.stop], axis=1) for span in spans]
-    return ops.log_softmax(ops.stack(means, axis=1) / temperature, axis=-1)
+    together = ops.sum if average == "sum" else ops.mean
+    logits = [together(leaf_logits[:, span.start : span.stop], axis=1) for span in spans]
+    return ops.log_softmax(ops.stack(logits, axis=1) / temperature, axis=-1)

@@ -152,7 +152,7 @@ class Ensemble(CompiledModel):
         self.tree.check_size(size)
         members = averaging.leaves(size, self.average)
         leaf_logits = self._predict_leaves(images, members, batch_size)
-        average = "probabilities" if self.average == "probabilities" else "logits"
+        average = "logits" if self.average == "last" else self.average
         scores = averaging.ensemble_log_probabilities(leaf_logits, [len(members)], average)
         return np.exp(ops.convert_to_numpy(scores)[:, 0])
 

@@ -92,7 +92,10 @@ class GroupedEnsemble(Ensemble):
     def branched(self) -> TreeEnsemble:
         """The same networks with the same weights as a `TreeEnsemble`."""
         layers = TrainingLayers(
-            self.factory.weight_decay, self.factory.norm_momentum, self.factory.synchronized
+            self.factory.weight_decay,
+            self.factory.norm_momentum,
+            self.factory.synchronized,
+            branch_gradients=self.factory.branch_gradients,
         )
         tree = TreeEnsemble(
             self.architecture, self.tree, self.images, layers, self.average, self.name

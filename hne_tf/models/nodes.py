@@ -35,10 +35,12 @@ def node_output(
     classes: int,
 ) -> Activation:
     """What the node at `place`, `(block, node)`, computes of its parent's activation `x`."""
-    if isinstance(x, list):
-        x = [layers.entry(each, f"entry{index}") for index, each in enumerate(x)]
-    else:
-        x = layers.entry(x, "entry")
+
+    def read(x: keras.KerasTensor, suffix: str = "") -> keras.KerasTensor:
+        x = layers.branch(x, f"branch{suffix}", tree.share(*place))
+        return layers.entry(x, f"entry{suffix}")
+
+    x = [read(each, str(index)) for index, each in enumerate(x)] if isinstance(x, list) else read(x)
     if tree.has_layers(*place):
         x = architecture.block(layers, place[0], x)
     return architecture.head(layers, x, classes) if tree.is_leaf(*place) else x

@@ -18,6 +18,7 @@ from hne_tf.errors import InputError
 
 __all__ = [
     "OBJECTIVES",
+    "Boosting",
     "CoDistillation",
     "HierarchicalDistillation",
     "Independent",
@@ -56,6 +57,7 @@ OBJECTIVES: Mapping[str, ObjectiveEntry] = {
     "assistants": ObjectiveEntry(
         f"{_ROOM}.assistants:TeacherAssistants", {**_DISTILLATION, "teachers": "larger"}
     ),
+    "boosting": ObjectiveEntry(f"{_ROOM}.boosting:Boosting"),
 }
 
 _PATHS = {

@@ -20,8 +20,13 @@ with extra("sweeps"):
 # Figures of a run that are one number each; those per size come under `accuracy`.
 _SINGLE_FIGURES = ("mean_leaf_accuracy", "gain", "disagreement", "train_accuracy")
 
-# Networks with exits are shown in both ways in which they answer.
-_EXITS_ANSWER = {"last": "each exit alone", "logits": "exits together"}
+# Networks with exits are shown in all ways in which they answer.
+_EXITS_ANSWER = {
+    "last": "each exit alone",
+    "logits": "exits together",
+    "probabilities": "exits' probabilities together",
+    "sum": "exits added up",
+}
 
 
 def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dict[str, Any]:

@@ -174,6 +174,7 @@ def training_layers(
         synchronized,
         # Elsewhere XLA compiles the step.
         shifted=not on_tensorflow,
+        branch_gradients=section.branch_gradients,
     )
 
 

@@ -118,11 +118,12 @@ def _objective() -> dict[str, Any]:
     With the learning rate: what results/grid_digits.md shows to be best.
     """
     return {
-        # independent, subtree, codistillation, hierarchical or assistants; or
+        # independent, subtree, codistillation, hierarchical, assistants or boosting; or
         # my_module:MyLoss.
         "name": "hierarchical",
         # The answer of size n: the mean logits or probabilities of the first n
-        # leaves or exits; with exits also last, the n-th exit alone.
+        # leaves or exits, or the sum of their logits; with exits also last, the
+        # n-th exit alone.
         "average": "logits",
         # Part of a label that is spread evenly over all classes, e.g. 0.1.
         "label_smoothing": 0.0,
@@ -153,6 +154,8 @@ def _optimizer() -> dict[str, Any]:
         # beginning. () for the same rate from the beginning.
         "block_rates": (),
         "frozen_epochs": (),
+        # Of what several leaves read, the sum of their gradients or the mean.
+        "branch_gradients": "sum",
         # Batch norms keep their statistics, scales and offsets.
         "frozen_norms": False,
     }

@@ -30,7 +30,7 @@ DENSE = MSDNet((1, 2), 2, (1, 2), (2, 1), stem_width=3, reduction=0.5, head_widt
 # Each architecture with a tree, splits in different places, and how it answers.
 ARCHITECTURES = {
     "resnet_basic": (BASIC, Tree((1, 3, 1)), "probabilities"),
-    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1)), "logits"),
+    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1)), "sum"),
     "multi_exit": (BASIC, Exits(3), "logits"),
     "msdnet": (DENSE, Exits(2), "last"),
     # As small as it gets; where widths are equal, units add their input.
@@ -141,7 +141,7 @@ def numpy_answer(average):
             logits = np.log(probabilities)
         else:
             contributions = first[:, -1:] if average == "last" else first
-            logits = contributions.mean(axis=1)
+            logits = (np.sum if average == "sum" else np.mean)(contributions, axis=1)
             probabilities = special.softmax(logits, axis=-1)
         return {
             "logits": logits,

@@ -42,6 +42,11 @@ def test_an_exit_alone_needs_no_exit_before_it():
     assert Exits(3).nodes_of([2]) == [(0, 0), (1, 1), (2, 1), (3, 0)]
 
 
+def test_an_exit_has_one_leaf_of_its_parent_s():
+    shares = [Exits(3).share(*place) for place in Exits(3).nodes_of(range(3))]
+    assert shares == [1, 1 / 3, 2 / 3, 1 / 2, 1 / 2, 1]
+
+
 @pytest.mark.parametrize("count", [0, -1, 1.0, True, "2", None])
 def test_bad_number_of_exits_is_named(count):
     with pytest.raises(InputError, match=f"exits must be a positive integer, got {count!r}"):

@@ -143,6 +143,13 @@ def test_steps_continue_from_caches_and_no_cache_is_idle(branching):
     assert used == left
 
 
+@given(branchings())
+def test_a_node_s_share_is_that_of_its_parent_s_leaves(branching):
+    tree = Tree(branching)
+    for block, node in tree.nodes_of(range(tree.leaves)):
+        assert tree.share(block, node) == (1 / branching[block] if block else 1)
+
+
 def test_steps_of_a_small_tree():
     assert Tree((1, 2, 2)).steps == (
         Step(size=1, branch_block=0, nodes=(0, 0, 0), cached_blocks=(0, 1)),

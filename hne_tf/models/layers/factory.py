@@ -82,6 +82,9 @@ class LayerFactory(Protocol):
     def entry(self, x: KerasTensor, name: str) -> KerasTensor:
         """What comes into a node: its parent's activation, or the normalised images."""
 
+    def branch(self, x: KerasTensor, name: str, share: float) -> KerasTensor:
+        """A parent's activation as a child reads it that has a share of the parent's leaves."""
+
     def conv(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         """Convolution, normalisation and activation."""
 

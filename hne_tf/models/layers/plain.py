@@ -34,6 +34,10 @@ class PlainLayers:
         del name
         return x
 
+    def branch(self, x: KerasTensor, name: str, share: float) -> KerasTensor:
+        del name, share
+        return x
+
     def add(
         self, inputs: list[KerasTensor], name: str, activation: str | None = None
     ) -> KerasTensor:

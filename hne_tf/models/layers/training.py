@@ -14,6 +14,8 @@ from hne_tf.models.layers.shifted import ShiftedDepthwiseConv2D
 # Shared with folding, which needs it to turn a batch norm into a bias.
 NORM_EPSILON = 1e-3
 
+BRANCH_GRADIENTS = ("sum", "mean")
+
 # Keras's names of what layers compute in; variables are float32 in both.
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -28,6 +30,23 @@ class SubsampledConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         pixels, strides = subsampled(inputs, self.kernel_size[0], self.strides[0])
         return ops.conv(pixels, kernel, strides, self.padding, data_format=self.data_format)
+
+
+@keras.saving.register_keras_serializable("hne_tf")
+class ScaledGradient(keras.layers.Layer):
+    """Passes a tensor on, and its gradient times `scale`."""
+
+    def __init__(self, scale: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = scale
+
+    def call(self, inputs: Any) -> Any:
+        constant = ops.stop_gradient(inputs)
+        # The difference is zero.
+        return constant + self.scale * (inputs - constant)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable("hne_tf")
@@ -48,11 +67,14 @@ class TrainingLayers(PlainLayers):
         stay in float32.
       shifted: whether depthwise convolutions are sums of shifted products, for XLA; see
         `shifted.py`.
+      branch_gradients: of what several leaves read, the `"sum"` of their gradients or the
+        `"mean"` (Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV
+        2019), by which nodes learn at the same pace whatever the number of leaves below.
       batch_normalization: Keras's layer, or one that computes the same.
 
     Raises:
-      InputError: for a negative weight decay, a momentum outside (0, 1) or an
-        unknown precision.
+      InputError: for a negative weight decay, a momentum outside (0, 1), an unknown
+        precision or unknown gradients.
     """
 
     weight_decay: float = 0.0
@@ -60,6 +82,7 @@ class TrainingLayers(PlainLayers):
     synchronized: bool = False
     precision: str = "float32"
     shifted: bool = False
+    branch_gradients: str = "sum"
     batch_normalization: ClassVar[type[keras.layers.BatchNormalization]] = (
         keras.layers.BatchNormalization
     )
@@ -74,10 +97,20 @@ class TrainingLayers(PlainLayers):
             raise InputError(
                 f"precision must be one of {', '.join(_POLICIES)}, got {self.precision!r}"
             )
+        if self.branch_gradients not in BRANCH_GRADIENTS:
+            raise InputError(
+                f"branch_gradients must be one of {', '.join(BRANCH_GRADIENTS)}, "
+                f"got {self.branch_gradients!r}"
+            )
 
     @property
     def _policy(self) -> str:
         return _POLICIES[self.precision]
+
+    def branch(self, x: KerasTensor, name: str, share: float) -> KerasTensor:
+        if self.branch_gradients == "sum" or share == 1.0:
+            return x
+        return ScaledGradient(share, dtype=self._policy, name=name)(x)
 
     def conv(self, x: KerasTensor, name: str, convolution: Convolution) -> KerasTensor:
         return self._normalise(self._convolve(x, name, convolution), name, convolution)

@@ -14,7 +14,7 @@ from hne_tf.tree import Tree
 SIZES = (1, 2, 3, 6)
 LEAVES = 6
 CLASSES = 5
-AVERAGES = ("logits", "probabilities")
+AVERAGES = ("logits", "probabilities", "sum")
 EXAMPLES = 211
 
 every_average = pytest.mark.parametrize("average", AVERAGES)
@@ -34,9 +34,10 @@ LABELS, LEAF_LOGITS = examples()
 
 def probabilities(size, average):
     first = LEAF_LOGITS[:, :size].astype(np.float64)
-    if average == "logits":
-        return special.softmax(first.mean(axis=1), axis=-1)
-    return special.softmax(first, axis=-1).mean(axis=1)
+    if average == "probabilities":
+        return special.softmax(first, axis=-1).mean(axis=1)
+    together = {"logits": np.mean, "sum": np.sum}[average]
+    return special.softmax(together(first, axis=1), axis=-1)
 
 
 def measured(metric, weights=None):
@@ -316,7 +317,7 @@ def test_fit_records_every_size():
     ],
 )
 def test_unknown_average_is_named(build):
-    with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
+    with pytest.raises(InputError, match="one of logits, probabilities, last, sum, got 'median'"):
         build(SIZES, average="median")
 
 

@@ -20,7 +20,8 @@ def mean_of_first(leaf_logits, size, average, temperature=1.0):
     first = leaf_logits[:, :size].astype(np.float64) / temperature
     if average == "probabilities":
         return special.softmax(first, axis=-1).mean(axis=1)
-    return special.softmax(first[:, -1] if average == "last" else first.mean(axis=1), axis=-1)
+    logits = {"logits": first.mean(axis=1), "last": first[:, -1], "sum": first.sum(axis=1)}
+    return special.softmax(logits[average], axis=-1)
 
 
 def running_answer(leaf_logits, size, average):
@@ -43,19 +44,19 @@ def test_ensembles_equal_numpy(average, temperature):
 
 def test_the_averages_differ_and_logits_is_the_default():
     leaf_logits = random_logits()
-    logits, probabilities, last = (
+    logits, *others = (
         np.asarray(averaging.ensemble_log_probabilities(leaf_logits, (1, 5), average))
         for average in averaging.AVERAGES
     )
     np.testing.assert_array_equal(averaging.ensemble_log_probabilities(leaf_logits, (1, 5)), logits)
-    for one, other in itertools.combinations((logits, probabilities, last), 2):
+    for one, other in itertools.combinations((logits, *others), 2):
         np.testing.assert_allclose(one[:, 0], other[:, 0], atol=1e-6)
         assert np.abs(one[:, 1] - other[:, 1]).max() > 0.1
 
 
 @pytest.mark.parametrize(
     ("average", "expected"),
-    [("logits", [0, 1, 2]), ("probabilities", [0, 1, 2]), ("last", [2])],
+    [("logits", [0, 1, 2]), ("probabilities", [0, 1, 2]), ("last", [2]), ("sum", [0, 1, 2])],
 )
 def test_an_answer_is_made_of_the_first_leaves_or_the_last_of_them(average, expected):
     assert list(averaging.leaves(3, average)) == expected
@@ -81,6 +82,8 @@ def test_answers_from_running_sums_equal_ensembles_at_once(average):
             np.testing.assert_allclose(logits, leaf_logits[:, :size].mean(axis=1), atol=1e-5)
         elif average == "last":
             np.testing.assert_array_equal(logits, leaf_logits[:, size - 1])
+        elif average == "sum":
+            np.testing.assert_allclose(logits, leaf_logits[:, :size].sum(axis=1), rtol=1e-5)
         else:
             np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -110,5 +113,5 @@ def test_extreme_logits_give_finite_logits_and_probabilities(average):
     ],
 )
 def test_unknown_average_is_named(ask):
-    with pytest.raises(InputError, match="one of logits, probabilities, last, got 'median'"):
+    with pytest.raises(InputError, match="one of logits, probabilities, last, sum, got 'median'"):
         ask("median")

@@ -1,5 +1,7 @@
 """The grouped form of a tree against the branched one, with the same weights."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -37,10 +39,10 @@ CASES = [
 ]
 
 
-def pair(architecture, tree, layers=None):
+def pair(architecture, tree, layers=None, decay=0.1, **options):
     """The branched and the grouped form with the same weights, none of them idle."""
-    branched = TreeEnsemble(architecture, tree, IMAGES, TrainingLayers(0.1, 0.75))
-    layers = layers or GroupedLayers(0.1, 0.75, split=True)
+    branched = TreeEnsemble(architecture, tree, IMAGES, TrainingLayers(decay, 0.75, **options))
+    layers = layers or GroupedLayers(decay, 0.75, split=True, **options)
     grouped = GroupedEnsemble(architecture, tree, IMAGES, layers)
     random = np.random.default_rng(0)
     values = {name: random.uniform(0.2, 1, v.shape) for name, v in weights.read(branched).items()}
@@ -60,7 +62,7 @@ def trained(model):
     factors = np.random.default_rng(1).normal(0, 1, (len(BATCH), model.tree.leaves, 3))
     with tf.GradientTape() as tape:
         logits = model(BATCH, training=True)
-        loss = tf.reduce_mean(logits * factors) + tf.add_n(model.losses)
+        loss = tf.reduce_mean(logits * factors) + sum(model.losses)
     parts = [(names, variable) for names, variable in weights.parts(model) if variable.trainable]
     found = tape.gradient(loss, [variable.value for _, variable in parts])
     gradients = {}
@@ -98,6 +100,30 @@ def test_outputs_gradients_and_statistics_equal_the_branched_form(architecture, 
 def test_grouped_convolutions_and_fused_norms_change_nothing():
     layers = FusedGroupedLayers(0.1, 0.75, split=False)
     assert_same(*pair(RESNETS["basic"], Tree((1, 2, 2)), layers))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tree"),
+    [(RESNETS["basic"], Tree((1, 2, 3))), (RESNETS["basic"], Exits(3)), (MSDNETS, Exits(2))],
+    ids=lambda value: str(value)[:60],
+)
+def test_mean_gradients_are_those_of_each_leaf_alone_averaged(architecture, tree):
+    """A node's gradient is the sum's over the number of leaves below, in both forms."""
+    summed = pair(architecture, tree, decay=0.0)
+    averaged = pair(architecture, tree, decay=0.0, branch_gradients="mean")
+    for plain, scaled in zip(summed, averaged, strict=True):
+        np.testing.assert_array_equal(scaled(BATCH, training=False), plain(BATCH, training=False))
+    _, gradients = trained(summed[0])
+    paths = [tree.path(leaf) for leaf in range(tree.leaves)]
+    for scaled in averaged:
+        _, found = trained(scaled)
+        assert found.keys() == gradients.keys()
+        for name, gradient in found.items():
+            block, node = map(int, re.match(r"block(\d+)/node(\d+)/", name).groups())
+            below = sum(path[block : block + 1] == (node,) for path in paths)
+            expected = gradients[name] / below
+            np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert averaged[1].branched().factory.branch_gradients == "mean"
 
 
 def test_a_block_is_one_network_and_a_weight_holds_its_nodes():

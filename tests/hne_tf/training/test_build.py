@@ -52,11 +52,13 @@ def test_the_architecture_is_chosen_with_its_own_presets_and_settings():
         ("codistillation", objectives.CoDistillation),
         ("hierarchical", objectives.HierarchicalDistillation),
         ("assistants", objectives.TeacherAssistants),
+        ("boosting", objectives.Boosting),
     ],
 )
 def test_every_objective_has_its_settings(name, kind):
     config = default()
-    config.objective.update(name=name, average="probabilities")
+    average = "sum" if name == "boosting" else "probabilities"
+    config.objective.update(name=name, average=average)
     distils = name in ("codistillation", "hierarchical", "assistants")
     if distils:
         config.objective[name].update(
@@ -69,7 +71,7 @@ def test_every_objective_has_its_settings(name, kind):
         "temperature": 3.0,
         "combine": "traded",
         "ramp_steps": 15,
-        "average": "probabilities",
+        "average": average,
         "sizes": (1, 2, 4, 8, 16),
     }
     settings = objective.get_config()
@@ -91,7 +93,27 @@ def test_settings_of_objectives_are_the_defaults_of_their_classes(name):
 def default_objective(name):
     config = default()
     config.objective.name = name
+    if name == "boosting":
+        config.objective.average = "sum"
     return config
+
+
+def test_boosting_adds_leaves_up():
+    config = default()
+    config.objective.name = "boosting"
+    with pytest.raises(InputError, match=r"average must be sum for boosting, got 'logits'"):
+        build.objective(config, 1.0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_layers_get_the_gradients_of_branches(grouped):
+    config = default()
+    assert build.training_layers(config, grouped=grouped).branch_gradients == "sum"
+    config.optimizer.branch_gradients = "mean"
+    assert build.training_layers(config, grouped=grouped).branch_gradients == "mean"
+    config.optimizer.branch_gradients = "median"
+    with pytest.raises(InputError, match="branch_gradients must be one of sum, mean, got 'median'"):
+        build.training_layers(config, grouped=grouped)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.0, 0), (0.001, 1), (2.5, 25)])
