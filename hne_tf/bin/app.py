@@ -13,6 +13,7 @@ from absl import flags
 
 from hne_tf import hardware
 from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
+from hne_tf.exported.uncertainty import stopping
 
 if typing.TYPE_CHECKING:
     from hne_tf.training.trained import TrainedRun
@@ -233,6 +234,17 @@ class _PathParser(flags.ArgumentParser):
 class _PathsParser(flags.ListParser):
     def parse(self, argument: str | list[str]) -> list[str]:
         return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
+def define_stopping_rule(values: flags.FlagValues) -> None:
+    """Adds --stopping_rule."""
+    flags.DEFINE_enum(
+        "stopping_rule",
+        "confidence",
+        list(stopping.RULES),
+        "What the manifest's thresholds of early stopping are of.",
+        flag_values=values,
+    )
 
 
 def define_run_flags(values: flags.FlagValues) -> None:

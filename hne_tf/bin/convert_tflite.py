@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "Training images that set the ranges of int8 after training.",
         flag_values=values,
     )
+    app.define_stopping_rule(values)
     flags.mark_flags_as_required(["output"], values)
 
 
@@ -64,6 +65,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             test=run.batches("test"),
             validation=run.batches("validation"),
             sizes=sizes,
+            stopping_rule=values.stopping_rule,
             record=run.record,
         )
     leaves = manifest.sizes[-1]

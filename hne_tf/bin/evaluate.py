@@ -35,6 +35,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "coverage",
+        0.9,
+        "Probability that a prediction set holds the label.",
+        flag_values=values,
+    )
     app.define_path(
         values,
         "results",
@@ -64,7 +70,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
-    result = run.evaluate(values.split)
+    result = run.evaluate(values.split, coverage=values.coverage)
     result["corruptions"] = (
         robustness.evaluate(run.model, run.batches("test"), examples) if examples else None
     )

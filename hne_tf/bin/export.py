@@ -34,6 +34,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
+    app.define_stopping_rule(values)
     app.define_path(
         values,
         "weights",
@@ -65,6 +66,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         version=values.version,
         sizes=sizes,
         batch_sizes=batch_sizes,
+        stopping_rule=values.stopping_rule,
         record=run.record,
     )
     print(f"published {folder}")

@@ -20,9 +20,11 @@ from hne_tf.client.metadata import CallMetadata
 from hne_tf.client.remote_steps import RemoteSteps, VersionGoneError
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import AnytimeSession, StepTimes, checked_deadline
+from hne_tf.exported.uncertainty.stopping import Confidence, Limit
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
+SURE = "sure"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Walk:
 
     Attributes:
       best: the answer so far; None before the first.
-      stopped: why the walk is over: `COMPLETE`, `DEADLINE`, or what the server
+      stopped: why the walk is over: `COMPLETE`, `DEADLINE`, `SURE`, or what the server
         failed with; None while it is not. A caller who has seen enough stops
         iterating, and can go on later.
       failed: whether it ended because the server failed; `best` stays valid.
@@ -62,6 +64,7 @@ class Walk:
         times: StepTimes,
         started_s: float,
         end_s: float,
+        limit: Limit | None,
     ) -> None:
         self.best: AnytimeAnswer | None = None
         self.stopped: str | None = None
@@ -71,12 +74,13 @@ class Walk:
         self._times = times
         self._started_s = started_s
         self._end_s = end_s
+        self._limit = limit
         self._session = begin()
         self._batch_size = len(self._session.sizes)
         self._restarted = False
 
     def __iter__(self) -> Iterator[AnytimeAnswer]:
-        """Yields an answer after each leaf, until the last, the deadline or a failure.
+        """Yields an answer after each leaf, until the last, a limit or a failure.
 
         Raises:
           BudgetError: if not even the first step gives an answer.
@@ -88,6 +92,8 @@ class Walk:
                 yield self.best
             elif size == self._leaves:
                 self.stopped = COMPLETE
+            elif self.best and self._limit and self._session.is_sure(self._limit):
+                self.stopped = SURE
             elif self.best and not self._fits(size):
                 self.stopped = DEADLINE
             else:
@@ -153,9 +159,8 @@ class AnytimeClient(Closing):
 
     Example:
       >>> with AnytimeClient("127.0.0.1:8500", "digits", read_manifest(path)) as client:
-      ...     for answer in client.walk(images, deadline_ms=20):
-      ...         if answer.probabilities.max() > 0.95:
-      ...             break
+      ...     for answer in client.walk(images, deadline_ms=20, confidence=0.95):
+      ...         print(answer.size, answer.latency_ms)
     """
 
     def __init__(
@@ -182,17 +187,27 @@ class AnytimeClient(Closing):
         """Closes the connection."""
         self._client.close()
 
-    def walk(self, images: np.ndarray, deadline_ms: float | None = None) -> Walk:
+    def walk(
+        self,
+        images: np.ndarray,
+        deadline_ms: float | None = None,
+        *,
+        confidence: Confidence | None = None,
+        rule: str = "confidence",
+    ) -> Walk:
         """Starts a walk; its steps are taken by iterating over it.
 
         Args:
           images: uint8 `[batch, height, width, channels]`.
           deadline_ms: milliseconds from this call to the last answer. A step that
             would end later, by what steps took before, is not started.
+          confidence: the walk is over when all images are at least as sure as this,
+            see `AnytimeSession.run`.
+          rule: likewise.
 
         Raises:
-          InputError: for images that the model does not take, or a deadline that
-            is not above 0.
+          InputError: for images that the model does not take, a deadline that is not
+            above 0, or a limit that cannot be.
         """
         started_s = time.perf_counter()
         end_s = started_s + checked_deadline(deadline_ms) / 1000
@@ -202,16 +217,25 @@ class AnytimeClient(Closing):
             runner = RemoteSteps(self._client, self._manifest, end_s)
             return AnytimeSession(runner, images, self._times)
 
-        return Walk(begin, len(self._manifest.steps), self._times, started_s, end_s)
+        leaves = len(self._manifest.steps)
+        limit = Limit.of(confidence, rule, leaves)
+        return Walk(begin, leaves, self._times, started_s, end_s, limit)
 
-    def predict(self, images: np.ndarray, deadline_ms: float | None = None) -> Walk:
-        """Walks to the end; the answer is the walk's `best`.
+    def predict(
+        self,
+        images: np.ndarray,
+        deadline_ms: float | None = None,
+        *,
+        confidence: Confidence | None = None,
+        rule: str = "confidence",
+    ) -> Walk:
+        """Walks to the end; the answer is the walk's `best`. See `walk`.
 
         Raises:
           InputError: see `walk`.
           BudgetError: if not even the first step gives an answer.
         """
-        walk = self.walk(images, deadline_ms)
+        walk = self.walk(images, deadline_ms, confidence=confidence, rule=rule)
         for _ in walk:
             pass
         return walk

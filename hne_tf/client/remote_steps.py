@@ -42,6 +42,7 @@ class RemoteSteps:
         self.steps = manifest.steps
         self.image_shape = manifest.image_shape
         self.class_names = manifest.classes
+        self.average = manifest.average
         self._client = client
         self._end_s = end_s
         self._version: int | None = None

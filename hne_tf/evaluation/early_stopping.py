@@ -1,7 +1,8 @@
 """Stopping at the first ensemble that is sure, for a mean cost per image.
 
-Each image of a batch stops at the first size n whose highest probability is at
-least the threshold of size n; the last size answers whatever is left. Thresholds
+Each image of a batch stops at the first size n whose score, by one of the rules of
+`exported.uncertainty.stopping`, is at least the threshold of size n; the last size answers
+whatever is left. Thresholds
 are fitted on one split so that the mean cost per image meets a target, and judged
 on another: the "budgeted batch classification" of Huang et al., "Multi-Scale Dense
 Networks for Resource Efficient Image Classification", ICLR 2018, section 4.2.
@@ -13,17 +14,17 @@ in any unit, here multiply-adds.
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hne_tf.errors import InputError
+from hne_tf.exported.uncertainty import stopping
 
-# A threshold that stops all images, since the highest probability of up to a million
-# classes is above it, and one that stops those only that are certain. Clients take
-# thresholds above 0 and up to 1.
-_ALL, _CERTAIN = 1e-6, 1.0
+# A threshold that stops all images, and one that stops those only that are certain. Clients
+# take thresholds above 0 and up to 1.
+_ALL, _CERTAIN = stopping.LEAST, 1.0
 
 # Ratios of this logarithm send, to double precision, all images to one size.
 _EXTREME = 50.0
@@ -35,24 +36,53 @@ class Answers:
     """What the ensembles of the first 1 to N leaves answer on a split.
 
     Attributes:
-      confidences: float `[examples, N]`, the highest probability of each size.
+      scores: by stopping rule, how sure each size is, float `[examples, N]`.
       correct: bool `[examples, N]`, whether the most probable class is the label.
     """
 
-    confidences: np.ndarray
+    scores: Mapping[str, np.ndarray]
     correct: np.ndarray
 
 
-def fit(confidences: np.ndarray, costs: Sequence[float], target_cost: float) -> list[float]:
+class AnswerGatherer:
+    """Makes `Answers` of the batches of a split; keeps no outputs, which could be many."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, list[np.ndarray]] = {rule: [] for rule in stopping.RULES}
+        self._correct: list[np.ndarray] = []
+
+    def add(self, labels: np.ndarray, probabilities: np.ndarray, outputs: np.ndarray) -> None:
+        """Takes a batch.
+
+        Args:
+          labels: class numbers `[batch]`.
+          probabilities: of the ensembles of the first 1 to N leaves, `[batch, N, classes]`.
+          outputs: of each leaf by itself, see `stopping.scores`, of the same shape.
+        """
+        sizes = range(probabilities.shape[1])
+        for rule, gathered in self._scores.items():
+            columns = [
+                stopping.scores(rule, probabilities[:, n], outputs[:, : n + 1]) for n in sizes
+            ]
+            gathered.append(np.stack(columns, axis=1))
+        self._correct.append(probabilities.argmax(axis=-1) == labels.reshape(-1, 1))
+
+    def result(self) -> Answers:
+        """What all batches together are."""
+        scores = {rule: np.concatenate(gathered) for rule, gathered in self._scores.items()}
+        return Answers(scores, np.concatenate(self._correct))
+
+
+def fit(scores: np.ndarray, costs: Sequence[float], target_cost: float) -> list[float]:
     """Thresholds for which these images cost the target on average, or a little less.
 
     As in MSDNet, the share of images that stop at size k is proportional to `q^k`,
-    and among the images still in, the most confident stop. The greatest `q` that
-    keeps to the target is found by bisection. Equal confidences stop together, so
-    that many of them can leave the mean below the target.
+    and among the images still in, the surest stop. The greatest `q` that keeps to the
+    target is found by bisection. Equal scores stop together, so that many of them can
+    leave the mean below the target.
 
     Args:
-      confidences: `[examples, N]`.
+      scores: of one rule, `[examples, N]`.
       costs: of the sizes 1 to N.
       target_cost: from the cost of one leaf to that of all.
 
@@ -62,21 +92,21 @@ def fit(confidences: np.ndarray, costs: Sequence[float], target_cost: float) -> 
     Raises:
       InputError: for a target that cannot be met, or arrays of other shapes.
     """
-    costs = _checked_costs(confidences, costs)
-    if not costs[0] <= target_cost <= costs[-1]:
+    costs = _checked_costs(scores, costs)
+    least = least_cost(scores, costs)
+    if not least <= target_cost <= costs[-1]:
         raise InputError(
-            f"target cost must be from {costs[0]:,.10g} (one leaf) to {costs[-1]:,.10g} "
-            f"(all {len(costs)}), got {target_cost:,.10g}"
+            f"target cost must be from {least:,.10g} (as soon as possible) to {costs[-1]:,.10g} "
+            f"(all {len(costs)} leaves), got {target_cost:,.10g}"
         )
 
     def fitting(log_ratio: float) -> list[float] | None:
-        thresholds = _thresholds(confidences, _stopped(log_ratio, *confidences.shape))
-        mean = costs[apply(confidences, thresholds) - 1].mean()
+        thresholds = _thresholds(scores, _stopped(log_ratio, *scores.shape))
+        mean = costs[apply(scores, thresholds) - 1].mean()
         return thresholds if mean <= target_cost else None
 
-    # All images stop at once at the low end, which meets every target.
     low, high = -_EXTREME, _EXTREME
-    best = _thresholds(confidences, _stopped(low, *confidences.shape))
+    best = [_ALL] * (scores.shape[1] - 1)
     if (everything := fitting(high)) is not None:
         return everything
     for _ in range(_BISECTIONS):
@@ -86,6 +116,12 @@ def fit(confidences: np.ndarray, costs: Sequence[float], target_cost: float) -> 
         else:
             low, best = middle, thresholds
     return best
+
+
+def least_cost(scores: np.ndarray, costs: Sequence[float]) -> float:
+    """The mean cost where each image stops as soon as it can, at its first score above 0."""
+    costs = _checked_costs(scores, costs)
+    return float(costs[apply(scores, [_ALL] * (scores.shape[1] - 1)) - 1].mean())
 
 
 def _stopped(log_ratio: float, examples: int, sizes: int) -> np.ndarray:
@@ -98,41 +134,46 @@ def _stopped(log_ratio: float, examples: int, sizes: int) -> np.ndarray:
     return np.rint(np.cumsum(shares)[:-1] / shares.sum() * examples).astype(int)
 
 
-def _thresholds(confidences: np.ndarray, stopped: np.ndarray) -> list[float]:
+def _thresholds(scores: np.ndarray, stopped: np.ndarray) -> list[float]:
     """Thresholds by which at least so many images have stopped by each size."""
-    remaining = np.arange(len(confidences))
+    remaining = np.arange(len(scores))
     thresholds = []
     for column, count in enumerate(stopped):
-        here = confidences[remaining, column]
-        missing = count - (len(confidences) - len(remaining))
+        here = scores[remaining, column]
+        missing = count - (len(scores) - len(remaining))
         if missing >= len(remaining):
             threshold = _ALL
         elif missing <= 0:
             threshold = _CERTAIN
         else:
             least = np.partition(here, len(here) - missing)[len(here) - missing]
-            threshold = min(float(least), _CERTAIN)
+            # A rule can give 0 to many images, which stop nowhere.
+            threshold = min(max(float(least), _ALL), _CERTAIN)
         thresholds.append(threshold)
         remaining = remaining[here < threshold]
     return thresholds
 
 
-def apply(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def apply(scores: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """The size at which each image stops.
 
     Args:
-      confidences: `[examples, N]`.
+      scores: of one rule, `[examples, N]`.
       thresholds: `[N - 1]`.
 
     Returns:
       int `[examples]`, from 1 to N.
     """
-    last = np.ones([len(confidences), 1], bool)
-    return 1 + np.argmax(np.hstack([confidences[:, :-1] >= thresholds, last]), axis=1)
+    last = np.ones([len(scores), 1], bool)
+    return 1 + np.argmax(np.hstack([scores[:, :-1] >= thresholds, last]), axis=1)
 
 
 def curve(
-    validation: Answers, test: Answers, costs: Sequence[float], targets: Sequence[float]
+    validation: Answers,
+    test: Answers,
+    costs: Sequence[float],
+    targets: Sequence[float],
+    rule: str = "confidence",
 ) -> list[dict[str, Any]]:
     """What early stopping gives at each target cost.
 
@@ -141,22 +182,28 @@ def curve(
       test: answers that they are judged on.
       costs: multiply-adds of the sizes 1 to N.
       targets: mean multiply-adds per image.
+      rule: one of `stopping.RULES`.
 
     Returns:
-      A row per target, JSON values: `target_multiply_adds`; `thresholds`; and on
-      the test answers the mean `multiply_adds` and `mean_size` per image, the
+      A row per target that the rule can meet, JSON values: `target_multiply_adds`;
+      `thresholds`; and on the test answers the mean `multiply_adds` and `mean_size` per image, the
       `accuracy`, and `anytime_accuracy`: that of all images stopping at one size,
       interpolated to the same mean cost.
 
     Raises:
       InputError: as `fit` does.
     """
-    checked = _checked_costs(test.confidences, costs)
+    fitted_on, judged_on = validation.scores[rule], test.scores[rule]
+    checked = _checked_costs(judged_on, costs)
+    least = least_cost(fitted_on, costs)
     anytime = test.correct.mean(axis=0)
     rows = []
     for target in targets:
-        thresholds = fit(validation.confidences, costs, target)
-        sizes = apply(test.confidences, thresholds)
+        # A single leaf has nobody to agree with.
+        if least > target >= costs[0]:
+            continue
+        thresholds = fit(fitted_on, costs, target)
+        sizes = apply(judged_on, thresholds)
         mean_cost = float(checked[sizes - 1].mean())
         rows.append(
             {
@@ -172,7 +219,11 @@ def curve(
 
 
 def calibrated(
-    validation: Answers, test: Answers, costs: Sequence[int], sizes: Sequence[int]
+    validation: Answers,
+    test: Answers,
+    costs: Sequence[int],
+    sizes: Sequence[int],
+    rule: str = "confidence",
 ) -> dict[str, Any]:
     """What a manifest and an evaluation hold: `curve` at the default targets.
 
@@ -181,15 +232,18 @@ def calibrated(
       test: answers that they are judged on.
       costs: multiply-adds of the sizes 1 to N.
       sizes: `tree.sizes`.
+      rule: one of `stopping.RULES`.
 
     Returns:
-      JSON values: `split` and `examples` of the fit, and `curve`. A manifest holds them as
+      JSON values: `rule`; `split` and `examples` of the fit; and `curve`. A manifest holds them as
       `exported.measurements.EarlyStopping`.
     """
+    targets = default_targets(costs, sizes)
     return {
+        "rule": stopping.check_rule(rule),
         "split": "validation",
-        "examples": len(validation.confidences),
-        "curve": curve(validation, test, costs, default_targets(costs, sizes)),
+        "examples": len(validation.correct),
+        "curve": curve(validation, test, costs, targets, rule),
     }
 
 
@@ -206,12 +260,12 @@ def default_targets(costs: Sequence[int], sizes: Sequence[int], parts: int = 8) 
     return sorted({*below, *inner} - {costs[-1]})
 
 
-def _checked_costs(confidences: np.ndarray, costs: Sequence[float]) -> np.ndarray:
+def _checked_costs(scores: np.ndarray, costs: Sequence[float]) -> np.ndarray:
     """The costs as an array, `[N]`."""
-    if confidences.ndim != 2 or 0 in confidences.shape or len(costs) != confidences.shape[1]:
+    if scores.ndim != 2 or 0 in scores.shape or len(costs) != scores.shape[1]:
         raise InputError(
-            "confidences must be [examples, sizes] and costs one per size, got shape "
-            f"{list(confidences.shape)} and {len(costs)} costs"
+            "scores must be [examples, sizes] and costs one per size, got shape "
+            f"{list(scores.shape)} and {len(costs)} costs"
         )
     if not all(a < b < math.inf for a, b in itertools.pairwise([0, *costs])):
         raise InputError(f"costs must be above 0 and grow with the size, got {list(costs)}")

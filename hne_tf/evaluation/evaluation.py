@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
-from hne_tf.evaluation import cost, early_stopping, measuring
-from hne_tf.evaluation.early_stopping import Answers
+from hne_tf.evaluation import calibration, cost, early_stopping, measuring
+from hne_tf.evaluation.early_stopping import AnswerGatherer, Answers
 from hne_tf.exits import Exits
+from hne_tf.exported.uncertainty import stopping
 from hne_tf.metrics import (
     BalancedAccuracy,
     BrierScore,
@@ -45,16 +46,19 @@ def evaluate(
     sizes: Sequence[int] | None = None,
     batch_size: int = _BATCH_SIZE,
     metrics: Sequence[keras.metrics.Metric] = (),
+    coverage: float = 0.9,
 ) -> dict[str, Any]:
     """Measures every ensemble size of a model in one pass over labelled images.
 
     Args:
       model: trained in whatever way.
       data: images and labels, see `labelled.batches`.
-      validation: other images, on which thresholds of early stopping are fitted.
+      validation: other images, on which thresholds of early stopping, temperatures and
+        limits of prediction sets are fitted.
       sizes: ensemble sizes, `tree.sizes` by default.
       batch_size: images per call.
       metrics: others of leaf logits, to be measured besides.
+      coverage: probability that a prediction set holds the label.
 
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`,
@@ -66,17 +70,19 @@ def evaluate(
       they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
       of the exits, whichever the run itself has; empty for a tree; `classes`: a row
       per class with its `name` and the figures of `BalancedAccuracy.by_class`;
-      `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`: see
-      `early_stopping.calibrated`, None without `validation`; `metrics`: the results of
-      those given; and `examples`, the number measured.
+      `leaf_accuracy`: one per leaf; `mean_leaf_accuracy`; `early_stopping`, by
+      confidence, and `early_stopping_by_rule`: see `early_stopping.calibrated`, None
+      without `validation`; `calibration`: see `calibration.measured`, likewise;
+      `metrics`: the results of those given; and `examples`, the number measured.
 
     Raises:
-      InputError: for data that the model cannot take.
+      InputError: for data that the model cannot take, or a coverage outside (0, 1).
 
     Example:
       >>> evaluate(model, (x_test, y_test))["sizes"][0]["accuracy"]
       0.9639
     """
+    calibration.check_coverage(coverage)
     tree, average = model.tree, model.average
     sizes = tuple(sizes or tree.sizes)
     averages = dict.fromkeys([average, *(_EXIT_AVERAGES if isinstance(tree, Exits) else ())])
@@ -84,17 +90,20 @@ def evaluate(
     by_average = {each: _size_metrics(sizes, each) for each in averages}
     ours = [*itertools.chain(*by_average.values()), LeafAccuracy(tree.leaves)]
     predict = inference(model)
-    gathered = _AnswerGatherer(tree.leaves, average)
+    gathered = _AnswerObserver(tree.leaves, average)
     batches = labelled.batches(data, model.images.shape, batch_size)
     measured = measuring.measure(predict, batches, [*ours, *metrics], gathered)
     answered = gathered.result()
-    stopping = None
+    by_rule = calibrated = None
     if validation is not None:
-        fitted_on = answers(model, validation, batch_size, predict)
-        all_costs = cost.per_size_walked(model).values()
-        stopping = early_stopping.calibrated(
-            fitted_on, answered, [each.multiply_adds for each in all_costs], tree.sizes
-        )
+        observed = _observed(model, validation, batch_size, predict)
+        calibrated = calibration.measured(observed.split(), gathered.split(), sizes, coverage)
+        fitted_on = observed.result()
+        costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
+        by_rule = {
+            rule: early_stopping.calibrated(fitted_on, answered, costs, tree.sizes, rule)
+            for rule in stopping.RULES
+        }
     leaves = [measured[f"leaf_accuracy_{leaf}"] for leaf in range(tree.leaves)]
     rows = {
         each: _rows(
@@ -114,7 +123,9 @@ def evaluate(
         "classes": [{"name": name, **row} for name, row in zip(names, by_class, strict=True)],
         "leaf_accuracy": leaves,
         "mean_leaf_accuracy": sum(leaves) / len(leaves),
-        "early_stopping": stopping,
+        "early_stopping": by_rule and by_rule["confidence"],
+        "early_stopping_by_rule": by_rule,
+        "calibration": calibrated,
         "metrics": measuring.results(metrics),
     }
 
@@ -172,7 +183,7 @@ def answers(
     batch_size: int = _BATCH_SIZE,
     predict: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> Answers:
-    """Confidences of the ensembles of the first 1 to N leaves, and whether they are right.
+    """How sure the ensembles of the first 1 to N leaves are, and whether they are right.
 
     Args:
       model: trained in whatever way.
@@ -180,30 +191,36 @@ def answers(
       batch_size: images per call.
       predict: `inference` of the model, if there is one already.
     """
-    gathered = _AnswerGatherer(model.tree.leaves, model.average)
+    return _observed(model, data, batch_size, predict or inference(model)).result()
+
+
+def _observed(
+    model: TreeEnsemble, data: Labelled, batch_size: int, predict: Callable[[tf.Tensor], tf.Tensor]
+) -> "_AnswerObserver":
+    """What the model answers to a split."""
+    observer = _AnswerObserver(model.tree.leaves, model.average)
     batches = labelled.batches(data, model.images.shape, batch_size)
-    measuring.measure(predict or inference(model), batches, [], gathered)
-    return gathered.result()
+    measuring.measure(predict, batches, [], observer)
+    return observer
 
 
-class _AnswerGatherer:
-    """An observer that keeps the answers of all sizes; not the logits, which could be many."""
+class _AnswerObserver:
+    """An observer that gathers the answers of all sizes."""
 
     def __init__(self, leaves: int, average: str) -> None:
         self._sizes = range(1, leaves + 1)
         self._average = average
-        self._confidences: list[np.ndarray] = []
-        self._correct: list[np.ndarray] = []
+        answers, split = AnswerGatherer(), calibration.SplitGatherer()
+        self._gatherers = answers, split
+        self.result, self.split = answers.result, split.result
 
     def __call__(self, labels: Any, leaf_logits: Any) -> None:
         scores = ensemble_log_probabilities(leaf_logits, self._sizes, self._average)
-        scores = keras.ops.convert_to_numpy(scores)
-        labels = keras.ops.convert_to_numpy(labels)
-        self._confidences.append(np.exp(scores.max(axis=-1)))
-        self._correct.append(scores.argmax(axis=-1) == labels.reshape(-1, 1))
-
-    def result(self) -> Answers:
-        return Answers(np.concatenate(self._confidences), np.concatenate(self._correct))
+        outputs = averaging.contribution(leaf_logits, self._average)
+        labels, scores, outputs = map(keras.ops.convert_to_numpy, (labels, scores, outputs))
+        answers, split = self._gatherers
+        answers.add(labels, np.exp(scores), outputs)
+        split.add(labels, scores)
 
 
 def inference(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:

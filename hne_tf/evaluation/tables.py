@@ -76,10 +76,65 @@ def markdown(evaluation: dict[str, Any]) -> str:
             f"examples, judged on the {evaluation['split']} split; means per image.",
             "anytime_accuracy: of stopping all images at one size, for the same multiply_adds.",
         ]
+    if by_rule := evaluation.get("early_stopping_by_rule"):
+        lines += _rules_markdown(by_rule)
+    if calibration := evaluation.get("calibration"):
+        lines += _calibration_markdown(calibration)
     lines += ["", *_classes_markdown(evaluation["classes"])]
     if corruptions := evaluation.get("corruptions"):
         lines += ["", *_corruptions_markdown(corruptions)]
     return "\n".join(lines)
+
+
+def _rules_markdown(by_rule: Mapping[str, Any]) -> list[str]:
+    """Lines on the accuracy of each stopping rule within each mean cost."""
+    accuracies = {
+        rule: {row["target_multiply_adds"]: row["accuracy"] for row in stopping["curve"]}
+        for rule, stopping in by_rule.items()
+    }
+    targets = sorted({target for row in accuracies.values() for target in row})
+    if not targets:
+        return []
+    cells = [
+        [f"{target:,d}", *(_share(row.get(target)) for row in accuracies.values())]
+        for target in targets
+    ]
+    return [
+        "",
+        "Accuracy by stopping rule, within each mean cost:",
+        "",
+        aligned(["target_multiply_adds", *accuracies], cells),
+    ]
+
+
+def _calibration_markdown(calibration: Mapping[str, Any]) -> list[str]:
+    """Lines on each size before and after its temperature, and on prediction sets."""
+    names = ("ece", "adaptive_ece", "nll", "brier")
+    header = ["size", "temperature", *(f"{name} -> after" for name in names)]
+    header += ["surest half", "area of risk", *(f"{each} sets" for each in calibration["limits"])]
+    cells = [
+        [
+            str(row["size"]),
+            f"{row['temperature']:.3f}",
+            *(f"{row['before'][name]:.4f} -> {row['after'][name]:.4f}" for name in names),
+            f"{row['selective']['0.5']:.2%}",
+            f"{row['selective']['area']:.4f}",
+            *(f"{each['coverage']:.2%} of {each['size']:.2f}" for each in row["sets"].values()),
+        ]
+        for row in calibration["sizes"]
+    ]
+    return [
+        "",
+        "Calibration, before -> after a temperature for each size:",
+        "",
+        aligned(header, cells),
+        "",
+        f"Temperatures and sets fitted on {calibration['examples']} {calibration['split']} "
+        "examples. surest half: accuracy on it; area of risk: mean error over all parts of surest "
+        "images.",
+        f"sets: how many hold the label, where {calibration['coverage']:.0%} was asked for, and "
+        "their mean number of classes.",
+    ]
 
 
 def _classes_markdown(classes: Sequence[Mapping[str, Any]]) -> list[str]:

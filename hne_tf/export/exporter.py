@@ -16,6 +16,7 @@ from hne_tf.exported import versions
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.profiling import latency
 from hne_tf.exported.saved_model import SavedModel
+from hne_tf.exported.uncertainty import stopping
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.files import write_text
 from hne_tf.models.ensemble import TreeEnsemble
@@ -34,6 +35,7 @@ def export(
     version: int | None = None,
     sizes: Sequence[int] | None = None,
     batch_sizes: Sequence[int] = (1,),
+    stopping_rule: str = "confidence",
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> pathlib.Path:
@@ -51,6 +53,7 @@ def export(
         ensemble is always among them.
       batch_sizes: batches that are warmed up and profiled; a single image is
         profiled besides.
+      stopping_rule: what the thresholds are of, one of `exported.uncertainty.stopping.RULES`.
       record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
@@ -71,6 +74,7 @@ def export(
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name
+    stopping.check_rule(stopping_rule)
     version = versions.next_version(model_base_path) if version is None else version
     with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
@@ -79,7 +83,9 @@ def export(
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
-        measured = {} if test is None else _measured(model, test, validation, sizes)
+        measured = {}
+        if test is not None:
+            measured = _measured(model, test, validation, sizes, stopping_rule)
         manifest = describe.describe(folded, model_name, sizes, record, **measured)
         # Clients need to know the latency of one image.
         latencies = latency.measure(SavedModel(folder, manifest), sorted({1, *batch_sizes}))
@@ -126,13 +132,16 @@ def reference_images(model: TreeEnsemble, data: Labelled | None) -> np.ndarray:
 
 
 def _measured(
-    model: TreeEnsemble, test: Labelled, validation: Labelled | None, sizes: Sequence[int]
+    model: TreeEnsemble,
+    test: Labelled,
+    validation: Labelled | None,
+    sizes: Sequence[int],
+    stopping_rule: str,
 ) -> dict[str, Any]:
     """What the manifest says of answers to test images."""
     result = evaluation.evaluate(model, test, validation, sizes)
     by_size = {row["size"]: row["accuracy"] for row in result["sizes"]}
-    stopping = result["early_stopping"]
-    return {
-        "accuracy": Accuracy("test", result["examples"], by_size),
-        "early_stopping": None if stopping is None else EarlyStopping.from_json(stopping),
-    }
+    measured: dict[str, Any] = {"accuracy": Accuracy("test", result["examples"], by_size)}
+    if by_rule := result["early_stopping_by_rule"]:
+        measured["early_stopping"] = EarlyStopping.from_json(by_rule[stopping_rule])
+    return measured

@@ -20,4 +20,5 @@ def live_steps(model: TreeEnsemble) -> SignatureSteps:
         for step in model.tree.steps
     }
     steps = [StepSignature.of(step) for step in model.tree.steps]
-    return SignatureSteps(steps, model.images.shape, model.images.class_names, functions)
+    images = model.images
+    return SignatureSteps(steps, images.shape, images.class_names, model.average, functions)

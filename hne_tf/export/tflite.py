@@ -15,7 +15,7 @@ from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost, early_stopping
-from hne_tf.evaluation.early_stopping import Answers
+from hne_tf.evaluation.early_stopping import AnswerGatherer, Answers
 from hne_tf.export import calibration, describe, exporter, signatures, tflite_packing, verification
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
@@ -25,6 +25,7 @@ from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import AnytimeSession
 from hne_tf.exported.steps import StepRunner, walk
+from hne_tf.exported.uncertainty import stopping
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
@@ -108,6 +109,7 @@ def convert_tflite(
     test: Labelled | None = None,
     validation: Labelled | None = None,
     sizes: Sequence[int] | None = None,
+    stopping_rule: str = "confidence",
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Manifest:
@@ -125,6 +127,7 @@ def convert_tflite(
       validation: images and labels that thresholds of early stopping are fitted on.
       sizes: ensemble sizes with a signature, `tree.sizes` by default; the full
         ensemble is always among them, and the steps come to every size.
+      stopping_rule: what the thresholds are of, one of `exported.uncertainty.stopping.RULES`.
       record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
@@ -144,6 +147,7 @@ def convert_tflite(
     check_path(path)
     model = exporter.branched(model)
     check_mode(mode, model)
+    stopping.check_rule(stopping_rule)
     sizes = exporter.exported_sizes(model, sizes)
     converted = _converted_form(model, mode, representative)
     flatbuffer = convert(converted, sizes, mode, representative)
@@ -165,7 +169,7 @@ def convert_tflite(
         )
         if test is not None:
             steps = load(written, hardware.cores()).steps
-            measured = _measured(steps, converted, test, validation)
+            measured = _measured(steps, converted, test, validation, stopping_rule)
             manifest = dataclasses.replace(manifest, **measured)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,17 +258,20 @@ def verify(
 
 def answers(runner: StepRunner, data: Labelled) -> Answers:
     """What every ensemble size of a file answers to images, in one walk over the steps."""
-    confidences, correct = [], []
+    gathered = AnswerGatherer()
     for images, labels in labelled.batches(data, runner.image_shape, _BATCH_SIZE):
-        walked = [probabilities for _, probabilities in AnytimeSession(runner, images)]
-        probabilities = np.stack(walked, axis=1)
-        confidences.append(probabilities.max(axis=-1))
-        correct.append(probabilities.argmax(axis=-1) == labels[:, None])
-    return Answers(np.concatenate(confidences), np.concatenate(correct))
+        session = AnytimeSession(runner, images)
+        walked = [probabilities for _, probabilities in session]
+        gathered.add(labels, np.stack(walked, axis=1), session.leaf_outputs)
+    return gathered.result()
 
 
 def _measured(
-    runner: StepRunner, model: TreeEnsemble, test: Labelled, validation: Labelled | None
+    runner: StepRunner,
+    model: TreeEnsemble,
+    test: Labelled,
+    validation: Labelled | None,
+    stopping_rule: str,
 ) -> dict[str, Any]:
     """What the manifest says of a file's answers to test images."""
     tested = answers(runner, test)
@@ -272,10 +279,11 @@ def _measured(
     measured = {"accuracy": Accuracy("test", len(tested.correct), dict(by_size))}
     if validation is not None:
         costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
-        stopping = early_stopping.calibrated(
-            answers(runner, validation), tested, costs, model.tree.sizes
+        fitted_on = answers(runner, validation)
+        calibrated = early_stopping.calibrated(
+            fitted_on, tested, costs, model.tree.sizes, stopping_rule
         )
-        measured["early_stopping"] = EarlyStopping.from_json(stopping)
+        measured["early_stopping"] = EarlyStopping.from_json(calibrated)
     return measured
 
 

@@ -68,7 +68,7 @@ class Manifest:
       exits: of `Exits`; just one of the two is given.
       cost: by size, of one image in one call.
       accuracy: on held-out images.
-      early_stopping: thresholds of confidence for mean costs per image.
+      early_stopping: thresholds for mean costs per image.
       latency: on the machine where the model was exported or profiled.
       storage: bytes of graph and weights.
       mode: what the numbers in a TFLite file are, one of `tflite_file.MODES`.

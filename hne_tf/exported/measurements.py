@@ -55,9 +55,10 @@ class StoppingPoint:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Thresholds of confidence for mean costs per image.
+    """Thresholds for mean costs per image.
 
     Attributes:
+      rule: how sure an image is, one of `exported.uncertainty.stopping.RULES`.
       split: name of the split that the thresholds are fitted on.
       examples: number of its images.
       curve: a point per target cost; empty for a model of one leaf.
@@ -66,6 +67,7 @@ class EarlyStopping:
     split: Name
     examples: Count
     curve: tuple[StoppingPoint, ...]
+    rule: Name = "confidence"
 
     @classmethod
     def from_json(cls, values: Any) -> "EarlyStopping":
@@ -80,7 +82,7 @@ class EarlyStopping:
 
         Returns:
           Those of the largest target that is not above it: a threshold for each size
-          from 1 to N - 1, for `AnytimeSession.run(confidence=…)`.
+          from 1 to N - 1, for `AnytimeSession.run(confidence=…, rule=…)`.
 
         Raises:
           InputError: if no target is as low.

@@ -192,7 +192,8 @@ class ExportedModel(abc.ABC):
         """The depth-first steps; loads the graph."""
         steps = self.manifest.steps
         signatures = {step.signature: self.signature(step.signature) for step in steps}
-        return SignatureSteps(steps, self.image_shape, self.class_names, signatures)
+        average = self.manifest.average
+        return SignatureSteps(steps, self.image_shape, self.class_names, average, signatures)
 
     def session(self, images: Any) -> AnytimeSession:
         """Starts a walk through the leaves, which can be stopped at any of them and go on.

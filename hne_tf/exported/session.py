@@ -8,7 +8,6 @@ Verbeek, "Anytime Inference with Distilled Hierarchical Neural Ensembles", AAAI 
 import collections
 import dataclasses
 import math
-import numbers
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +18,9 @@ import numpy as np
 from hne_tf.errors import InputError
 from hne_tf.exported.interface import StepSignature
 from hne_tf.exported.steps import StepRunner, check_images, step_inputs
+from hne_tf.exported.uncertainty.stopping import Confidence, Limit, is_number
 
 Clock = Callable[[], float]
-Confidence = float | Sequence[float]
 
 # Untimed calls before timed ones: the first of a size are slow.
 WARM_UP_CALLS = 3
@@ -132,7 +131,8 @@ class _Cohort:
     Attributes:
       size: number of leaves evaluated.
       rows: positions of the images in the session's batch.
-      known: what later steps start from, and `probabilities`; each `[images, ...]`.
+      known: what later steps start from, `probabilities` and `leaf_outputs`; each
+        `[images, ...]`.
     """
 
     size: int
@@ -195,7 +195,9 @@ class AnytimeSession:
         self._shape = (len(images), len(runner.class_names))
         # The ensemble of no networks knows nothing.
         uniform = np.full(self._shape, 1 / len(runner.class_names), np.float32)
-        start = _Cohort(0, np.arange(len(images)), {"images": images, "probabilities": uniform})
+        none = np.empty((len(images), 0, len(runner.class_names)), np.float32)
+        known = {"images": images, "probabilities": uniform, "leaf_outputs": none}
+        start = _Cohort(0, np.arange(len(images)), known)
         # By size. A step replaces the tuple at once when it has ended, so that an
         # interrupt at any moment leaves a state to go on from.
         self._groups = (start,)
@@ -216,6 +218,20 @@ class AnytimeSession:
             probabilities[group.rows] = group.known["probabilities"]
         return probabilities
 
+    @property
+    def leaf_outputs(self) -> np.ndarray:
+        """What each leaf so far gives by itself, logits or probabilities `[batch, n, classes]`.
+
+        Raises:
+          InputError: if images have stopped at different sizes.
+        """
+        if len(self._groups) > 1:
+            raise InputError(
+                "leaf outputs are those of one size, got images at sizes "
+                f"{', '.join(str(group.size) for group in self._groups)}"
+            )
+        return self._groups[0].known["leaf_outputs"]
+
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields each ensemble size that all images have newly come to, with their answers.
 
@@ -231,6 +247,7 @@ class AnytimeSession:
         *,
         deadline_ms: float | None = None,
         confidence: Confidence | None = None,
+        rule: str = "confidence",
         grace: float = 0.05,
     ) -> Prediction:
         """Computes leaf after leaf until one of the limits; without any, all of them.
@@ -239,8 +256,10 @@ class AnytimeSession:
           deadline_ms: time from this call to its answer. A step that would end
             later by the times measured is not started; only the first of all is
             taken in any case, because without it there is no answer.
-          confidence: each image stops when its highest probability is at least
-            this: one threshold, or one for each size from 1 to N - 1.
+          confidence: each image stops when it is at least as sure as this: one
+            threshold, or one for each size from 1 to N - 1.
+          rule: what says how sure it is, one of `stopping.RULES`; by default the highest
+            probability.
           grace: share of the deadline by which an answer may be late. The times of
             a step scatter by some percent, and without any grace every deadline
             that is just long enough loses a leaf; 0 for deadlines that are hard.
@@ -250,26 +269,31 @@ class AnytimeSession:
 
         Raises:
           InputError: for a deadline that is not above 0, a threshold that does not
-            lie in (0, 1], or a negative grace.
+            lie in (0, 1], an unknown rule, or a negative grace.
         """
         started = self._clock()
-        if not _is_number(grace) or not grace >= 0:
+        if not is_number(grace) or not grace >= 0:
             raise InputError(f"grace must be 0 or more, got {grace!r}")
         end = started + (1 + grace) * checked_deadline(deadline_ms) / 1000
-        thresholds = _thresholds(confidence, len(self._runner.steps))
-        while (moves := self._next(end, thresholds)) is not None:
+        limit = Limit.of(confidence, rule, len(self._runner.steps))
+        while (moves := self._next(end, limit)) is not None:
             self._advance(*moves)
         elapsed_ms = 1000 * (self._clock() - started)
         return Prediction(self.sizes, self.probabilities, elapsed_ms)
 
-    def _next(
-        self, end: float, thresholds: Sequence[float] | None
-    ) -> tuple[_Cohort, np.ndarray | None] | None:
+    def is_sure(self, limit: Limit) -> bool:
+        """Whether all images can stop where they are."""
+        return all(
+            group.size == len(self._runner.steps) or _stopping(group, limit).all()
+            for group in self._groups
+        )
+
+    def _next(self, end: float, limit: Limit | None) -> tuple[_Cohort, np.ndarray | None] | None:
         """The group to go on with and which of its images, the furthest behind first."""
         for group in self._groups:
             if group.size == len(self._runner.steps):
                 continue
-            picked = _unsure(group, thresholds)
+            picked = _unsure(group, limit)
             count = len(group.rows) if picked is None else len(picked)
             if count and (group.size == 0 or self._fits(group.size + 1, count, end)):
                 return group, picked
@@ -299,14 +323,20 @@ class AnytimeSession:
     def _computed(self, group: _Cohort) -> _Cohort:
         step = self._runner.steps[group.size]
         outputs = self._runner.run(step, step_inputs(step, group.known))
-        known = {**group.known, **outputs, "probabilities": np.asarray(outputs["probabilities"])}
+        probabilities = np.asarray(outputs["probabilities"])
+        added = np.asarray(outputs["running_sum"])
+        if step.size > 1 and self._runner.average != "last":
+            added = added - np.asarray(group.known["running_sum"])
+        leaf_outputs = np.concatenate([group.known["leaf_outputs"], added[:, None]], axis=1)
+        answer = {"probabilities": probabilities, "leaf_outputs": leaf_outputs}
+        known = {**group.known, **outputs, **answer}
         size = group.size + 1
         return _Cohort(size, group.rows, {name: known[name] for name in self._needed[size]})
 
 
 def _needed(steps: Sequence[StepSignature]) -> list[frozenset[str]]:
     """By size, what is still needed: for the answer, and by some later step."""
-    answer = frozenset({"probabilities"})
+    answer = frozenset({"probabilities", "leaf_outputs"})
     needed = [answer]
     for step in reversed(steps):
         outputs = {"running_sum", *step.caches}
@@ -315,12 +345,19 @@ def _needed(steps: Sequence[StepSignature]) -> list[frozenset[str]]:
     return needed[::-1]
 
 
-def _unsure(group: _Cohort, thresholds: Sequence[float] | None) -> np.ndarray | None:
+def _unsure(group: _Cohort, limit: Limit | None) -> np.ndarray | None:
     """Which images of a group have to go on; None for all."""
-    if thresholds is None or group.size == 0:
+    if limit is None:
         return None
-    confident = group.known["probabilities"].max(axis=1) >= thresholds[group.size - 1]
-    return np.flatnonzero(~confident) if confident.any() else None
+    stops = _stopping(group, limit)
+    return np.flatnonzero(~stops) if stops.any() else None
+
+
+def _stopping(group: _Cohort, limit: Limit) -> np.ndarray:
+    """Which images of a group that is not at the last leaf stop, bool `[images]`."""
+    if group.size == 0:
+        return np.zeros(len(group.rows), bool)
+    return limit.stops(group.known["probabilities"], group.known["leaf_outputs"])
 
 
 def checked_deadline(deadline_ms: float | None) -> float:
@@ -331,25 +368,6 @@ def checked_deadline(deadline_ms: float | None) -> float:
     """
     if deadline_ms is None:
         return math.inf
-    if not _is_number(deadline_ms) or not deadline_ms > 0:
+    if not is_number(deadline_ms) or not deadline_ms > 0:
         raise InputError(f"deadline_ms must be a number above 0, got {deadline_ms!r}")
     return deadline_ms
-
-
-def _thresholds(confidence: Confidence | None, leaves: int) -> Sequence[float] | None:
-    """One threshold per size from 1 to N - 1."""
-    if confidence is None:
-        return None
-    thresholds = np.atleast_1d(confidence)
-    if np.ndim(confidence) and thresholds.shape != (leaves - 1,):
-        raise InputError(
-            f"confidence must be one threshold, or one for each size from 1 to {leaves - 1}, "
-            f"got {confidence!r}"
-        )
-    if not all(_is_number(value) and 0 < value <= 1 for value in thresholds.tolist()):
-        raise InputError(f"confidence must lie above 0 and be at most 1, got {confidence!r}")
-    return thresholds.tolist() if np.ndim(confidence) else thresholds.tolist() * (leaves - 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

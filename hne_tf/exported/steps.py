@@ -87,11 +87,13 @@ class StepRunner(Protocol):
       steps: all of them, in order; step n is `steps[n - 1]`.
       image_shape: `(height, width, channels)` of the uint8 images.
       class_names: name of each class.
+      average: how leaves are averaged, see `models.averaging.AVERAGES`.
     """
 
     steps: Sequence[StepSignature]
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    average: str
 
     def run(self, step: StepSignature, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Computes one step.
@@ -117,6 +119,7 @@ class SignatureSteps:
       steps: all of them, in order.
       image_shape: `(height, width, channels)`.
       class_names: name of each class.
+      average: how leaves are averaged.
       signatures: what computes each step, by the name of its signature.
     """
 
@@ -125,11 +128,13 @@ class SignatureSteps:
         steps: Sequence[StepSignature],
         image_shape: Sequence[int],
         class_names: Sequence[str],
+        average: str,
         signatures: Mapping[str, RunnableSignature],
     ) -> None:
         self.steps = tuple(steps)
         self.image_shape = tuple(image_shape)
         self.class_names = tuple(class_names)
+        self.average = average
         self._signatures = signatures
 
     def run(self, step: StepSignature, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -272,6 +272,18 @@ function stoppingTable({ curve, examples, split }) {
     curve));
 }
 
+function rulesTable(byRule) {
+  const targets = byRule.confidence.curve.map((row) => row.target_multiply_adds);
+  const accuracy = (rule, target) => {
+    const row = byRule[rule].curve.find((each) => each.target_multiply_adds === target);
+    return row ? percent(row.accuracy, 2) : "\u2013";
+  };
+  return html("details", {}, html("summary", {}, "Stopping rules"),
+    table("Accuracy where each image stops by another rule, within a mean cost.",
+      [["mean multiply-adds", (target) => whole(target)],
+        ...Object.keys(byRule).map((rule) => [rule, (target) => accuracy(rule, target)])], targets));
+}
+
 function corruptionsTable({ accuracy, mean, severities, examples }) {
   const sizes = Object.keys(mean);
   const average = (rows, size) => rows.reduce((sum, row) => sum + row[size], 0) / rows.length;
@@ -302,7 +314,7 @@ function section(run, number) {
   const answer = verdict(run), tree = treeFigure(run, number), sizes = sizesTable(run);
   const images = run.gallery === null ? null : galleryFigure(run);
   const reliability = reliabilityFigures(run, number);
-  const { early_stopping: stopping, corruptions } = run.evaluation;
+  const { early_stopping: stopping, early_stopping_by_rule: byRule, corruptions } = run.evaluation;
   const element = html("section", { class: `run ${colour(number)}`, "data-run": run.name },
     html("h2", {}, key(number), run.name), html("p", { class: "note" }, subtitle(run)),
     answer.element, tree.element, images?.element ?? null,
@@ -311,6 +323,7 @@ function section(run, number) {
     html("p", { class: "note" }, "Accuracy (%) of the images in each bin of confidence (%). Outlined: the gap "
       + "to their confidence. Below: how many images fall into the bin."), reliability.element,
     stopping?.curve.length ? stoppingTable(stopping) : null,
+    byRule?.confidence.curve.length ? rulesTable(byRule) : null,
     corruptions ? corruptionsTable(corruptions) : null,
     settingsTable(run));
   const views = [answer, tree, images, sizes, reliability].filter((view) => view !== null);

@@ -79,12 +79,15 @@ class TrainedRun:
             for start in range(0, count, _BATCH_SIZE)
         )
 
-    def evaluate(self, split: str, sizes: Sequence[int] | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, split: str, sizes: Sequence[int] | None = None, coverage: float = 0.9
+    ) -> dict[str, Any]:
         """Measures the run on a split.
 
         Args:
           split: `"test"`, `"validation"` or `"train"`.
           sizes: ensemble sizes, `tree.sizes` by default.
+          coverage: probability that a prediction set holds the label.
 
         Returns:
           What `evaluation.evaluate` does, with `split`, `step`, `total_steps` and
@@ -93,7 +96,12 @@ class TrainedRun:
         """
         validation = None if split == "validation" else self.batches("validation")
         measured = evaluation.evaluate(
-            self.model, self.batches(split), validation, sizes, metrics=build.metrics(self.config)
+            self.model,
+            self.batches(split),
+            validation,
+            sizes,
+            metrics=build.metrics(self.config),
+            coverage=coverage,
         )
         return {
             "split": split,

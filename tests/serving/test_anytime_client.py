@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hne_tf.client.answers import BudgetError
-from hne_tf.client.anytime_client import COMPLETE, DEADLINE, AnytimeClient
+from hne_tf.client.anytime_client import COMPLETE, DEADLINE, SURE, AnytimeClient
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.exported.manifest import Manifest
@@ -43,6 +43,17 @@ def test_a_caller_who_has_seen_enough_stops_the_walk(service, walker):
     assert next(iter(walk)).size == 1
     assert service.calls == ["step_1"]
     assert [answer.size for answer in walk] == [2, 3]
+
+
+def test_a_walk_is_over_when_all_images_are_sure(service, walker):
+    walk = walker.predict(IMAGES, confidence=1.0)
+    assert (walk.best.size, walk.stopped, walk.failed) == (1, SURE, False)
+    assert service.calls == ["step_1"]
+    # A single leaf is of no significance.
+    walk = walker.predict(IMAGES, confidence=0.01, rule="significance")
+    assert walk.best.size == 2
+    with pytest.raises(InputError, match=r"stopping rule must be one of confidence, .* got 'luck'"):
+        walker.walk(IMAGES, confidence=0.5, rule="luck")
 
 
 def test_a_server_that_dies_midway_leaves_the_best_answer(service, walker):

@@ -15,6 +15,7 @@ def converted(trained_workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     path = folder / "models" / "tiny.tflite"
     flags = [f"--workdir={trained_workdir.path}", f"--output={path}", "--sizes=1,3"]
+    flags.append("--stopping_rule=margin")
     with (folder / "output").open("w") as output, contextlib.redirect_stdout(output):
         assert convert_tflite.run(flags) == 0
     return path
@@ -25,6 +26,7 @@ def test_flags_reach_the_conversion(converted):
     assert manifest.model == "tiny"
     assert manifest.sizes == (1, 3, 4)
     assert manifest.mode == "float32"
+    assert manifest.early_stopping.rule == "margin"
     assert [entry.name for entry in converted.parent.iterdir()] == ["tiny.tflite"]
 
 

@@ -22,6 +22,7 @@ def exported(trained_workdir, tmp_path_factory):
             f"--model_base_path={base}",
             "--sizes=1,3",
             "--batch_sizes=1,2",
+            "--stopping_rule=agreement",
             f"--weights={weights}",
         ]
     )
@@ -33,6 +34,7 @@ def test_flags_reach_the_export(exported):
     manifest = read_manifest(exported / "tiny/1")
     assert manifest.sizes == (1, 3, 4)
     assert manifest.batch_sizes == (1, 2)
+    assert manifest.early_stopping.rule == "agreement"
 
 
 def test_written_weights_come_back_as_the_trained_model(exported, trained_workdir):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hne_tf.evaluation import cost, early_stopping, evaluation, plots, tables
+from hne_tf.exported.uncertainty import stopping
 from hne_tf.training import trained
 
 
@@ -54,13 +55,21 @@ def numpy_answers(run, split):
     """Confidences and hits of all sizes from leaf logits in one batch."""
     ((images, labels),) = run.data_set.evaluation_batches(split, 1000)
     leaf_logits = run.model(images, training=False).numpy()
-    columns = []
+    columns, classes = [], []
     for size in (1, 2, 3, 4):
         exponents = np.exp(leaf_logits[:, :size].mean(axis=1))
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-        columns.append((probabilities.max(axis=1), probabilities.argmax(axis=1) == labels.numpy()))
+        classes.append(probabilities.argmax(axis=1))
+        columns.append((probabilities.max(axis=1), classes[-1] == labels.numpy()))
     confidences, correct = zip(*columns, strict=True)
-    return early_stopping.Answers(np.stack(confidences, axis=1), np.stack(correct, axis=1))
+    scores = {"confidence": np.stack(confidences, axis=1)}
+    votes = leaf_logits.argmax(axis=-1)
+    agreements = [
+        [np.mean([*(votes[row, : n + 1] == best), 0.0]) for n, best in enumerate(answers)]
+        for row, answers in enumerate(np.stack(classes, axis=1))
+    ]
+    scores["agreement"] = np.array(agreements)
+    return early_stopping.Answers(scores, np.stack(correct, axis=1))
 
 
 def test_answers_are_those_of_numpy_on_all_leaf_logits(run):
@@ -68,7 +77,9 @@ def test_answers_are_those_of_numpy_on_all_leaf_logits(run):
         evaluation.answers(run.model, run.batches("test"), batch_size=100),
         numpy_answers(run, "test"),
     )
-    np.testing.assert_allclose(answers.confidences, expected.confidences, rtol=1e-4)
+    assert list(answers.scores) == list(stopping.RULES)
+    for rule, wanted in expected.scores.items():
+        np.testing.assert_allclose(answers.scores[rule], wanted, rtol=1e-4, err_msg=rule)
     assert answers.correct.dtype == bool
     np.testing.assert_array_equal(answers.correct, expected.correct)
 
@@ -86,14 +97,32 @@ def test_early_stopping_is_fitted_on_validation_and_judged_on_test(run, measured
     for row in stopping["curve"]:
         # Here and below, images whose confidence is a threshold, at most one for each, may
         # fall to the other side: sums are not rounded alike twice.
-        sizes = early_stopping.apply(validation.confidences, row["thresholds"])
+        sizes = early_stopping.apply(validation.scores["confidence"], row["thresholds"])
         others = len(row["thresholds"]) * (costs[-1] - costs[0]) / len(sizes)
         mean_cost = np.mean([costs[size - 1] for size in sizes])
         assert mean_cost <= row["target_multiply_adds"] + others
-        sizes = early_stopping.apply(test.confidences, row["thresholds"])
+        sizes = early_stopping.apply(test.scores["confidence"], row["thresholds"])
         assert row["mean_size"] == pytest.approx(sizes.mean(), abs=0.03)
         hits = test.correct[np.arange(len(sizes)), sizes - 1]
         assert row["accuracy"] == pytest.approx(hits.mean(), abs=0.01)
+
+
+def test_every_stopping_rule_has_its_curve(run, measured):
+    by_rule = measured["early_stopping_by_rule"]
+    assert list(by_rule) == list(stopping.RULES)
+    assert by_rule["confidence"] == measured["early_stopping"]
+    validation = evaluation.answers(run.model, run.batches("validation"), batch_size=100)
+    costs = [each.multiply_adds for each in cost.per_size(run.model, [1, 2, 3, 4]).values()]
+    for rule, found in by_rule.items():
+        assert (found["rule"], found["split"]) == (rule, "validation")
+        assert found["curve"]
+        for row in found["curve"]:
+            target = row["target_multiply_adds"]
+            assert row["thresholds"] == pytest.approx(
+                early_stopping.fit(validation.scores[rule], costs, target), rel=1e-3
+            )
+    # A single leaf cannot disagree with itself.
+    assert by_rule["significance"]["curve"][0]["target_multiply_adds"] > costs[0]
 
 
 def test_thresholds_are_not_judged_on_what_they_were_fitted_on(run):
@@ -110,19 +139,52 @@ def test_any_sizes_can_be_asked_for(run):
 
 
 def test_the_tables_have_a_row_per_size_and_per_target_in_aligned_columns(measured):
-    sizes, stopping, classes = blocks_of_rows(tables.markdown(measured))
-    for rows in (sizes, stopping, classes):
+    sizes, stopped, rules, calibrated, classes = blocks_of_rows(tables.markdown(measured))
+    for rows in (sizes, stopped, rules, calibrated, classes):
         assert len({len(row) for row in rows}) == 1
     assert len(sizes) == 2 + 3
     full = measured["sizes"][-1]
     assert f"{full['accuracy']:.2%}" in sizes[-1]
     assert f"{full['multiply_adds']:,}" in sizes[-1]
     curve = measured["early_stopping"]["curve"]
-    assert len(stopping) == 2 + len(curve)
+    assert len(stopped) == len(rules) == 2 + len(curve)
     for key in ("multiply_adds", "target_multiply_adds"):
-        assert f" {curve[3][key]:,} " in stopping[2 + 3]
+        assert f" {curve[3][key]:,} " in stopped[2 + 3]
     for key in ("accuracy", "anytime_accuracy"):
-        assert f" {curve[3][key]:.2%} " in stopping[2 + 3]
+        assert f" {curve[3][key]:.2%} " in stopped[2 + 3]
+    assert rules[0].split()[1::2] == ["target_multiply_adds", *stopping.RULES]
+    # The first target is the cost of one leaf, which gives no significance.
+    found = [row.split()[1:-1:2] for row in rules[2:]]
+    assert found[0][-1] == "-"
+    margins = measured["early_stopping_by_rule"]["margin"]["curve"]
+    for (target, *accuracies), row in zip(found, margins, strict=True):
+        assert (target, accuracies[1]) == (
+            f"{row['target_multiply_adds']:,}",
+            f"{row['accuracy']:.2%}",
+        )
+
+
+def test_the_table_of_calibration_has_a_row_per_size(measured):
+    *_, rows, _ = blocks_of_rows(tables.markdown(measured))
+    calibration = measured["calibration"]
+    assert len(rows) == 2 + len(calibration["sizes"])
+    for text, row in zip(rows[2:], calibration["sizes"], strict=True):
+        before, after = row["before"], row["after"]
+        assert f" {row['size']} | {row['temperature']:11.3f} " in text
+        assert f" {before['ece']:.4f} -> {after['ece']:.4f} " in text
+        lac = row["sets"]["lac"]
+        assert f" {lac['coverage']:.2%} of {lac['size']:.2f} " in text
+
+
+def test_calibration_is_fitted_on_validation_and_judged_on_test(run, measured):
+    calibration = measured["calibration"]
+    assert (calibration["split"], calibration["examples"]) == ("validation", 180)
+    assert len(calibration["temperatures"]) == 4
+    for row, size in zip(calibration["sizes"], measured["sizes"], strict=True):
+        assert row["size"] == size["size"]
+        for figure in ("ece", "nll", "brier"):
+            assert row["before"][figure] == pytest.approx(size[figure], rel=1e-3)
+    assert run.evaluate("test", coverage=0.6)["calibration"]["coverage"] == 0.6
 
 
 def test_every_class_has_its_row(run, measured):

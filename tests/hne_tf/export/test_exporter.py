@@ -121,6 +121,18 @@ def test_the_manifest_tells_what_was_measured(run, manifest):
     assert manifest.versions.keys() == {"hne_tf", "tensorflow", "keras"}
 
 
+def test_thresholds_can_be_of_another_rule(run, tmp_path):
+    data = {"test": run.batches("test"), "validation": run.batches("validation")}
+    folder = exporter.export(run.model, tmp_path / "m", stopping_rule="margin", report=str, **data)
+    measured = run.evaluate("test")["early_stopping_by_rule"]["margin"]
+    found = read_manifest(folder).early_stopping
+    assert found == EarlyStopping.from_json(measured)
+    assert found.rule == "margin"
+    with pytest.raises(InputError, match=r"stopping rule must be one of confidence, .* got 'luck'"):
+        exporter.export(run.model, tmp_path / "n", stopping_rule="luck")
+    assert not (tmp_path / "n").exists()
+
+
 def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loaded):
     seen = set()
     for record in tf.data.TFRecordDataset(str(version / WARM_UP_REQUESTS)):

@@ -8,6 +8,7 @@ from scipy import special
 from hne_tf.errors import InputError
 from hne_tf.exported.interface import StepSignature
 from hne_tf.exported.session import AnytimeSession, StepTimes
+from hne_tf.exported.uncertainty import stopping
 from hne_tf.tree import Tree
 
 TREE = Tree((1, 2, 2))
@@ -49,6 +50,7 @@ class FakeRunner:
 
     image_shape = (1, 1, 1)
     class_names = ("ant", "bee", "cow")
+    average = "logits"
 
     def __init__(self, tree=TREE, step_ms=lambda size, batch_size: 10.0):
         self.tree = tree
@@ -122,13 +124,24 @@ def test_caches_that_no_later_step_needs_are_dropped():
     runner = FakeRunner(Tree((1, 2, 2)))
     session = session_of(runner)
     held = [set(session._groups[0].known) for _ in session]
-    always = {"probabilities", "running_sum"}
+    always = {"probabilities", "running_sum", "leaf_outputs"}
     assert held == [
         always | {"cache_0", "cache_1"},
         always | {"cache_0"},
         always | {"cache_1"},
-        {"probabilities"},
+        {"probabilities", "leaf_outputs"},
     ]
+
+
+def test_what_each_leaf_gives_is_kept():
+    session = session_of(FakeRunner())
+    for size, _ in session:
+        expected = leaf_logits(TREE, IMAGES)[:, :size]
+        np.testing.assert_allclose(session.leaf_outputs, expected, atol=1e-6)
+    apart = session_of(FakeRunner())
+    apart.run(confidence=[0.7, 1.0, 1.0])
+    with pytest.raises(InputError, match=r"those of one size, got images at sizes 1, 4"):
+        _ = apart.leaf_outputs
 
 
 def test_before_the_first_step_the_answer_is_uniform():
@@ -258,6 +271,52 @@ def test_each_image_stops_when_it_is_confident():
     for size, batch_size in runner.calls:
         assert batch_size == sum(stop >= size for stop in expected)
     assert_nothing_twice(runner)
+
+
+def between(scores):
+    """A threshold that some images reach; none if all are equally sure."""
+    different = np.unique(np.round(scores, 6))
+    middle = len(different) // 2
+    return different[middle - 1 : middle + 1].mean() if middle else different[0] + 0.01
+
+
+@pytest.mark.parametrize("average", ["logits", "last"])
+@pytest.mark.parametrize("rule", stopping.RULES)
+def test_each_image_stops_when_its_rule_is_sure(rule, average):
+    runner = FakeRunner()
+    runner.average = average
+    outputs = leaf_logits(runner.tree, IMAGES)
+    if average == "last":
+        # Each sum is what the exit gives by itself.
+        outputs = np.cumsum(outputs, axis=1)
+    scores = [
+        stopping.scores(rule, ensemble(runner.tree, IMAGES, size), outputs[:, :size])
+        for size in (1, 2, 3)
+    ]
+    limits = [between(each) for each in scores]
+    sizes = [
+        next((size for size in (1, 2, 3) if scores[size - 1][row] >= limits[size - 1]), 4)
+        for row in range(len(IMAGES))
+    ]
+    assert len(set(sizes)) > 1
+    session = session_of(runner)
+    assert session.run(confidence=limits, rule=rule).sizes.tolist() == sizes
+    assert_answers(runner, session)
+    assert_nothing_twice(runner)
+
+
+def test_a_session_is_sure_when_all_its_images_are():
+    limit = stopping.Limit("confidence", [0.6, 0.6, 0.6])
+    session = session_of(FakeRunner())
+    assert not session.is_sure(limit)
+    for _, probabilities in session:
+        sure = (probabilities.max(axis=1) >= 0.6).all()
+        assert session.is_sure(limit) == (sure or session.sizes[0] == 4)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(InputError, match=r"stopping rule must be one of confidence, .* got 'luck'"):
+        session_of(FakeRunner()).run(confidence=0.5, rule="luck")
 
 
 def test_one_threshold_per_size():

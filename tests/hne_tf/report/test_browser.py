@@ -95,6 +95,17 @@ def _answers_together(evaluation):
         for row in alone
     ]
     evaluation["sizes_by_average"] = {"last": alone, "logits": together}
+    evaluation["early_stopping_by_rule"] = {
+        rule: {"curve": [_stopping_point(*point) for point in points]}
+        for rule, points in {
+            "confidence": [(1000, 0.6), (2000, 0.7)],
+            "significance": [(2000, 0.65)],
+        }.items()
+    }
+
+
+def _stopping_point(target, accuracy):
+    return {"target_multiply_adds": target, "accuracy": accuracy}
 
 
 @pytest.fixture
@@ -211,6 +222,19 @@ def test_exits_show_both_of_their_answers(opened):
     (rows,) = [table.find_elements(By.CSS_SELECTOR, "tbody tr") for table in tables]
     texts = [cell.text for cell in rows[1].find_elements(By.CSS_SELECTOR, "th, td")]
     assert texts == ["2", "70.00\u2009% for 2\u2009k", "65.00\u2009% for 2.5\u2009k"]
+
+
+def test_stopping_rules_stand_side_by_side(opened):
+    browser = opened()
+    rules, *others = [
+        details
+        for details in browser.find_elements(By.CSS_SELECTOR, "details")
+        if details.find_element(By.TAG_NAME, "summary").text == "Stopping rules"
+    ]
+    assert others == []
+    rules.find_element(By.TAG_NAME, "summary").click()
+    cells = [cell.text for cell in rules.find_elements(By.CSS_SELECTOR, "tbody th, tbody td")]
+    assert cells == ["1,000", "60.00\u2009%", "\u2013", "2,000", "70.00\u2009%", "65.00\u2009%"]
 
 
 def test_names_are_text(opened):
