@@ -13,7 +13,6 @@ from absl import flags
 
 from hne_tf import hardware
 from hne_tf.errors import InputError, InterruptedRunError, raised_in_graph
-from hne_tf.exported.uncertainty import stopping
 
 if typing.TYPE_CHECKING:
     from hne_tf.training.trained import TrainedRun
@@ -236,13 +235,28 @@ class _PathsParser(flags.ListParser):
         return [os.path.expanduser(path) for path in super().parse(argument)]
 
 
-def define_stopping_rule(values: flags.FlagValues) -> None:
-    """Adds --stopping_rule."""
+def define_uncertainty(values: flags.FlagValues) -> None:
+    """Adds flags on what a manifest says of how sure answers are."""
+    # NumPy takes a while, and other commands have no such flags.
+    from hne_tf.exported.uncertainty import stopping
+
     flags.DEFINE_enum(
         "stopping_rule",
         "confidence",
         list(stopping.RULES),
         "What the manifest's thresholds of early stopping are of.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "calibrate",
+        False,
+        "Divides the logits of each size by a temperature fitted on the validation split.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "coverage",
+        0.9,
+        "Probability that a prediction set holds the label, for the manifest's limits.",
         flag_values=values,
     )
 

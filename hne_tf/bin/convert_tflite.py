@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "Training images that set the ranges of int8 after training.",
         flag_values=values,
     )
-    app.define_stopping_rule(values)
+    app.define_uncertainty(values)
     flags.mark_flags_as_required(["output"], values)
 
 
@@ -66,6 +66,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             validation=run.batches("validation"),
             sizes=sizes,
             stopping_rule=values.stopping_rule,
+            calibrate=values.calibrate,
+            coverage=values.coverage,
             record=run.record,
         )
     leaves = manifest.sizes[-1]

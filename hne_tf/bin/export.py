@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
-    app.define_stopping_rule(values)
+    app.define_uncertainty(values)
     app.define_path(
         values,
         "weights",
@@ -67,6 +67,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         sizes=sizes,
         batch_sizes=batch_sizes,
         stopping_rule=values.stopping_rule,
+        calibrate=values.calibrate,
+        coverage=values.coverage,
         record=run.record,
     )
     print(f"published {folder}")

@@ -15,6 +15,7 @@ from scipy import optimize, special
 
 from hne_tf.errors import InputError
 from hne_tf.exported.uncertainty import prediction_sets
+from hne_tf.exported.uncertainty.calibration import Calibration
 
 # Bins of calibration errors.
 _BINS = 15
@@ -74,8 +75,12 @@ def fit_temperatures(fitted_on: SplitAnswers) -> np.ndarray:
 
 def rescaled(split: SplitAnswers, temperatures: Sequence[float]) -> SplitAnswers:
     """The answers with the logits of each size divided by its temperature."""
-    scores = _rescaled(split.log_probabilities, np.asarray(temperatures)[:, None])
-    return SplitAnswers(split.labels, scores)
+    return SplitAnswers(split.labels, with_temperatures(split.log_probabilities, temperatures))
+
+
+def with_temperatures(log_probabilities: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
+    """`[examples, N, classes]` with the logits of each size divided by its temperature."""
+    return _rescaled(log_probabilities, np.asarray(temperatures)[:, None])
 
 
 def _rescaled(log_probabilities: np.ndarray, temperature: Any) -> np.ndarray:
@@ -101,6 +106,36 @@ def fit_limits(fitted_on: SplitAnswers, coverage: float, method: str) -> np.ndar
     if place >= len(of_labels):
         return np.ones(of_labels.shape[1])
     return np.sort(of_labels, axis=0)[place]
+
+
+def all_limits(fitted_on: SplitAnswers, coverage: float) -> dict[str, np.ndarray]:
+    """The limits by method, see `fit_limits`."""
+    return {method: fit_limits(fitted_on, coverage, method) for method in prediction_sets.METHODS}
+
+
+def for_manifest(
+    fitted_on: SplitAnswers,
+    coverage: float,
+    temperatures: Sequence[float] | None = None,
+) -> Calibration:
+    """What a manifest holds of calibration.
+
+    Args:
+      fitted_on: the published model's answers to the validation split.
+      coverage: of prediction sets.
+      temperatures: those that the answers have; without them they are fitted, and left
+        to the clients.
+    """
+    applied = temperatures is not None
+    limits = all_limits(fitted_on, coverage)
+    return Calibration(
+        "validation",
+        len(fitted_on.labels),
+        tuple(map(float, temperatures if applied else fit_temperatures(fitted_on))),
+        coverage,
+        {method: tuple(row.tolist()) for method, row in limits.items()},
+        applied,
+    )
 
 
 def check_coverage(coverage: float) -> float:
@@ -175,14 +210,15 @@ def measured(
       coverage: of prediction sets.
 
     Returns:
-      JSON values: `split` and `examples` of the fit, `coverage`, and `sizes`: a row per
+      JSON values: `split` and `examples` of the fit, `coverage`; `temperatures`, and by
+      method of prediction sets `limits`, of each size from 1 to N; and `sizes`: a row per
       size with its `temperature`; the figures `before` and `after` it; `selective`, see
       `selective_accuracy`; and by method of prediction sets, `sets`: the `limit`, and the
       `coverage` and mean `size` of the sets.
     """
     temperatures = fit_temperatures(fitted_on)
     after = rescaled(judged_on, temperatures)
-    limits = {method: fit_limits(fitted_on, coverage, method) for method in prediction_sets.METHODS}
+    limits = all_limits(fitted_on, coverage)
     return {
         "split": "validation",
         "examples": len(fitted_on.labels),

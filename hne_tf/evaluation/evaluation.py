@@ -47,6 +47,7 @@ def evaluate(
     batch_size: int = _BATCH_SIZE,
     metrics: Sequence[keras.metrics.Metric] = (),
     coverage: float = 0.9,
+    temperatures: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Measures every ensemble size of a model in one pass over labelled images.
 
@@ -59,6 +60,8 @@ def evaluate(
       batch_size: images per call.
       metrics: others of leaf logits, to be measured besides.
       coverage: probability that a prediction set holds the label.
+      temperatures: of each size from 1 to N, that answers have when thresholds of early
+        stopping are applied.
 
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`,
@@ -90,13 +93,13 @@ def evaluate(
     by_average = {each: _size_metrics(sizes, each) for each in averages}
     ours = [*itertools.chain(*by_average.values()), LeafAccuracy(tree.leaves)]
     predict = inference(model)
-    gathered = _AnswerObserver(tree.leaves, average)
+    gathered = _AnswerObserver(tree.leaves, average, temperatures)
     batches = labelled.batches(data, model.images.shape, batch_size)
     measured = measuring.measure(predict, batches, [*ours, *metrics], gathered)
     answered = gathered.result()
     by_rule = calibrated = None
     if validation is not None:
-        observed = _observed(model, validation, batch_size, predict)
+        observed = _observed(model, validation, batch_size, predict, temperatures)
         calibrated = calibration.measured(observed.split(), gathered.split(), sizes, coverage)
         fitted_on = observed.result()
         costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
@@ -194,11 +197,25 @@ def answers(
     return _observed(model, data, batch_size, predict or inference(model)).result()
 
 
+def split_answers(model: TreeEnsemble, data: Labelled) -> calibration.SplitAnswers:
+    """Log-probabilities of the ensembles of the first 1 to N leaves, to fit calibration on.
+
+    Args:
+      model: trained in whatever way.
+      data: images and labels, see `labelled.batches`.
+    """
+    return _observed(model, data, _BATCH_SIZE, inference(model)).split()
+
+
 def _observed(
-    model: TreeEnsemble, data: Labelled, batch_size: int, predict: Callable[[tf.Tensor], tf.Tensor]
+    model: TreeEnsemble,
+    data: Labelled,
+    batch_size: int,
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    temperatures: Sequence[float] | None = None,
 ) -> "_AnswerObserver":
     """What the model answers to a split."""
-    observer = _AnswerObserver(model.tree.leaves, model.average)
+    observer = _AnswerObserver(model.tree.leaves, model.average, temperatures)
     batches = labelled.batches(data, model.images.shape, batch_size)
     measuring.measure(predict, batches, [], observer)
     return observer
@@ -207,7 +224,8 @@ def _observed(
 class _AnswerObserver:
     """An observer that gathers the answers of all sizes."""
 
-    def __init__(self, leaves: int, average: str) -> None:
+    def __init__(self, leaves: int, average: str, temperatures: Sequence[float] | None) -> None:
+        self._temperatures = temperatures
         self._sizes = range(1, leaves + 1)
         self._average = average
         answers, split = AnswerGatherer(), calibration.SplitGatherer()
@@ -219,8 +237,10 @@ class _AnswerObserver:
         outputs = averaging.contribution(leaf_logits, self._average)
         labels, scores, outputs = map(keras.ops.convert_to_numpy, (labels, scores, outputs))
         answers, split = self._gatherers
-        answers.add(labels, np.exp(scores), outputs)
         split.add(labels, scores)
+        if self._temperatures is not None:
+            scores = calibration.with_temperatures(scores, self._temperatures)
+        answers.add(labels, np.exp(scores), outputs)
 
 
 def inference(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -10,13 +10,14 @@ import numpy as np
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.evaluation import evaluation
+from hne_tf.evaluation import calibration, evaluation
 from hne_tf.export import describe, signatures, verification, warmup
 from hne_tf.exported import versions
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.profiling import latency
 from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.uncertainty import stopping
+from hne_tf.exported.uncertainty.calibration import Calibration
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.files import write_text
 from hne_tf.models.ensemble import TreeEnsemble
@@ -36,6 +37,8 @@ def export(
     sizes: Sequence[int] | None = None,
     batch_sizes: Sequence[int] = (1,),
     stopping_rule: str = "confidence",
+    calibrate: bool = False,
+    coverage: float = 0.9,
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> pathlib.Path:
@@ -47,13 +50,18 @@ def export(
       test: images and labels for the accuracy in the manifest and for the proof, see
         `labelled.batches`. Without them the manifest has no accuracy, and the proof is
         on random images.
-      validation: images and labels that thresholds of early stopping are fitted on.
+      validation: images and labels that thresholds of early stopping, temperatures and
+        limits of prediction sets are fitted on.
       version: number of the new version, the next free one by default.
       sizes: ensemble sizes with a signature; `tree.sizes` by default. The full
         ensemble is always among them.
       batch_sizes: batches that are warmed up and profiled; a single image is
         profiled besides.
       stopping_rule: what the thresholds are of, one of `exported.uncertainty.stopping.RULES`.
+      calibrate: whether the model's probabilities get a temperature for each size,
+        fitted on the validation images; the manifest has them in any case.
+      coverage: probability that a prediction set holds the label, for its limits in the
+        manifest.
       record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
@@ -76,16 +84,18 @@ def export(
     model_name = model_base_path.resolve().name
     stopping.check_rule(stopping_rule)
     version = versions.next_version(model_base_path) if version is None else version
+    fitted = calibrated(model, validation, calibrate, coverage)
     with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
-        endpoints = signatures.signatures(folded, sizes)
+        temperatures = fitted.temperatures if calibrate else None
+        endpoints = signatures.signatures(folded, sizes, temperatures)
         warmup.check_count(endpoints, batch_sizes)
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
-        measured = {}
+        measured = {"calibration": fitted}
         if test is not None:
-            measured = _measured(model, test, validation, sizes, stopping_rule)
+            measured |= _measured(model, test, validation, sizes, stopping_rule, temperatures)
         manifest = describe.describe(folded, model_name, sizes, record, **measured)
         # Clients need to know the latency of one image.
         latencies = latency.measure(SavedModel(folder, manifest), sorted({1, *batch_sizes}))
@@ -96,6 +106,33 @@ def export(
         kind = "random" if test is None else "test"
         report(f"verified every signature on {len(images)} {kind} images in a fresh process")
     return model_base_path / str(version)
+
+
+def calibrated(
+    model: TreeEnsemble, validation: Labelled | None, calibrate: bool, coverage: float
+) -> Calibration | None:
+    """What the manifest says of calibration; None without validation images.
+
+    Args:
+      model: to be published.
+      validation: images and labels, see `labelled.batches`.
+      calibrate: whether the published model's probabilities get the temperatures.
+      coverage: of prediction sets.
+
+    Raises:
+      InputError: for a coverage outside (0, 1), or if there are no images to calibrate on.
+    """
+    calibration.check_coverage(coverage)
+    if validation is None:
+        if calibrate:
+            raise InputError("a model is calibrated on validation images, got none")
+        return None
+    answers = evaluation.split_answers(model, validation)
+    if not calibrate:
+        return calibration.for_manifest(answers, coverage)
+    temperatures = calibration.fit_temperatures(answers)
+    rescaled = calibration.rescaled(answers, temperatures)
+    return calibration.for_manifest(rescaled, coverage, temperatures)
 
 
 def branched(model: TreeEnsemble | GroupedEnsemble) -> TreeEnsemble:
@@ -137,9 +174,10 @@ def _measured(
     validation: Labelled | None,
     sizes: Sequence[int],
     stopping_rule: str,
+    temperatures: Sequence[float] | None,
 ) -> dict[str, Any]:
     """What the manifest says of answers to test images."""
-    result = evaluation.evaluate(model, test, validation, sizes)
+    result = evaluation.evaluate(model, test, validation, sizes, temperatures=temperatures)
     by_size = {row["size"]: row["accuracy"] for row in result["sizes"]}
     measured: dict[str, Any] = {"accuracy": Accuracy("test", result["examples"], by_size)}
     if by_rule := result["early_stopping_by_rule"]:

@@ -21,7 +21,9 @@ from hne_tf.tree import Step
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
 
 
-def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
+def signatures(
+    model: TreeEnsemble, sizes: Sequence[int], temperatures: Sequence[float] | None = None
+) -> Signatures:
     """All signatures of a published model.
 
     `ensemble_<n>` maps `images`, uint8 `[batch, height, width, channels]`, to
@@ -32,6 +34,7 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
     Args:
       model: built by the deploy factory, or of an architecture that is not folded.
       sizes: ensemble sizes to export; the full one is always among the answers.
+      temperatures: what the logits of each size from 1 to N are divided by.
 
     Raises:
       InputError: if a size is not between 1 and the number of leaves, or twice there.
@@ -42,10 +45,15 @@ def signatures(model: TreeEnsemble, sizes: Sequence[int]) -> Signatures:
         model.tree.check_size(size)
     model = served(model)
     full = model.tree.leaves
+    temperatures = [1.0] * full if temperatures is None else temperatures
     ensembles = {
-        f"ensemble_{size}": ensemble_signature(model, size) for size in sorted({*sizes, full})
+        f"ensemble_{size}": ensemble_signature(model, size, temperatures[size - 1])
+        for size in sorted({*sizes, full})
     }
-    steps = {f"step_{step.size}": step_signature(model, step) for step in model.tree.steps}
+    steps = {
+        f"step_{step.size}": step_signature(model, step, temperatures[step.size - 1])
+        for step in model.tree.steps
+    }
     return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
 
 
@@ -60,9 +68,12 @@ def served(model: TreeEnsemble) -> TreeEnsemble:
 
 
 def ensemble_signature(
-    model: TreeEnsemble, size: int
+    model: TreeEnsemble, size: int, temperature: float = 1.0
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The answer of size `size` in one call, which computes what it needs and no more."""
+    """The answer of size `size` in one call, which computes what it needs and no more.
+
+    Its logits are divided by the temperature.
+    """
     average, answering = model.average, leaves(size, model.average)
     network, values = model.of_leaves(answering), _values(model.nodes_of(answering))
 
@@ -71,13 +82,15 @@ def ensemble_signature(
         with _constants(values):
             leaf_logits = network(_checked(images), training=False)
         running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
-        logits, probabilities = answer(running_sum, size, average)
+        logits, probabilities = answer(running_sum, size, average, temperature)
         return {"logits": logits, "probabilities": probabilities}
 
     return ensemble
 
 
-def step_signature(model: TreeEnsemble, step: Step) -> Callable[..., dict[str, tf.Tensor]]:
+def step_signature(
+    model: TreeEnsemble, step: Step, temperature: float = 1.0
+) -> Callable[..., dict[str, tf.Tensor]]:
     """One more leaf: computes only the nodes that no earlier step has computed.
 
     Step 1 takes `images`. A later step takes `running_sum` `[batch, classes]`
@@ -110,7 +123,7 @@ def step_signature(model: TreeEnsemble, step: Step) -> Callable[..., dict[str, t
                     outputs[f"cache_{block}"] = _packed(x)
         new = contribution(x, average)
         running_sum = add(_checked(running_sum), new, average) if step.size > 1 else new
-        probabilities = answer(running_sum, step.size, average)[1]
+        probabilities = answer(running_sum, step.size, average, temperature)[1]
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
     return take_step

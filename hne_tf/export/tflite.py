@@ -14,9 +14,10 @@ from hne_tf import hardware
 from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.evaluation import cost, early_stopping
+from hne_tf.evaluation import calibration, cost, early_stopping
+from hne_tf.evaluation.calibration import SplitAnswers, SplitGatherer
 from hne_tf.evaluation.early_stopping import AnswerGatherer, Answers
-from hne_tf.export import calibration, describe, exporter, signatures, tflite_packing, verification
+from hne_tf.export import describe, exporter, ranges, signatures, tflite_packing, verification
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
 from hne_tf.exported.interface import Normalisation
@@ -46,9 +47,15 @@ _STEP_OUTPUTS = frozenset({"running_sum", "probabilities"})
 
 _BATCH_SIZE = 100
 
+_LEAST_PROBABILITY = 1e-9
+
 
 def convert(
-    model: TreeEnsemble, sizes: Sequence[int], mode: str, representative: Any = None
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    mode: str,
+    representative: Any = None,
+    temperatures: Sequence[float] | None = None,
 ) -> bytes:
     """Converts a model with all its signatures, which share the weights.
 
@@ -68,6 +75,7 @@ def convert(
         bytes and computes as the device likes; `"dynamic_range"` stores large
         weights in 8 bits and rounds activations as it meets them.
       representative: batches of images that the converter calibrates with.
+      temperatures: what the logits of each size from 1 to N are divided by.
 
     Returns:
       The flatbuffer.
@@ -84,7 +92,7 @@ def convert(
             "int8 takes a model in the form of QuantizedLayers, "
             f"got one of {type(model.factory).__name__}"
         )
-    endpoints = signatures.signatures(model, sizes)
+    endpoints = signatures.signatures(model, sizes, temperatures)
     del endpoints["serving_default"]
     with tempfile.TemporaryDirectory() as folder:
         signatures.save(endpoints, folder)
@@ -94,7 +102,7 @@ def convert(
         if mode == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if calibrates:
-            converter.representative_dataset = calibration.representative(
+            converter.representative_dataset = ranges.representative(
                 model, endpoints, _batches(_given(representative))
             )
         return tflite_packing.pack(converter.convert())
@@ -110,6 +118,8 @@ def convert_tflite(
     validation: Labelled | None = None,
     sizes: Sequence[int] | None = None,
     stopping_rule: str = "confidence",
+    calibrate: bool = False,
+    coverage: float = 0.9,
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Manifest:
@@ -124,10 +134,13 @@ def convert_tflite(
         batches of them, whose activations set the ranges of post-training `"int8"`.
       test: images and labels for the accuracy in the manifest and for the proof, see
         `labelled.batches`; the proof is on random images without them.
-      validation: images and labels that thresholds of early stopping are fitted on.
+      validation: images and labels that thresholds of early stopping, temperatures and
+        limits of prediction sets are fitted on.
       sizes: ensemble sizes with a signature, `tree.sizes` by default; the full
         ensemble is always among them, and the steps come to every size.
       stopping_rule: what the thresholds are of, one of `exported.uncertainty.stopping.RULES`.
+      calibrate: as for `exporter.export`.
+      coverage: likewise.
       record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
@@ -149,9 +162,12 @@ def convert_tflite(
     check_mode(mode, model)
     stopping.check_rule(stopping_rule)
     sizes = exporter.exported_sizes(model, sizes)
+    fitted = exporter.calibrated(model, validation, calibrate, coverage)
+    temperatures = fitted.temperatures if calibrate else None
     converted = _converted_form(model, mode, representative)
-    flatbuffer = convert(converted, sizes, mode, representative)
+    flatbuffer = convert(converted, sizes, mode, representative, temperatures)
     manifest = _describe(path.stem, converted, sizes, mode, record)
+    manifest = dataclasses.replace(manifest, calibration=fitted)
     with tempfile.TemporaryDirectory() as folder:
         written = pathlib.Path(folder) / path.name
         tflite_file.write(written, flatbuffer, manifest)
@@ -169,7 +185,9 @@ def convert_tflite(
         )
         if test is not None:
             steps = load(written, hardware.cores()).steps
-            measured = _measured(steps, converted, test, validation, stopping_rule)
+            measured = _measured(
+                steps, converted, test, validation, stopping_rule, coverage, temperatures
+            )
             manifest = dataclasses.replace(manifest, **measured)
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +245,9 @@ def verify(
         raise InputError("a file is verified on at least one image, got none")
     full = leaf_logits.shape[1]
     expected = {
-        size: verification.expected_answer(leaf_logits, size, average)
+        size: verification.expected_answer(
+            leaf_logits, size, average, exported.manifest.temperature(size)
+        )
         for size in range(1, full + 1)
     }
     _check_signatures(exported, full)
@@ -256,14 +276,16 @@ def verify(
     return float(agreement)
 
 
-def answers(runner: StepRunner, data: Labelled) -> Answers:
+def _answers(runner: StepRunner, data: Labelled) -> tuple[Answers, SplitAnswers]:
     """What every ensemble size of a file answers to images, in one walk over the steps."""
-    gathered = AnswerGatherer()
+    answers, split = AnswerGatherer(), SplitGatherer()
     for images, labels in labelled.batches(data, runner.image_shape, _BATCH_SIZE):
         session = AnytimeSession(runner, images)
-        walked = [probabilities for _, probabilities in session]
-        gathered.add(labels, np.stack(walked, axis=1), session.leaf_outputs)
-    return gathered.result()
+        probabilities = np.stack([answer for _, answer in session], axis=1)
+        answers.add(labels, probabilities, session.leaf_outputs)
+        # Rounded to integers, probabilities can be 0.
+        split.add(labels, np.log(np.maximum(probabilities, _LEAST_PROBABILITY)))
+    return answers.result(), split.result()
 
 
 def _measured(
@@ -272,14 +294,17 @@ def _measured(
     test: Labelled,
     validation: Labelled | None,
     stopping_rule: str,
+    coverage: float,
+    temperatures: Sequence[float] | None,
 ) -> dict[str, Any]:
     """What the manifest says of a file's answers to test images."""
-    tested = answers(runner, test)
+    tested, _ = _answers(runner, test)
     by_size = enumerate(map(float, tested.correct.mean(axis=0)), start=1)
     measured = {"accuracy": Accuracy("test", len(tested.correct), dict(by_size))}
     if validation is not None:
         costs = [each.multiply_adds for each in cost.per_size_walked(model).values()]
-        fitted_on = answers(runner, validation)
+        fitted_on, split = _answers(runner, validation)
+        measured["calibration"] = calibration.for_manifest(split, coverage, temperatures)
         calibrated = early_stopping.calibrated(
             fitted_on, tested, costs, model.tree.sizes, stopping_rule
         )

@@ -151,7 +151,7 @@ def answer_findings(
     for entry in manifest.signatures:
         name, size = entry.name, entry.size
         answer = yield from _run(session, signatures[name], {"images": images})
-        expected = expected_answer(leaf_logits, size, average)
+        expected = expected_answer(leaf_logits, size, average, manifest.temperature(size))
         yield from _differences(name, answer, expected, {"logits", "probabilities"})
         compared.append(name)
     known: dict[str, np.ndarray] = {"images": images}
@@ -159,25 +159,24 @@ def answer_findings(
         inputs = step_inputs(step, known)
         answer = yield from _run(session, signatures[step.signature], inputs)
         known |= answer
-        expected = expected_answer(leaf_logits, step.size, average)
+        temperature = manifest.temperature(step.size)
+        expected = expected_answer(leaf_logits, step.size, average, temperature)
         outputs = {"running_sum", "probabilities", *step.caches}
         yield from _differences(step.signature, answer, expected, outputs)
         compared.append(step.signature)
 
 
-def expected_answer(leaf_logits: np.ndarray, size: int, average: str) -> dict[str, np.ndarray]:
+def expected_answer(
+    leaf_logits: np.ndarray, size: int, average: str, temperature: float = 1.0
+) -> dict[str, np.ndarray]:
     """What a signature must give, computed anew from leaf logits `[batch, leaves, classes]`."""
     first = leaf_logits[:, :size].astype(np.float64)
     if average == "probabilities":
-        probabilities = special.softmax(first, axis=-1)
-        return {
-            "logits": np.log(probabilities.mean(axis=1)),
-            "probabilities": probabilities.mean(axis=1),
-            "running_sum": probabilities.sum(axis=1),
-        }
+        first = special.softmax(first, axis=-1)
     if average == "last":
         first = first[:, -1:]
-    logits = first.sum(axis=1) if average == "sum" else first.mean(axis=1)
+    together = first.sum(axis=1) if average == "sum" else first.mean(axis=1)
+    logits = (np.log(together) if average == "probabilities" else together) / temperature
     return {
         "logits": logits,
         "probabilities": special.softmax(logits, axis=-1),

@@ -33,6 +33,7 @@ from hne_tf.exported.measurements import (
     Storage,
 )
 from hne_tf.exported.typed_json import Count, Name
+from hne_tf.exported.uncertainty.calibration import Calibration
 from hne_tf.exported.versions import MANIFEST, version_folder
 from hne_tf.tree import Paths, Tree
 
@@ -69,6 +70,7 @@ class Manifest:
       cost: by size, of one image in one call.
       accuracy: on held-out images.
       early_stopping: thresholds for mean costs per image.
+      calibration: temperatures and prediction sets.
       latency: on the machine where the model was exported or profiled.
       storage: bytes of graph and weights.
       mode: what the numbers in a TFLite file are, one of `tflite_file.MODES`.
@@ -94,6 +96,7 @@ class Manifest:
     cost: Mapping[Count, Cost] = dataclasses.field(default_factory=dict)
     accuracy: Accuracy | None = None
     early_stopping: EarlyStopping | None = None
+    calibration: Calibration | None = None
     latency: MeasuredLatency | None = None
     storage: Storage | None = None
     mode: Name | None = None
@@ -116,6 +119,8 @@ class Manifest:
                     f"early_stopping must have {len(self.steps) - 1} thresholds at each target, "
                     f"one for each size but the last, got {len(point.thresholds)}"
                 )
+        if self.calibration:
+            self.calibration.check(len(self.steps))
         _check_record(self.record)
 
     @classmethod
@@ -304,6 +309,11 @@ class Manifest:
             found = "none: export a model of several leaves again, with validation data"
             raise InputError(self._lacks(rule, found))
         return self.early_stopping.thresholds(multiply_adds)
+
+    def temperature(self, size: int) -> float:
+        """What the model divides the logits of a size by."""
+        applied = self.calibration and self.calibration.applied
+        return self.calibration.temperatures[size - 1] if applied else 1.0
 
     def _measured(
         self, threads: int | None = None, onednn: bool | None = None

@@ -62,22 +62,28 @@ def add(running_sum: Any, leaf_contribution: Any, average: str = "logits") -> An
     return running_sum + leaf_contribution
 
 
-def answer(running_sum: Any, size: int, average: str = "logits") -> tuple[Any, Any]:
+def answer(
+    running_sum: Any, size: int, average: str = "logits", temperature: float = 1.0
+) -> tuple[Any, Any]:
     """The ensemble's answer from the sum of `size` contributions.
 
     Args:
       running_sum: `[batch, classes]`.
       size: number of leaves evaluated.
       average: one of `AVERAGES`.
+      temperature: divides the logits.
 
     Returns:
       `(logits, probabilities)`, each `[batch, classes]`; when probabilities are
       averaged, the logits are the log of their mean.
     """
     mean = running_sum / (1 if average == "sum" else len(leaves(size, average)))
-    if average != "probabilities":
-        return mean, ops.softmax(mean, axis=-1)
-    return ops.log(ops.maximum(mean, _SMALLEST_FLOAT32)), mean
+    averaged = average == "probabilities"
+    logits = ops.log(ops.maximum(mean, _SMALLEST_FLOAT32)) if averaged else mean
+    if temperature == 1.0:
+        return logits, mean if averaged else ops.softmax(logits, axis=-1)
+    logits = logits / temperature
+    return logits, ops.softmax(logits, axis=-1)
 
 
 def ensemble_log_probabilities(

@@ -1,1 +1,1 @@
-"""How sure an answer is, and what follows from it. NumPy alone."""
+"""How sure an answer is, and what follows from it. Needs no TensorFlow."""

@@ -25,7 +25,8 @@ def _lac(probabilities: np.ndarray) -> np.ndarray:
 def _aps(probabilities: np.ndarray) -> np.ndarray:
     order = np.argsort(-probabilities, axis=-1, kind="stable")
     falling = np.take_along_axis(probabilities, order, axis=-1)
-    likelier = np.cumsum(falling, axis=-1) - falling
+    # Sums of rounded numbers.
+    likelier = np.clip(np.cumsum(falling, axis=-1) - falling, 0, 1)
     found = np.empty_like(likelier)
     np.put_along_axis(found, order, likelier, axis=-1)
     return found

@@ -7,13 +7,15 @@ from hne_tf.bin import evaluate
 
 
 def test_a_run_is_measured_and_drawn(run_binary, trained_workdir):
-    code, lines, _ = run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    flags = [f"--workdir={trained_workdir.path}", "--coverage=0.8"]
+    code, lines, _ = run_binary(evaluate, *flags)
     assert code == 0
     table = [line for line in lines if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in table[2:5]] == ["1", "2", "4"]
     evaluation = json.loads(trained_workdir.evaluation_path("test").read_text())
     assert [row["size"] for row in evaluation["sizes"]] == [1, 2, 4]
     assert evaluation["step"] == 30
+    assert evaluation["calibration"]["coverage"] == 0.8
     curve = evaluation["early_stopping"]["curve"]
     assert [row.split("|")[1].strip() for row in table[7 : 7 + len(curve)]] == [
         f"{row['target_multiply_adds']:,}" for row in curve

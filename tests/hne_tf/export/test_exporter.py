@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import special
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -11,6 +12,7 @@ from hne_tf.export import exporter, signatures
 from hne_tf.exported.interface import ModelInput
 from hne_tf.exported.manifest import read_manifest
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
+from hne_tf.exported.model import load
 from hne_tf.exported.versions import WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.architectures import ResNet
@@ -131,6 +133,52 @@ def test_thresholds_can_be_of_another_rule(run, tmp_path):
     with pytest.raises(InputError, match=r"stopping rule must be one of confidence, .* got 'luck'"):
         exporter.export(run.model, tmp_path / "n", stopping_rule="luck")
     assert not (tmp_path / "n").exists()
+
+
+def test_a_calibrated_model_has_the_temperatures_in_its_graph(run, tmp_path):
+    data = {"test": run.batches("test"), "validation": run.batches("validation")}
+    for name, calibrate in (("plain", False), ("calibrated", True)):
+        options = {"calibrate": calibrate, "coverage": 0.8, "report": str}
+        exporter.export(run.model, tmp_path / name, **options, **data)
+    plain, calibrated = (load(tmp_path / name) for name in ("plain", "calibrated"))
+    images, labels = next(iter(run.data_set.evaluation_batches("validation", 180)))
+    images, labels = images.numpy(), labels.numpy()
+    given, applied = plain.manifest.calibration, calibrated.manifest.calibration
+    assert (given.applied, applied.applied) == (False, True)
+    assert (given.coverage, given.examples) == (0.8, 180)
+    assert given.temperatures == pytest.approx(applied.temperatures)
+    assert max(abs(np.log(given.temperatures))) > 0.1
+    leaf_logits = run.model(images, training=False).numpy()
+    session = calibrated.session(images)
+    for size, temperature in enumerate(applied.temperatures, start=1):
+        expected = special.softmax(leaf_logits[:, :size].mean(axis=1) / temperature, axis=-1)
+        own = plain.predict(images, size).probabilities
+        np.testing.assert_allclose(given.probabilities(own, size), expected, atol=1e-4)
+        answer = calibrated.predict(images, size).probabilities
+        np.testing.assert_allclose(answer, expected, atol=1e-4)
+        assert applied.probabilities(answer, size) is answer
+        _, walked = next(iter(session))
+        np.testing.assert_allclose(walked, expected, atol=1e-4)
+        # On the images that limits are fitted on, sets cover what was asked.
+        for calibration, probabilities in ((given, own), (applied, answer)):
+            held = calibration.sets(probabilities, size)[np.arange(180), labels]
+            assert held.mean() == pytest.approx(0.8, abs=0.02)
+    # Thresholds are of the probabilities that clients see.
+    target = calibrated.manifest.early_stopping.curve[2].target_multiply_adds
+    costs = [each.multiply_adds for each in cost.per_size_walked(run.model).values()]
+    for model in (plain, calibrated):
+        limits = model.manifest.thresholds(target)
+        sizes = model.session(images).run(confidence=limits).sizes
+        mean = np.mean([costs[size - 1] for size in sizes])
+        assert 0.9 * target < mean <= 1.02 * target
+
+
+def test_a_model_is_calibrated_on_validation_images(run, tmp_path):
+    with pytest.raises(InputError, match="calibrated on validation images, got none"):
+        exporter.export(run.model, tmp_path / "m", test=run.batches("test"), calibrate=True)
+    with pytest.raises(InputError, match=r"coverage must lie between 0 and 1, got 1\.5"):
+        exporter.export(run.model, tmp_path / "m", coverage=1.5)
+    assert not (tmp_path / "m").exists()
 
 
 def test_warm_up_requests_cover_every_signature_and_batch_and_run(version, loaded):

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from scipy import special
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.errors import InputError
@@ -216,3 +217,35 @@ def test_a_model_in_another_form_is_refused(run):
         tflite.convert(model, [1], "int4")
     with pytest.raises(InputError, match=r"1 to 4, got 5"):
         tflite.convert(model, [5], "float32")
+
+
+def test_a_calibrated_file_has_the_temperatures_in_its_graph(run, reference, tmp_path):
+    images, leaf_logits = reference
+    path = tmp_path / "calibrated.tflite"
+    data = {"test": run.batches("test"), "validation": run.batches("validation")}
+    tflite.convert_tflite(run.model, path, calibrate=True, coverage=0.8, report=str, **data)
+    exported = load(path)
+    calibration = exported.manifest.calibration
+    assert (calibration.applied, calibration.coverage) == (True, 0.8)
+    session = exported.session(images)
+    for size, temperature in enumerate(calibration.temperatures, start=1):
+        assert abs(np.log(temperature)) > 0.01
+        expected = special.softmax(leaf_logits[:, :size].mean(axis=1) / temperature, axis=-1)
+        np.testing.assert_allclose(next(iter(session))[1], expected, atol=1e-4)
+    np.testing.assert_allclose(exported.predict(images).probabilities, expected, atol=1e-4)
+    validation, labels = next(iter(run.data_set.evaluation_batches("validation", 180)))
+    answers = exported.predict(validation.numpy()).probabilities
+    held = calibration.sets(answers, 4, "lac")[np.arange(180), labels.numpy()]
+    assert held.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_file_s_limits_are_of_its_own_answers(files, run):
+    """Rounded to integers, answers differ from the live model's."""
+    exported = load(files / "int8.tflite")
+    calibration = exported.manifest.calibration
+    assert not calibration.applied
+    images, labels = next(iter(run.data_set.evaluation_batches("validation", 180)))
+    session = exported.session(images.numpy())
+    for size, probabilities in session:
+        held = calibration.sets(probabilities, size)[np.arange(180), labels.numpy()]
+        assert held.mean() == pytest.approx(0.9, abs=0.02)
