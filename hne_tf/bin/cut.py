@@ -3,7 +3,7 @@
 The model is an import path of a function that returns a functional model, or a .keras file.
 Prints a row for each place: the activation that a cut keeps, multiply-adds and parameters before
 and after it, and the block that ends there in the tree of --branching. A second table has the cost
-of every ensemble size of that tree. Parameters include batch norms, which are not folded.
+of every ensemble size of that tree. Parameters are those of an export, which folds batch norms.
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Measures every ensemble size of a run in one pass: hne-evaluate --workdir=runs/digits.
 
 Prints a table, and one of early stopping unless the split is validation, on which the
-thresholds are fitted; with --corruption_examples also one of corrupted test images. Writes
-evaluation.json and accuracy.png and .svg into the workdir.
+thresholds are fitted; with --corruption_examples also one of corrupted test images, and with
+--other_data a line on images of other classes. Writes evaluation.json and accuracy.png and .svg
+into the workdir.
 
 Needs extras: pip install 'hne_tf[data,report]'
 """
@@ -35,6 +36,14 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "other_data",
+        None,
+        "With --split=test: also measure how well the model tells its test images from those of "
+        "this data set, named as --config.data.name.",
+        flag_values=values,
+    )
+    app.define_path(values, "other_data_dir", None, "Where it lies, if not where TFDS keeps it.")
     flags.DEFINE_float(
         "coverage",
         0.9,
@@ -53,12 +62,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
     """Evaluates with the parsed flags."""
     app.reject_positional(positional)
-    examples = values.corruption_examples
-    if examples and values.split != "test":
-        raise InputError(
-            f"--corruption_examples are of the test split, got {examples} with "
-            f"--split={values.split}"
-        )
+    examples, other = values.corruption_examples, values.other_data
+    for flag, value in (("corruption_examples", examples), ("other_data", other)):
+        if value and values.split != "test":
+            raise InputError(
+                f"--{flag} goes with the test split, got {value} with --split={values.split}"
+            )
     with app.quiet_import():
         from hne_tf.evaluation import plots, results, tables
         from hne_tf.files import write_json
@@ -67,6 +76,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
         if examples:
             from hne_tf.evaluation import robustness
+        if other:
+            from hne_tf.evaluation import out_of_distribution
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
@@ -74,6 +85,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     result["corruptions"] = (
         robustness.evaluate(run.model, run.batches("test"), examples) if examples else None
     )
+    result["out_of_distribution"] = None
+    if other:
+        others = run.other_batches(other, values.other_data_dir)
+        found = out_of_distribution.evaluate(run.model, run.batches("test"), others)
+        result["out_of_distribution"] = {"data_set": other, **found}
     path = workdir.evaluation_path(values.split)
     write_json(path, result)
     name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"

@@ -8,6 +8,9 @@ hne-train --config=configs/cifar10_small.py --write_data=cifar10.npz writes the 
 config to a file, which --config.data.name=npz --config.data.data_dir=cifar10.npz reads where
 TensorFlow Datasets is not installed.
 
+hne-train --config=my_config.py --cost prints what each ensemble size and each block of the
+config's network costs.
+
 Needs an extra: pip install 'hne_tf[train]'
 """
 
@@ -34,9 +37,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_path(
         values, "write_data", None, "Write the config's data set to this .npz file; train nothing."
     )
+    flags.DEFINE_bool(
+        "cost", None, "Print what the config's network costs; train nothing.", flag_values=values
+    )
     flags.mark_flags_as_required(["config"], values)
     flags.mark_flags_as_mutual_exclusive(
-        ["workdir", "write_data"], required=True, flag_values=values
+        ["workdir", "write_data", "cost"], required=True, flag_values=values
     )
 
 
@@ -46,6 +52,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     config = ml_collections.FrozenConfigDict(values.config)
     if values.write_data:
         _write_data(config.data, pathlib.Path(values.write_data))
+        return
+    if values.cost:
+        _print_cost(config)
         return
     with app.quiet_import():
         from hne_tf.training import backends
@@ -57,6 +66,20 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         Workdir(pathlib.Path(values.workdir)),
         restart=values.restart,
     )
+
+
+def _print_cost(config: ml_collections.FrozenConfigDict) -> None:
+    """Prints a row for each ensemble size and each block of an untrained model."""
+    with app.quiet_import():
+        from hne_tf.data import load
+        from hne_tf.evaluation import cost, tables
+        from hne_tf.models.layers.deploy import DeployLayers
+        from hne_tf.training import build
+
+        model = build.ensemble(config, DeployLayers(), load(config.data).spec)
+    print(tables.costs(cost.per_size(model, range(1, model.tree.leaves + 1))))
+    print()
+    print(tables.costs_of_blocks(cost.per_node(model)))
 
 
 def _write_data(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:

@@ -56,6 +56,11 @@ def per_size_walked(model: TreeEnsemble) -> dict[int, Cost]:
     }
 
 
+def per_node(model: TreeEnsemble) -> list[list[Cost]]:
+    """Cost of each node by block."""
+    return [[part_cost(node, model.architecture) for node in row] for row in model.node_models]
+
+
 def part_cost(part: keras.Model, architecture: Architecture) -> Cost:
     """Cost of a functional model for one example.
 

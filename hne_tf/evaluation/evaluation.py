@@ -22,6 +22,7 @@ from hne_tf.metrics import (
     ExpectedCalibrationError,
     LeafAccuracy,
     LeafVariance,
+    LostAnswers,
     NegativeLogLikelihood,
 )
 from hne_tf.models import averaging
@@ -31,7 +32,10 @@ from hne_tf.models.ensemble import TreeEnsemble
 _Metric = TypeVar("_Metric", bound=keras.metrics.Metric)
 
 # Figures per ensemble size, in the order of tables.
-FIGURES = ("accuracy", "balanced_accuracy", "nll", "ece", "brier", "disagreement", "variance")
+FIGURES = (
+    *("accuracy", "balanced_accuracy", "nll", "ece", "brier"),
+    *("disagreement", "variance", "lost"),
+)
 
 # How networks with exits answer, alone and together.
 _EXIT_AVERAGES = ("last", "logits")
@@ -66,9 +70,10 @@ def evaluate(
     Returns:
       `sizes`: a row per ensemble size with its `size`, `accuracy`,
       `balanced_accuracy`, `nll` (nats), `ece`, `brier`, `disagreement`, `variance` (see
-      `metrics.LeafVariance`), `mean_member_accuracy` of the leaves that answer,
-      each alone, the ensemble's `gain` over it, `multiply_adds`, `parameters`
-      and `reliability`, see `metrics.ExpectedCalibrationError.diagrams`;
+      `metrics.LeafVariance`), `lost` (see `metrics.LostAnswers`), `mean_member_accuracy`
+      of the leaves that answer, each alone, the ensemble's `gain` over it,
+      `multiply_adds`, `parameters` and `reliability`, see
+      `metrics.ExpectedCalibrationError.diagrams`;
       `sizes_by_average`: for a network with exits the rows for each way in which
       they answer, `"last"`, the exit alone, and `"logits"`, the running ensemble
       of the exits, whichever the run itself has; empty for a tree; `classes`: a row
@@ -143,6 +148,7 @@ def _size_metrics(sizes: Sequence[int], average: str) -> list[keras.metrics.Metr
         BrierScore(sizes, average, f"{average}_brier"),
         Disagreement(sizes, f"{average}_disagreement"),
         LeafVariance(sizes, f"{average}_variance"),
+        LostAnswers(sizes, average, f"{average}_lost"),
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
+    from hne_tf.exported.measurements import Cost
     from hne_tf.exported.profiling.profile import ProfiledModel
 
 _COLUMNS = {
@@ -17,6 +18,7 @@ _COLUMNS = {
     "brier": "{:.4f}",
     "disagreement": "{:.4f}",
     "variance": "{:.4f}",
+    "lost": "{:.2%}",
     "gain": "{:+.2%}",
     "multiply_adds": "{:,d}",
     "parameters": "{:,d}",
@@ -56,8 +58,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
         f"{evaluation['split']} split, {evaluation['examples']} examples{_skipped(evaluation)}, "
         f"weights of step {evaluation['step']} of {evaluation['total_steps']}.",
         f"Accuracy of each leaf: {leaves} (mean {evaluation['mean_leaf_accuracy']:.2%}).",
-        "disagreement, variance: between the leaves; gain: over the mean accuracy of the leaves "
-        "that answer.",
+        "disagreement, variance: between the leaves; lost: right of some smaller size, and wrong "
+        "here; gain: over the mean accuracy of the leaves that answer.",
     ]
     if own := evaluation.get("metrics"):
         lines.append(f"{', '.join(f'{name} {value:.4g}' for name, value in own.items())}.")
@@ -80,10 +82,46 @@ def markdown(evaluation: dict[str, Any]) -> str:
         lines += _rules_markdown(by_rule)
     if calibration := evaluation.get("calibration"):
         lines += _calibration_markdown(calibration)
+    if others := evaluation.get("out_of_distribution"):
+        found = " ".join(f"{size}: {area:.4f}" for size, area in others["auroc"].items())
+        lines += [
+            "",
+            f"Told from {others['examples']} images of {others['data_set']} by the highest "
+            f"probability, area under the ROC curve by size: {found}.",
+        ]
     lines += ["", *_classes_markdown(evaluation["classes"])]
     if corruptions := evaluation.get("corruptions"):
         lines += ["", *_corruptions_markdown(corruptions)]
     return "\n".join(lines)
+
+
+def costs(by_size: Mapping[int, "Cost"]) -> str:
+    """A row for each ensemble size."""
+    first = by_size[1].multiply_adds
+    rows = [
+        (
+            str(size),
+            f"{each.multiply_adds:,}",
+            f"{each.parameters:,}",
+            f"{each.multiply_adds / first:.2f}",
+        )
+        for size, each in by_size.items()
+    ]
+    return aligned(("leaves", "multiply-adds", "parameters", "multiply-adds / one leaf"), rows)
+
+
+def costs_of_blocks(nodes: Sequence[Sequence["Cost"]]) -> str:
+    """A row for each block, with the nodes that it has."""
+    rows = [
+        (
+            str(block),
+            str(len(row)),
+            f"{sum(each.multiply_adds for each in row):,}",
+            f"{sum(each.parameters for each in row):,}",
+        )
+        for block, row in enumerate(nodes)
+    ]
+    return aligned(("block", "nodes", "multiply-adds", "parameters"), rows)
 
 
 def _rules_markdown(by_rule: Mapping[str, Any]) -> list[str]:

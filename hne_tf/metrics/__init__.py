@@ -11,4 +11,5 @@ from hne_tf.metrics.accuracy import BalancedAccuracy, EnsembleAccuracy, LeafAccu
 from hne_tf.metrics.calibration import ExpectedCalibrationError
 from hne_tf.metrics.columns import PerSize
 from hne_tf.metrics.diversity import Disagreement, LeafVariance
+from hne_tf.metrics.monotonicity import LostAnswers
 from hne_tf.metrics.scores import BrierScore, NegativeLogLikelihood

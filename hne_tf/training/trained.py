@@ -52,6 +52,20 @@ class TrainedRun:
         """Images and labels of a split of the run's data set, in order."""
         return self.data_set.evaluation_batches(split, batch_size)
 
+    def other_batches(self, name: str, data_dir: str | None) -> tf.data.Dataset:
+        """Test images and labels of another data set, read with the settings of the run's own.
+
+        Args:
+          name: as `config.data.name`.
+          data_dir: where it lies, if not where TFDS keeps it.
+
+        Raises:
+          InputError: if there is no such data set.
+        """
+        config = ml_collections.ConfigDict(self.config.data.to_dict())
+        config.update(name=name, data_dir=data_dir or "", train_examples=0)
+        return load(config).evaluation_batches("test", _BATCH_SIZE)
+
     @property
     def record(self) -> dict[str, Any]:
         """What a manifest says of the run that a model comes from."""

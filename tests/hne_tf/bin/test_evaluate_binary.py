@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from hne_tf.bin import evaluate
@@ -103,3 +104,29 @@ def test_corrupted_test_images_are_not_measured_beside_another_split(
 ):
     arguments = [f"--workdir={trained_workdir.path}", f"--split={split}"]
     assert_refused(evaluate, [*arguments, "--corruption_examples=50"], "test split", split)
+
+
+def test_images_of_other_classes_are_told_apart(run_binary, trained_workdir, tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{part}": value
+        for split in ("train", "test")
+        for part, value in (
+            ("images", random.integers(0, 256, (40, 8, 8, 1), np.uint8)),
+            ("labels", np.arange(40) % 3),
+        )
+    }
+    np.savez(tmp_path / "noise.npz", **arrays)
+    flags = [f"--workdir={trained_workdir.path}", "--other_data=npz"]
+    flags.append(f"--other_data_dir={tmp_path / 'noise.npz'}")
+    code, lines, _ = run_binary(evaluate, *flags)
+    assert code == 0
+    found = json.loads(trained_workdir.evaluation_path("test").read_text())["out_of_distribution"]
+    assert (found["data_set"], found["examples"]) == ("npz", 40)
+    figures = " ".join(f"{size}: {area:.4f}" for size, area in found["auroc"].items())
+    assert any(line.endswith(f"by size: {figures}.") for line in lines)
+
+
+def test_images_of_other_classes_go_with_the_test_split(assert_refused, trained_workdir):
+    flags = [f"--workdir={trained_workdir.path}", "--other_data=digits", "--split=train"]
+    assert_refused(evaluate, flags, "--other_data goes with the test split, got digits")

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -102,3 +103,41 @@ def test_a_missing_data_set_names_the_flag_that_gets_it(assert_refused, tmp_path
         f"--workdir={tmp_path / 'run'}",
     ]
     assert_refused(train, arguments, "cifar10", str(tmp_path), "--config.data.download=True")
+
+
+def test_costs_are_shown_before_training(run_binary):
+    flags = [
+        DIGITS,
+        "--config.model.branching=(1, 3)",
+        "--config.model.resnet.unit=basic",
+        "--config.model.resnet.widths=(4, 6)",
+        "--config.model.resnet.units=(1, 1)",
+        "--config.model.resnet.strides=(1, 2)",
+        "--config.model.resnet.stem_width=4",
+        "--cost",
+    ]
+    code, lines, _ = run_binary(train, *flags)
+    assert code == 0
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in lines if line.startswith("| ")]
+    # 8 x 8 pixels of one channel; a stem and two convolutions, then two and a shortcut on
+    # 4 x 4, and a classifier of ten.
+    trunk = 64 * 9 * (1 * 4 + 2 * 4 * 4)
+    branch = 16 * (9 * (4 * 6 + 6 * 6) + 4 * 6) + 6 * 10
+    of_trunk = 9 * (1 * 4 + 2 * 4 * 4) + 3 * 4
+    of_branch = 9 * (4 * 6 + 6 * 6) + 4 * 6 + 3 * 6 + 6 * 10 + 10
+    sizes = [
+        (str(n), f"{trunk + n * branch:,}", f"{of_trunk + n * of_branch:,}") for n in (1, 2, 3)
+    ]
+    assert [tuple(row[:3]) for row in rows[2:5]] == sizes
+    assert rows[2][3] == "1.00"
+    assert rows[-2:] == [
+        ["0", "1", f"{trunk:,}", f"{of_trunk:,}"],
+        ["1", "3", f"{3 * branch:,}", f"{3 * of_branch:,}"],
+    ]
+
+
+def test_costs_and_a_run_are_two_things(run_binary, tmp_path):
+    flags = [DIGITS, "--cost", f"--workdir={tmp_path}"]
+    code, _, errors = run_binary(train, *flags)
+    assert code != 0
+    assert "Exactly one of (workdir, write_data, cost)" in "\n".join(errors)

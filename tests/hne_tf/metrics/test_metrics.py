@@ -214,6 +214,22 @@ def test_variance_is_what_averaging_takes_off_the_mean_leafs_brier_score():
     assert_measures(metrics.LeafVariance(SIZES), expected)
 
 
+@every_average
+def test_lost_answers_are_those_that_were_right_with_fewer_leaves(average):
+    right = np.stack(
+        [probabilities(n, average).argmax(axis=-1) == LABELS for n in range(1, LEAVES + 1)], axis=1
+    )
+    expected = {
+        f"lost_{size}": np.mean([row[: size - 1].any() and not row[size - 1] for row in right])
+        for size in SIZES
+    }
+    assert expected["lost_1"] == 0
+    assert expected["lost_6"] > 0.02
+    # Size 5 is no column, but what it gets right counts.
+    assert any(row[4] and not row[[0, 1, 2, 5]].any() for row in right)
+    assert_measures(metrics.LostAnswers(SIZES, average), expected)
+
+
 def test_leaf_accuracy_equals_sklearn_per_leaf():
     expected = {
         f"leaf_accuracy_{leaf}": sklearn.metrics.accuracy_score(
@@ -252,6 +268,7 @@ MEANS = {
     "balanced_accuracy": lambda: metrics.BalancedAccuracy(SIZES),
     "disagreement": lambda: metrics.Disagreement(SIZES),
     "variance": lambda: metrics.LeafVariance(SIZES),
+    "lost": lambda: metrics.LostAnswers(SIZES),
 }
 EVERY_METRIC = {**MEANS, "ece": lambda: metrics.ExpectedCalibrationError(SIZES)}
 
@@ -337,6 +354,7 @@ def test_a_compiled_model_can_be_saved_with_its_metrics(tmp_path):
         metrics.ExpectedCalibrationError(sizes, bins=7),
         metrics.Disagreement(sizes),
         metrics.LeafVariance(sizes),
+        metrics.LostAnswers(sizes),
         metrics.LeafAccuracy(2),
     ]
     inputs = keras.Input((3,))
@@ -357,6 +375,7 @@ LAZY = [
     metrics.ExpectedCalibrationError,
     metrics.Disagreement,
     metrics.LeafVariance,
+    metrics.LostAnswers,
 ]
 
 

@@ -54,7 +54,7 @@ labels = np.arange(500) % 3
 measured = {}
 for kind in (metrics.BalancedAccuracy, metrics.BrierScore, metrics.Disagreement,
              metrics.EnsembleAccuracy, metrics.ExpectedCalibrationError, metrics.LeafAccuracy,
-             metrics.LeafVariance, metrics.NegativeLogLikelihood):
+             metrics.LeafVariance, metrics.LostAnswers, metrics.NegativeLogLikelihood):
     metric = kind()
     metric.update_state(labels, keras.ops.convert_to_tensor(leaf_logits))
     measured |= {column: float(value) for column, value in metric.result().items()}
