@@ -63,6 +63,8 @@ def _section(name: str, evaluation: dict[str, Any]) -> str:
             _table(targets, by_rule, "accuracy", "{:.2%}", anytime=True),
             "What was spent of it, on the test split:",
             _table(targets, by_rule, "multiply_adds", "{:,d}", anytime=False),
+            "Answers that some smaller ensemble, of any size, gets right and this one does not:",
+            _lost_table(evaluation["sizes"]),
         )
     )
 
@@ -93,6 +95,14 @@ def _table(
         means = (np.mean([column[target] for target in common]) for column in columns.values())
         cells.append([f"mean of {len(common)}", *map(form.format, means)])
     return aligned(["mean multiply-adds", *columns], cells)
+
+
+def _lost_table(sizes: Sequence[dict[str, Any]]) -> str:
+    """A row per size."""
+    from hne_tf.evaluation.tables import aligned
+
+    rows = [(str(row["size"]), f"{row['accuracy']:.2%}", f"{row['lost']:.2%}") for row in sizes]
+    return aligned(("size", "accuracy", "lost"), rows)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def _checked_images(images: Any, image_shape: Sequence[int]) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != tuple(image_shape):
         raise InputError(
-            f"images must be uint8 of shape {['batch', *image_shape]}, "
+            f"images must be uint8 of shape [batch, {', '.join(map(str, image_shape))}], "
             f"got {images.dtype.name} of {list(images.shape)}"
         )
     return images

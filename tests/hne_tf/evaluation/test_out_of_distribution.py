@@ -36,7 +36,7 @@ def test_the_area_equals_sklearn_s(run):
 
 def test_images_of_another_shape_are_refused(run):
     others = noise((9, 9, 1))
-    with pytest.raises(InputError, match=r"8, 8, 1\], got uint8 of \[200, 9, 9, 1\]"):
+    with pytest.raises(InputError, match=r"\[batch, 8, 8, 1\], got uint8 of \[200, 9, 9, 1\]"):
         out_of_distribution.evaluate(
             run.model, run.batches("test"), (others, np.zeros(len(others), int))
         )
