@@ -47,6 +47,10 @@ class FlatLayers:
     def entry(self, x: tf.Tensor, name: str) -> tf.Tensor:
         return tf_keras.layers.Activation("linear", name=self._named(name))(x)
 
+    def branch(self, x: tf.Tensor, name: str, share: float) -> tf.Tensor:
+        del name, share
+        return x
+
     def conv(self, x: tf.Tensor, name: str, convolution: Convolution) -> tf.Tensor:
         options = {
             "strides": convolution.strides,
