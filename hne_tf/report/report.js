@@ -252,7 +252,10 @@ function reliabilityFigures(run, number) {
   const views = run.evaluation.sizes.map((row) => {
     const label = `Reliability of ${sizeName(run, row.size)}: expected calibration error ${fixed(row.ece)}`;
     const draw = (width) => reliabilityDiagram(width, row.reliability, label);
-    const view = figure(`n = ${row.size}`, `ECE ${fixed(row.ece)}`, draw);
+    const calibrated = run.evaluation.calibration?.sizes.find((each) => each.size === row.size);
+    const after = calibrated
+      ? `, ${fixed(calibrated.after.ece)} with temperature ${calibrated.temperature.toFixed(2)}` : "";
+    const view = figure(`n = ${row.size}`, `ECE ${fixed(row.ece)}${after}`, draw);
     const update = () => {
       view.element.classList.toggle("answers", row === choose(run));
       view.update();

@@ -95,6 +95,10 @@ def _answers_together(evaluation):
         for row in alone
     ]
     evaluation["sizes_by_average"] = {"last": alone, "logits": together}
+    calibrated = [
+        {"size": row["size"], "temperature": 1.255, "after": {"ece": 0.0125}} for row in alone
+    ]
+    evaluation["calibration"] = {"sizes": calibrated[:2]}
     evaluation["early_stopping_by_rule"] = {
         rule: {"curve": [_stopping_point(*point) for point in points]}
         for rule, points in {
@@ -235,6 +239,23 @@ def test_stopping_rules_stand_side_by_side(opened):
     rules.find_element(By.TAG_NAME, "summary").click()
     cells = [cell.text for cell in rules.find_elements(By.CSS_SELECTOR, "tbody th, tbody td")]
     assert cells == ["1,000", "60.00\u2009%", "\u2013", "2,000", "70.00\u2009%", "65.00\u2009%"]
+
+
+def test_calibration_errors_stand_beside_those_with_a_temperature(opened):
+    browser = opened()
+    captions = {
+        run: [
+            caption.text.split("\n")[-1]
+            for caption in browser.find_elements(
+                By.CSS_SELECTOR, f"section[data-run={run}] .reliability figcaption"
+            )
+        ]
+        for run in ("tree", "exits")
+    }
+    assert all("temperature" not in caption for caption in captions["tree"])
+    *first, last = captions["exits"]
+    assert all(caption.endswith(", 0.0125 with temperature 1.25") for caption in first)
+    assert "temperature" not in last
 
 
 def test_names_are_text(opened):
