@@ -210,7 +210,16 @@ def split_answers(model: TreeEnsemble, data: Labelled) -> calibration.SplitAnswe
       model: trained in whatever way.
       data: images and labels, see `labelled.batches`.
     """
-    return _observed(model, data, _BATCH_SIZE, inference(model)).split()
+    gathered = calibration.SplitGatherer()
+    sizes = range(1, model.tree.leaves + 1)
+
+    def observe(labels: Any, leaf_logits: Any) -> None:
+        scores = ensemble_log_probabilities(leaf_logits, sizes, model.average)
+        gathered.add(*map(keras.ops.convert_to_numpy, (labels, scores)))
+
+    batches = labelled.batches(data, model.images.shape, _BATCH_SIZE)
+    measuring.measure(inference(model), batches, [], observe)
+    return gathered.result()
 
 
 def _observed(

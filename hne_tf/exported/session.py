@@ -131,23 +131,27 @@ class _Cohort:
     Attributes:
       size: number of leaves evaluated.
       rows: positions of the images in the session's batch.
-      known: what later steps start from, `probabilities` and `leaf_outputs`; each
-        `[images, ...]`.
+      known: what later steps start from, and `probabilities`; each `[images, ...]`.
+      leaf_outputs: what each leaf so far gives by itself, each `[images, classes]`.
     """
 
     size: int
     rows: np.ndarray
     known: Mapping[str, Any]
+    leaf_outputs: tuple[np.ndarray, ...] = ()
 
     def take(self, picked: np.ndarray) -> "_Cohort":
         """The images at some positions of the group."""
         known = {name: np.asarray(value)[picked] for name, value in self.known.items()}
-        return _Cohort(self.size, self.rows[picked], known)
+        outputs = tuple(each[picked] for each in self.leaf_outputs)
+        return _Cohort(self.size, self.rows[picked], known, outputs)
 
     def join(self, other: "_Cohort") -> "_Cohort":
         """The images of two groups of one size."""
         known = {name: np.concatenate([self.known[name], other.known[name]]) for name in self.known}
-        return _Cohort(self.size, np.concatenate([self.rows, other.rows]), known)
+        pairs = zip(self.leaf_outputs, other.leaf_outputs, strict=True)
+        outputs = tuple(map(np.concatenate, pairs))
+        return _Cohort(self.size, np.concatenate([self.rows, other.rows]), known, outputs)
 
 
 class AnytimeSession:
@@ -195,8 +199,7 @@ class AnytimeSession:
         self._shape = (len(images), len(runner.class_names))
         # The ensemble of no networks knows nothing.
         uniform = np.full(self._shape, 1 / len(runner.class_names), np.float32)
-        none = np.empty((len(images), 0, len(runner.class_names)), np.float32)
-        known = {"images": images, "probabilities": uniform, "leaf_outputs": none}
+        known = {"images": images, "probabilities": uniform}
         start = _Cohort(0, np.arange(len(images)), known)
         # By size. A step replaces the tuple at once when it has ended, so that an
         # interrupt at any moment leaves a state to go on from.
@@ -230,7 +233,7 @@ class AnytimeSession:
                 "leaf outputs are those of one size, got images at sizes "
                 f"{', '.join(str(group.size) for group in self._groups)}"
             )
-        return self._groups[0].known["leaf_outputs"]
+        return np.stack(self._groups[0].leaf_outputs, axis=1)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields each ensemble size that all images have newly come to, with their answers.
@@ -327,16 +330,15 @@ class AnytimeSession:
         added = np.asarray(outputs["running_sum"])
         if step.size > 1 and self._runner.average != "last":
             added = added - np.asarray(group.known["running_sum"])
-        leaf_outputs = np.concatenate([group.known["leaf_outputs"], added[:, None]], axis=1)
-        answer = {"probabilities": probabilities, "leaf_outputs": leaf_outputs}
-        known = {**group.known, **outputs, **answer}
+        known = {**group.known, **outputs, "probabilities": probabilities}
         size = group.size + 1
-        return _Cohort(size, group.rows, {name: known[name] for name in self._needed[size]})
+        needed = {name: known[name] for name in self._needed[size]}
+        return _Cohort(size, group.rows, needed, (*group.leaf_outputs, added))
 
 
 def _needed(steps: Sequence[StepSignature]) -> list[frozenset[str]]:
     """By size, what is still needed: for the answer, and by some later step."""
-    answer = frozenset({"probabilities", "leaf_outputs"})
+    answer = frozenset({"probabilities"})
     needed = [answer]
     for step in reversed(steps):
         outputs = {"running_sum", *step.caches}
@@ -357,7 +359,7 @@ def _stopping(group: _Cohort, limit: Limit) -> np.ndarray:
     """Which images of a group that is not at the last leaf stop, bool `[images]`."""
     if group.size == 0:
         return np.zeros(len(group.rows), bool)
-    return limit.stops(group.known["probabilities"], group.known["leaf_outputs"])
+    return limit.stops(group.known["probabilities"], np.stack(group.leaf_outputs, axis=1))
 
 
 def checked_deadline(deadline_ms: float | None) -> float:

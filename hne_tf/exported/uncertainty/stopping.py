@@ -99,7 +99,11 @@ def scores(rule: str, probabilities: np.ndarray, outputs: np.ndarray) -> np.ndar
     Raises:
       InputError: for an unknown rule.
     """
-    return RULES[check_rule(rule)](np.asarray(probabilities, np.float64), outputs)
+    score = RULES[check_rule(rule)]
+    if probabilities.shape[-1] == 1:
+        # There is no second class to prefer.
+        return np.ones(len(probabilities))
+    return score(np.asarray(probabilities, np.float64), outputs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,11 @@ def test_leaves_that_are_all_alike_are_certain_or_know_nothing():
     np.testing.assert_allclose(found, [1.0, 0.5])
 
 
+@pytest.mark.parametrize("rule", stopping.RULES)
+def test_a_model_of_one_class_is_certain(rule):
+    assert stopping.scores(rule, np.ones((2, 1)), np.zeros((2, 3, 1))).tolist() == [1, 1]
+
+
 def test_an_unknown_rule_is_named():
     with pytest.raises(InputError, match=r"one of confidence, margin, .*, got 'luck'"):
         stopping.scores("luck", LOGITS[:, 0], LOGITS)
