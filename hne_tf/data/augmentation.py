@@ -45,6 +45,9 @@ class Augmentation:
         pixels, contrast and saturation by factors of `1 - color_jitter` to
         `1 + color_jitter`; 0 for none.
       layers: what Keras's layers do to the batch then.
+      views: instead of it, what they do to each of several views: row r of a batch
+        belongs to view `r mod len(views)`. Leaves learn from one view each, see
+        `hne_tf.objectives.cross_entropy`; empty for the same rows for all.
 
     Raises:
       InputError: if a number is out of range.
@@ -54,12 +57,19 @@ class Augmentation:
     flip: bool = False
     color_jitter: float = 0.0
     layers: RandomLayers = dataclasses.field(default_factory=RandomLayers)
+    views: tuple[RandomLayers, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pad_pixels < 0:
             raise InputError(f"data.pad_pixels must be at least 0, got {self.pad_pixels}")
         if not 0 <= self.color_jitter < 1:
             raise InputError(f"data.color_jitter must lie in [0, 1), got {self.color_jitter}")
+
+    @property
+    def in_views(self) -> tuple[RandomLayers, ...]:
+        """What Keras's layers do to each view of a batch; empty if they do nothing."""
+        views = self.views or (self.layers,)
+        return views if any(views) else ()
 
     def draw(self, batch_size: int, seed: tf.Tensor) -> Draws:
         """Everything random about a batch of images.

@@ -99,14 +99,12 @@ class DataSet(LoadedData):
         check_at_least("total_steps", total_steps, 0)
         rows = shard_rows(batch_size, shard)
 
-        if self.augmentation.layers:
-            if shard[1] > 1:
-                raise InputError(
-                    "data.rand_augment, mix and random_erasing work on whole batches, on one "
-                    f"machine, got {shard[1]} shards"
-                )
-            # Before a graph is traced, in which it could make no variables.
-            _ = self._batch_layers
+        if self.augmentation.in_views and shard[1] > 1:
+            raise InputError(
+                "data.rand_augment, mix and random_erasing work on whole batches, on one "
+                f"machine, got {shard[1]} shards"
+            )
+        self._prepare(batch_size)
 
         def batch(step: tf.Tensor) -> Batch:
             return self._train_batch(step, batch_size, seed, rows)
@@ -129,6 +127,20 @@ class DataSet(LoadedData):
         check_at_least("training examples", self.examples("train"), batch_size)
         return FitBatches(self, batch_size, seed)
 
+    def _prepare(self, batch_size: int) -> None:
+        """Makes what batches need before a graph is traced, in which there are no variables.
+
+        Raises:
+          InputError: if the batch does not divide into views.
+        """
+        if batch_size % max(1, len(self.augmentation.views)):
+            raise InputError(
+                f"batch_size must divide into the {len(self.augmentation.views)} data.views, "
+                f"got {batch_size}"
+            )
+        if self.augmentation.in_views:
+            _ = self._batch_layers
+
     def _train_batch(self, step: tf.Tensor, batch_size: int, seed: int, rows: slice) -> Batch:
         """Some rows of the batch of a step."""
         split = self._split("train")
@@ -140,13 +152,13 @@ class DataSet(LoadedData):
         images, labels = split.batch(indices, draws.windows)
         images = tf.ensure_shape(images, (rows.stop - rows.start, *self.spec.shape))
         images = self.augmentation.apply(images, draws)
-        if not self.augmentation.layers:
+        if not self.augmentation.in_views:
             return images, labels
         return self._batch_layers.apply(images, labels, step_seed)
 
     @functools.cached_property
     def _batch_layers(self) -> BatchLayers:
-        return BatchLayers(self.augmentation.layers, len(self.spec.class_names))
+        return BatchLayers(self.augmentation.in_views, len(self.spec.class_names))
 
     def evaluation_batches(self, split: str, batch_size: int) -> tf.data.Dataset:
         """The examples of a split in order, each once, never augmented.
@@ -187,8 +199,7 @@ class FitBatches(keras.utils.PyDataset):
     def __init__(self, data_set: DataSet, batch_size: int, seed: int) -> None:
         super().__init__()
         rows = slice(0, batch_size)
-        if data_set.augmentation.layers:
-            _ = data_set._batch_layers
+        data_set._prepare(batch_size)
         self._batches = data_set.examples("train") // batch_size
         self._epoch = 0
         self._batch = tf.function(

@@ -12,7 +12,7 @@ from hne_tf.data.augmentation import Augmentation
 from hne_tf.data.data_set import ArraySplit, check_at_least
 from hne_tf.data.encoded import EncodedSplit
 from hne_tf.data.pixels import Pixels
-from hne_tf.data.random_layers import RandomLayers
+from hne_tf.data.random_layers import RandomLayers, views
 from hne_tf.data.source import ArraySource, PictureSource
 from hne_tf.errors import InputError
 from hne_tf.image_spec import ImageSpec
@@ -43,7 +43,9 @@ def load(config: config_dict.ConfigDict) -> "DataSet | ArrayDataSet":
     check_at_least("data.train_examples", config.train_examples, 0)
     check_at_least("data.image_size", config.image_size, 0)
     layers = RandomLayers(config.rand_augment, config.mix, config.random_erasing)
-    augmentation = Augmentation(config.pad_pixels, config.flip, config.color_jitter, layers)
+    augmentation = Augmentation(
+        config.pad_pixels, config.flip, config.color_jitter, layers, views(config.views, layers)
+    )
     source = sets.find(config.name)(config)
     make = _encoded if isinstance(source, PictureSource) else _in_memory
     pixels, splits = make(source, config)
@@ -53,11 +55,12 @@ def load(config: config_dict.ConfigDict) -> "DataSet | ArrayDataSet":
             f"data.pad_pixels must be less than the {min(pixels.shape[:2])} pixels of a side of "
             f"{config.name}, got {config.pad_pixels}"
         )
-    for field in ("color_jitter", "rand_augment"):
-        if config[field] and pixels.shape[-1] != 3:
+    strongest = max(layers.rand_augment for layers in (layers, *augmentation.views))
+    for field, strength in (("color_jitter", config.color_jitter), ("rand_augment", strongest)):
+        if strength and pixels.shape[-1] != 3:
             raise InputError(
                 f"data.{field} is for coloured images and must be 0 for {config.name}, "
-                f"got {config[field]}"
+                f"got {strength}"
             )
     spec = ImageSpec(pixels.shape, source.class_names, *source.statistics, pixels.central_crop)
     return _with_batches(config.name, spec, splits, augmentation, source.found, source.fingerprint)

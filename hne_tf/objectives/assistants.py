@@ -43,12 +43,15 @@ class TeacherAssistants(Distillation):
         average: str = "logits",
         ramp_steps: int = 0,
         label_smoothing: float = 0.0,
+        views: int = 1,
         teachers: str = "larger",
         name: str = "assistants",
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            alpha, temperature, combine, average, ramp_steps, label_smoothing, name=name, **kwargs
+            *(alpha, temperature, combine, average, ramp_steps, label_smoothing, views),
+            name=name,
+            **kwargs,
         )
         if teachers not in TEACHERS:
             raise InputError(f"teachers must be one of {', '.join(TEACHERS)}, got {teachers!r}")

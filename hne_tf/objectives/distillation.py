@@ -8,7 +8,7 @@ from keras import ops
 
 from hne_tf.errors import InputError
 from hne_tf.models.averaging import check_average, ensemble_log_probabilities
-from hne_tf.objectives.cross_entropy import cross_entropy
+from hne_tf.objectives.cross_entropy import check_views, cross_entropy
 from hne_tf.objectives.labels import check_smoothing
 from hne_tf.tree import ensemble_sizes
 
@@ -30,6 +30,8 @@ class Distillation(keras.losses.Loss):
         ensemble is a poor teacher. They are counted by `iterations`.
       label_smoothing: part of a label that is spread evenly over all classes; the soft
         target is as it is.
+      views: that leaves learn the labels from, see `cross_entropy`; students learn from
+        all rows.
 
     Attributes:
       iterations: the optimiser's step counter, see `Objective`.
@@ -48,6 +50,7 @@ class Distillation(keras.losses.Loss):
         average: str = "logits",
         ramp_steps: int = 0,
         label_smoothing: float = 0.0,
+        views: int = 1,
         **kwargs: Any,
     ) -> None:
         # Whatever Keras's default is: losses do not fit into float16.
@@ -69,10 +72,12 @@ class Distillation(keras.losses.Loss):
         self._average = check_average(average)
         self._ramp_steps = ramp_steps
         self._label_smoothing = check_smoothing(label_smoothing)
+        self._views = check_views(views)
         self.iterations: keras.Variable | None = None
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = cross_entropy(y_true, ops.log_softmax(y_pred, axis=-1), self._label_smoothing)
+        log_probabilities = ops.log_softmax(y_pred, axis=-1)
+        labels = cross_entropy(y_true, log_probabilities, self._label_smoothing, self._views)
         alpha = self._ramped_alpha()
         weight = 1.0 if self._combine == "added" else 1.0 - alpha
         return weight * labels + alpha * self._temperature**2 * self._distilled(y_pred)
@@ -109,6 +114,7 @@ class Distillation(keras.losses.Loss):
             "average": self._average,
             "ramp_steps": self._ramp_steps,
             "label_smoothing": self._label_smoothing,
+            "views": self._views,
         }
 
 
@@ -127,11 +133,14 @@ class CoDistillation(Distillation):
         average: str = "logits",
         ramp_steps: int = 0,
         label_smoothing: float = 0.0,
+        views: int = 1,
         name: str = "codistillation",
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            alpha, temperature, combine, average, ramp_steps, label_smoothing, name=name, **kwargs
+            *(alpha, temperature, combine, average, ramp_steps, label_smoothing, views),
+            name=name,
+            **kwargs,
         )
 
     def _students(self, leaf_logits: Any) -> Any:
@@ -167,11 +176,14 @@ class HierarchicalDistillation(Distillation):
         average: str = "logits",
         ramp_steps: int = 0,
         label_smoothing: float = 0.0,
+        views: int = 1,
         name: str = "hierarchical",
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            alpha, temperature, combine, average, ramp_steps, label_smoothing, name=name, **kwargs
+            *(alpha, temperature, combine, average, ramp_steps, label_smoothing, views),
+            name=name,
+            **kwargs,
         )
         self._sizes = None if sizes is None else tuple(sizes)
 

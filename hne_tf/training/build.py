@@ -218,6 +218,11 @@ def batch_parts(config: ml_collections.ConfigDict, replicas: int) -> int:
       InputError: if the batch does not divide into them.
     """
     parts, batch_size = config.training.accumulate_steps, config.training.batch_size
+    if (views := len(config.data.views)) and batch_size % (views * replicas):
+        raise InputError(
+            f"training.batch_size must divide into the {views} data.views on each of {replicas} "
+            f"devices, got {batch_size}"
+        )
     if parts < 1 or batch_size % (parts * replicas):
         raise InputError(
             f"training.accumulate_steps must divide the {batch_size // replicas} images that "
@@ -253,7 +258,7 @@ def objective(
     """The loss that the objective section describes.
 
     A class is given its settings and, where its constructor takes them, the `sizes` of
-    the tree's ensembles, the `average` and the `label_smoothing`.
+    the tree's ensembles, the `average`, the `label_smoothing` and the number of `views`.
 
     Args:
       config: settings of the run.
@@ -281,7 +286,29 @@ def objective(
             f"objective.label_smoothing must be 0 for {section.name}, which does not take it, "
             f"got {section.label_smoothing}"
         )
+    if views := _views(config):
+        if "views" not in known:
+            raise InputError(
+                f"data.views must be empty for {section.name}, whose leaves learn together, got "
+                f"{tuple(config.data.views)}"
+            )
+        shared["views"] = views
     return kind(**shared | settings)
+
+
+def _views(config: ml_collections.ConfigDict) -> int:
+    """The number of views that leaves learn from, 0 if there are none."""
+    views = len(config.data.views)
+    if views and config.training.accumulate_steps > 1:
+        raise InputError(
+            "training.accumulate_steps must be 1 with data.views, whose rows lie in turn, got "
+            f"{config.training.accumulate_steps}"
+        )
+    if views > tree(config).leaves:
+        raise InputError(
+            f"data.views must be at most as many as the {tree(config).leaves} leaves, got {views}"
+        )
+    return views
 
 
 def metrics(config: ml_collections.ConfigDict) -> list[keras.metrics.Metric]:

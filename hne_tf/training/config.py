@@ -85,6 +85,9 @@ def _data() -> dict[str, Any]:
         "rand_augment": 0.0,
         "mix": "",
         "random_erasing": 0.0,
+        # Views that leaves learn from in turn, ("", "mix=cutmix", "random_erasing=0.5"): a
+        # row of a batch belongs to one of them. () for the same rows for all leaves.
+        "views": (),
         # A fixed stratified part of the training split; 0 for all of it.
         "train_examples": 0,
     }

@@ -47,10 +47,10 @@ class ArrayDataSet(LoadedData):
         Raises:
           InputError: if a number is out of range, or Keras's layers were to change images.
         """
-        if self.augmentation.layers:
+        if self.augmentation.in_views:
             raise InputError(
                 "data.rand_augment, mix and random_erasing must be off without TensorFlow, got "
-                f"{self.augmentation.layers}"
+                f"{self.augmentation.in_views}"
             )
         check_at_least("batch_size", batch_size, 1)
         check_at_least("start_step", start_step, 0)

@@ -4,6 +4,7 @@ Settings load without Keras; `layers` has what they make.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from hne_tf.errors import InputError
 
@@ -43,3 +44,32 @@ class RandomLayers:
     def __bool__(self) -> bool:
         """Whether they change anything."""
         return self != RandomLayers()
+
+
+def views(texts: Sequence[str], shared: RandomLayers) -> tuple[RandomLayers, ...]:
+    """What Keras's layers do to each view of a batch, for leaves with views of their own.
+
+    Args:
+      texts: a view each: settings such as `"mix=cutmix"`, several with commas in between;
+        empty for the shared ones alone.
+      shared: settings that views do not change.
+
+    Raises:
+      InputError: for a setting that there is not, or whose value cannot be.
+    """
+    return tuple(dataclasses.replace(shared, **_settings(text)) for text in texts)
+
+
+def _settings(text: str) -> dict[str, str | float]:
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(RandomLayers)}
+    settings = {}
+    for part in text.split(",") if text else ():
+        try:
+            name, value = part.strip().split("=")
+            settings[name] = kinds[name](value)
+        except (KeyError, ValueError):
+            raise InputError(
+                "data.views must set rand_augment, mix or random_erasing, such as mix=cutmix, "
+                f"got {part.strip()!r}"
+            ) from None
+    return settings

@@ -268,6 +268,24 @@ def test_labels_are_smoothed(labels):
         assert np.abs(loss.call(labels, LEAF_LOGITS) - kind().call(labels, LEAF_LOGITS)).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    "kind", [Independent, CoDistillation, HierarchicalDistillation, TeacherAssistants]
+)
+def test_leaves_learn_labels_from_rows_of_their_view(kind):
+    loss = kind.from_config(kind(views=2).get_config())
+    log_probabilities = np.log(special.softmax(LEAF_LOGITS, axis=-1))
+    examples, leaves, _ = LEAF_LOGITS.shape
+    change = np.zeros(examples)
+    for row, leaf in itertools.product(range(examples), range(leaves)):
+        entropy = -log_probabilities[row, leaf, LABELS[row]]
+        change[row] += entropy if row % 2 == leaf % 2 else -entropy
+    # What distils takes all rows, as without views.
+    expected = keras.ops.convert_to_numpy(kind().call(LABELS, LEAF_LOGITS)) + change
+    np.testing.assert_allclose(loss.call(LABELS, LEAF_LOGITS), expected, rtol=1e-5)
+    with pytest.raises(InputError, match="views must be 1 or more, got 0"):
+        kind(views=0)
+
+
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(InputError, match=r"rows \[batch, 3\], got shape \(5, 2\)"):
         Independent().call(np.zeros((5, 2)), LEAF_LOGITS)

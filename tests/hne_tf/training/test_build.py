@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import keras
 import pytest
@@ -357,3 +358,36 @@ def test_an_objective_without_smoothing_refuses_it():
     config.objective.label_smoothing = 0.1
     with pytest.raises(InputError, match=r"must be 0 for .*:Plain, which does not take it"):
         build.objective(config, 10.0)
+
+
+@pytest.mark.parametrize("name", ["independent", "codistillation", "hierarchical", "assistants"])
+def test_leaves_learn_from_views(name):
+    config = default_objective(name)
+    assert build.objective(config, 10.0).get_config()["views"] == 1
+    config.data.views = ("", "mix=cutmix")
+    assert build.objective(config, 10.0).get_config()["views"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective.name": "subtree"}, "data.views must be empty for subtree"),
+        ({"training.accumulate_steps": 2}, "accumulate_steps must be 1 with data.views"),
+        ({"data.views": ("",) * 17}, "at most as many as the 16 leaves, got 17"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(fields, message):
+    config = default_objective("hierarchical")
+    config.data.views = ("", "mix=cutmix")
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=re.escape(message)):
+        build.objective(config, 10.0)
+
+
+def test_views_divide_the_batch_of_each_device():
+    config = default()
+    config.data.views = ("", "", "")
+    config.training.batch_size = 12
+    assert build.batch_parts(config, replicas=2) == 1
+    with pytest.raises(InputError, match=r"3 data\.views on each of 8 devices, got 12"):
+        build.batch_parts(config, replicas=8)
