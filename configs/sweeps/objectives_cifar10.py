@@ -11,14 +11,21 @@ from the labels is lost. The learning rate is the best of `grid_cifar10.py`.
 
 import ml_collections
 
-from configs import cifar10_cpu
 from configs.sweeps import objectives_digits
 from hne_tf.sweeps import plan
+from hne_tf.training.config import default
 
 # The traded form of hierarchical distillation is left to digits, which are cheaper.
 GROUPS = tuple(
     group for group in objectives_digits.OBJECTIVES if group[0] != "hierarchical, traded"
 )
+
+# Narrow blocks on many pixels.
+SHAPE = {
+    "model.resnet.stem_width": None,
+    "model.resnet.widths": (16, 16, 32, 32),
+    "model.resnet.strides": (1, 2, 1, 2),
+}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -35,11 +42,14 @@ def get_config() -> ml_collections.ConfigDict:
 
 def base() -> ml_collections.ConfigDict:
     """What its runs have in common."""
-    config = cifar10_cpu.get_config()
+    config = default()
+    config.data.name = "cifar10"
+    config.data.flip = True
     config.data.train_examples = 1500
-    config.data.pad_pixels = 0
-    config.optimizer.learning_rate = 0.2
-    config.objective.hierarchical.ramp_epochs = 0.0
+    config.model.branching = (1, 2, 2, 2)
+    config.model.resnet.unit = "basic"
+    config.model.resnet.units = (1, 1, 1, 1)
+    config.update_from_flattened_dict(SHAPE)
     config.training.epochs = 40.0
     # There are more images to validate on than to train on.
     config.training.checkpoint_every_epochs = 2.0
