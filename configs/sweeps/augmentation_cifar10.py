@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.epochs = 15.0
     config.training.checkpoint_every_epochs = 3.0
     config.training.validate_every_epochs = 5.0
+    config.training.deterministic = True
     return plan.describe(
         title="Shape and augmentation on 10,000 images of CIFAR-10",
         base=config,
