@@ -1,5 +1,7 @@
 """Accuracy against mean cost, where each image stops by one rule or another.
 
+And right answers that turn wrong with more leaves, for averages that keep answers or do not.
+
     python benchmarks/stopping.py cifar10_cpu --data_dir=/data/tfds
 
 Thresholds are fitted on the validation split of the model's data and judged on the test split, see
@@ -9,13 +11,26 @@ Thresholds are fitted on the validation split of the model's data and judged on 
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
 from hne_tf.bin import app
 from hne_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from hne_tf.training.trained import TrainedRun
+
+# For trees, whose leaves are equals.
+_AVERAGES = (
+    "logits",
+    "probabilities",
+    "product",
+    "cached_logits",
+    "cached_probabilities",
+    "cached_product",
+)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -28,7 +43,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
-    """Prints two tables for each pretrained model."""
+    """Prints four tables for each pretrained model."""
     if not positional:
         raise InputError("models to measure must be named, such as cifar10_cpu, got none")
     with app.quiet_import():
@@ -36,15 +51,16 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         from hne_tf.evaluation import results
 
         runs = {name: pretrained.restore(name, values.data_dir) for name in positional}
-    body = "\n\n".join(_section(name, run.evaluate("test")) for name, run in runs.items())
+    body = "\n\n".join(_section(name, run) for name, run in runs.items())
     print(body)
     if values.results:
         command = ["python", *app.command("benchmarks/stopping.py", values), *positional]
         results.write_page(pathlib.Path(values.results), "Stopping rules", command, body)
 
 
-def _section(name: str, evaluation: dict[str, Any]) -> str:
+def _section(name: str, run: "TrainedRun") -> str:
     """The tables of a model, Markdown."""
+    evaluation = run.evaluate("test")
     by_rule = {
         rule: {row["target_multiply_adds"]: row for row in stopping["curve"]}
         for rule, stopping in evaluation["early_stopping_by_rule"].items()
@@ -63,8 +79,10 @@ def _section(name: str, evaluation: dict[str, Any]) -> str:
             _table(targets, by_rule, "accuracy", "{:.2%}", anytime=True),
             "What was spent of it, on the test split:",
             _table(targets, by_rule, "multiply_adds", "{:,d}", anytime=False),
-            "Answers that some smaller ensemble, of any size, gets right and this one does not:",
-            _lost_table(evaluation["sizes"]),
+            "Accuracy, and lost: answers that some smaller ensemble, of any size, gets right and "
+            "this one does not; for other averages of the same weights, see "
+            "`hne_tf/models/averaging.py`:",
+            _averages_table(run),
         )
     )
 
@@ -97,12 +115,30 @@ def _table(
     return aligned(["mean multiply-adds", *columns], cells)
 
 
-def _lost_table(sizes: Sequence[dict[str, Any]]) -> str:
-    """A row per size."""
+def _averages_table(run: "TrainedRun") -> str:
+    """A row per average; a column per size, and per size after the first what is lost."""
+    from hne_tf.evaluation.measuring import measure
     from hne_tf.evaluation.tables import aligned
+    from hne_tf.metrics import EnsembleAccuracy, LostAnswers
+    from hne_tf.models.compiling import inference
 
-    rows = [(str(row["size"]), f"{row['accuracy']:.2%}", f"{row['lost']:.2%}") for row in sizes]
-    return aligned(("size", "accuracy", "lost"), rows)
+    sizes = run.model.tree.sizes
+    metrics = [
+        kind(sizes, average, f"{average}_{name}")
+        for average in _AVERAGES
+        for name, kind in (("accuracy", EnsembleAccuracy), ("lost", LostAnswers))
+    ]
+    measured = measure(inference(run.model), run.batches("test"), metrics)
+    rows = [
+        [
+            average,
+            *(f"{measured[f'{average}_accuracy_{size}']:.2%}" for size in sizes),
+            *(f"{measured[f'{average}_lost_{size}']:.2%}" for size in sizes[1:]),
+        ]
+        for average in _AVERAGES
+    ]
+    heads = [*(f"accuracy, {size}" for size in sizes), *(f"lost, {size}" for size in sizes[1:])]
+    return aligned(["average", *heads], rows)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -271,6 +271,13 @@ def define_run_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
+    flags.DEFINE_string(
+        "average",
+        None,
+        "How leaves answer together, if not as the run was trained: cached_logits, product and "
+        "others keep answers that more leaves would make worse.",
+        flag_values=values,
+    )
 
 
 def restore_run(values: flags.FlagValues) -> "TrainedRun":
@@ -291,8 +298,12 @@ def restore_run(values: flags.FlagValues) -> "TrainedRun":
         from hne_tf.training.workdir import Workdir
 
     if values.pretrained is not None:
-        return pretrained.restore(values.pretrained, values.data_dir)
-    return trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
+        run = pretrained.restore(values.pretrained, values.data_dir)
+    else:
+        run = trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
+    if values.average is not None:
+        run.model.answer_by(values.average)
+    return run
 
 
 def command(name: str, values: flags.FlagValues) -> list[str]:

@@ -94,9 +94,14 @@ class RemoteSteps:
     def _check(self, step: StepSignature, arrays: Mapping[str, Any], rows: int) -> None:
         """Raises `CallError` unless the arrays are what the manifest says of a step."""
         names = ("running_sum", "probabilities", *step.caches)
-        classes = (rows, len(self.class_names))
+        classes = len(self.class_names)
+        # Beside the sum lies the answer kept, if answers are.
+        numbers = 2 * classes if self.average.startswith("cached_") else classes
         fits = all(name in arrays and arrays[name].shape[:1] == (rows,) for name in names)
-        if not fits or not arrays["running_sum"].shape == arrays["probabilities"].shape == classes:
+        if not fits or (
+            (arrays["running_sum"].shape, arrays["probabilities"].shape)
+            != ((rows, numbers), (rows, classes))
+        ):
             got = {name: list(array.shape) for name, array in arrays.items()}
             raise CallError(
                 f"manifest must be that of the model served: {step.signature} must give "

@@ -169,10 +169,10 @@ def _stepper(
     )
     # Before the graph is made, which may create no variables.
     optimizer.build(model.trainable_variables)
-    if getattr(training.loss, "activations", ()):
+    if getattr(training.loss, "activations", ()) or hasattr(training.loss, "teacher"):
         raise InputError(
-            "a compressed model is trained further without activations of nodes, which "
-            f"{training.loss.name} asks for"
+            "a compressed model is trained further by a loss of leaf logits alone, got "
+            f"{training.loss.name}, which asks for more"
         )
     mean_loss = tf_keras.metrics.Mean()
     accuracy = EnsembleAccuracy(ensemble.tree.sizes, ensemble.average)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hne_tf.errors import InputError
 from hne_tf.models import weights
 from hne_tf.models.architectures.architecture import Activation
-from hne_tf.models.averaging import add, answer, contribution, leaves
+from hne_tf.models.averaging import add, add_all, answer, contribution, leaves, start, width
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.served import ServedLayers
@@ -81,7 +81,7 @@ def ensemble_signature(
     def ensemble(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with _constants(values):
             leaf_logits = network(_checked(images), training=False)
-        running_sum = tf.reduce_sum(contribution(leaf_logits, average), axis=1)
+        running_sum = add_all(contribution(leaf_logits, average), average)
         logits, probabilities = answer(running_sum, size, average, temperature)
         return {"logits": logits, "probabilities": probabilities}
 
@@ -93,7 +93,7 @@ def step_signature(
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """One more leaf: computes only the nodes that no earlier step has computed.
 
-    Step 1 takes `images`. A later step takes `running_sum` `[batch, classes]`
+    Step 1 takes `images`. A later step takes `running_sum` `[batch, averaging.width]`
     and `cache`, the activation at the node where its leaf branches off (or
     `images` where that is the root). Outputs `running_sum`, `probabilities`
     and a `cache_<block>` for each block from which a later step branches off. An
@@ -104,17 +104,16 @@ def step_signature(
         for block, node in enumerate(step.nodes, start=step.branch_block)
     }
     values, average = _values(nodes.values()), model.average
-    start = _start(model, step)
+    branch = _start(model, step)
     inputs = [step_input(model, step)]
     if step.size > 1:
-        inputs.append(
-            tf.TensorSpec([None, len(model.images.class_names)], tf.float32, name="running_sum")
-        )
+        numbers = width(len(model.images.class_names), average)
+        inputs.append(tf.TensorSpec([None, numbers], tf.float32, name="running_sum"))
 
     @tf.function(input_signature=inputs, autograph=False)
     def take_step(x: tf.Tensor, running_sum: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
         x = _checked(x)
-        x = model.normalise(x) if step.branch_block == 0 else _unpacked(x, start)
+        x = model.normalise(x) if step.branch_block == 0 else _unpacked(x, branch)
         outputs = {}
         with _constants(values):
             for block, node in nodes.items():
@@ -122,7 +121,10 @@ def step_signature(
                 if block in step.cached_blocks:
                     outputs[f"cache_{block}"] = _packed(x)
         new = contribution(x, average)
-        running_sum = add(_checked(running_sum), new, average) if step.size > 1 else new
+        if step.size > 1:
+            running_sum = add(_checked(running_sum), new, step.size, average)
+        else:
+            running_sum = start(new, average)
         probabilities = answer(running_sum, step.size, average, temperature)[1]
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
@@ -175,8 +177,8 @@ def _unpacked(cache: tf.Tensor, like: Activation) -> Activation:
     if not isinstance(like, list):
         return cache
     activation = []
-    for tensor, (start, stop) in zip(like, _spans(like), strict=True):
-        part = cache[:, start:stop]
+    for tensor, (first, last) in zip(like, _spans(like), strict=True):
+        part = cache[:, first:last]
         # Parts that become integers at once would share one scale. A sum, here of what
         # is above zero and below, is in floating point and leaves each its own.
         part = tf.maximum(part, 0.0) + tf.minimum(part, 0.0)

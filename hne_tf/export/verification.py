@@ -170,18 +170,41 @@ def expected_answer(
     leaf_logits: np.ndarray, size: int, average: str, temperature: float = 1.0
 ) -> dict[str, np.ndarray]:
     """What a signature must give, computed anew from leaf logits `[batch, leaves, classes]`."""
-    first = leaf_logits[:, :size].astype(np.float64)
-    if average == "probabilities":
-        first = special.softmax(first, axis=-1)
-    if average == "last":
-        first = first[:, -1:]
-    together = first.sum(axis=1) if average == "sum" else first.mean(axis=1)
-    logits = (np.log(together) if average == "probabilities" else together) / temperature
+    sums, logits = _sums_and_logits(leaf_logits, size, average.removeprefix("cached_"))
+    if average.startswith("cached_"):
+        if size > 1:
+            before = expected_answer(leaf_logits, size - 1, average)["logits"]
+            surer = _surety(logits) >= _surety(before)
+            logits = np.where(surer[:, None], logits, before)
+        sums = np.concatenate([sums, logits], axis=1)
+    logits = logits / temperature
     return {
         "logits": logits,
         "probabilities": special.softmax(logits, axis=-1),
-        "running_sum": first.sum(axis=1),
+        "running_sum": sums,
     }
+
+
+def _sums_and_logits(
+    leaf_logits: np.ndarray, size: int, average: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is added up over the first leaves, and the logits of their answer."""
+    first = leaf_logits[:, :size].astype(np.float64)
+    if average == "probabilities":
+        first = special.softmax(first, axis=-1)
+    if average == "product":
+        first = np.log(np.maximum(first, 1e-3))
+    if average == "last":
+        first = first[:, -1:]
+    sums = first.sum(axis=1)
+    together = sums if average in ("sum", "product") else first.mean(axis=1)
+    return sums, np.log(together) if average == "probabilities" else together
+
+
+def _surety(logits: np.ndarray) -> np.ndarray:
+    """Log-odds of the likeliest class, up to 80."""
+    ordered = np.sort(logits, axis=-1)
+    return np.minimum(ordered[:, -1] - special.logsumexp(ordered[:, :-1], axis=-1), 80.0)
 
 
 def _run(

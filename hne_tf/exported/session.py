@@ -327,9 +327,11 @@ class AnytimeSession:
         step = self._runner.steps[group.size]
         outputs = self._runner.run(step, step_inputs(step, group.known))
         probabilities = np.asarray(outputs["probabilities"])
-        added = np.asarray(outputs["running_sum"])
-        if step.size > 1 and self._runner.average != "last":
-            added = added - np.asarray(group.known["running_sum"])
+        # Beside the sum may lie the answer kept, see `averaging.width`.
+        added, classes = np.asarray(outputs["running_sum"]), self._shape[1]
+        added = added[:, :classes]
+        if step.size > 1 and not self._runner.average.endswith("last"):
+            added = added - np.asarray(group.known["running_sum"])[:, :classes]
         known = {**group.known, **outputs, "probabilities": probabilities}
         size = group.size + 1
         needed = {name: known[name] for name in self._needed[size]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -79,6 +79,17 @@ class Ensemble(CompiledModel):
             config["name"],
         )
 
+    def answer_by(self, average: str) -> None:
+        """Averages leaves in another way than before, whatever they were trained for.
+
+        Args:
+          average: one of `averaging.AVERAGES`.
+
+        Raises:
+          InputError: for another one, or one of exits for a tree.
+        """
+        self.average = averaging.check_fits(average, isinstance(self.tree, Exits))
+
     def with_activations(self, names: Sequence[str]) -> keras.Model:
         """The model of images to leaf logits and the activations of some nodes.
 
@@ -93,6 +104,26 @@ class Ensemble(CompiledModel):
           InputError: for a name that no node has.
         """
         return self._observed(self._checked_names(names))
+
+    def answering(self, loss: keras.losses.Loss) -> Callable[..., Any]:
+        """What gives a loss all that it asks for of a batch of images.
+
+        Returns:
+          A function of images and `training` to leaf logits, or to a dictionary for a loss
+          that has activations or a teacher, see `hne_tf.objectives.Objective`.
+
+        Raises:
+          InputError: for activations of a node that there is not.
+        """
+        names, teacher = getattr(loss, "activations", ()), getattr(loss, "teacher", None)
+        observed = self.with_activations(names) if names or teacher is not None else self
+        if teacher is None:
+            return observed
+
+        def answer(images: Any, training: bool | None = None) -> dict[str, Any]:
+            return {**observed(images, training=training), "teacher_logits": teacher(images)}
+
+        return answer
 
     def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
@@ -127,9 +158,12 @@ class Ensemble(CompiledModel):
         training: bool = True,
     ) -> Any:
         """The loss of a batch, which is given the activations that it asks for."""
-        if not self._asked:
+        teacher = getattr(self.loss, "teacher", None)
+        if not self._asked and teacher is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        answered, self._answered = self._answered, None
+        answered, self._answered = self._answered or {"leaf_logits": y_pred}, None
+        if teacher is not None:
+            answered = {**answered, "teacher_logits": teacher(x)}
         return self.loss(y, answered, sample_weight) + sum(self.losses)
 
     def probabilities(

@@ -24,6 +24,7 @@ __all__ = [
     "Independent",
     "Objective",
     "ObjectiveEntry",
+    "OutsideTeachers",
     "Subtree",
     "TeacherAssistants",
     "find",
@@ -58,6 +59,10 @@ OBJECTIVES: Mapping[str, ObjectiveEntry] = {
         f"{_ROOM}.assistants:TeacherAssistants", {**_DISTILLATION, "teachers": "larger"}
     ),
     "boosting": ObjectiveEntry(f"{_ROOM}.boosting:Boosting"),
+    "outside": ObjectiveEntry(
+        f"{_ROOM}.outside:OutsideTeachers",
+        {**_DISTILLATION, "models": (), "learns": "mean", "mean": (), "std": ()},
+    ),
 }
 
 _PATHS = {

@@ -76,11 +76,15 @@ class Distillation(keras.losses.Loss):
         self.iterations: keras.Variable | None = None
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        log_probabilities = ops.log_softmax(y_pred, axis=-1)
+        return self._combined(y_true, y_pred, self._distilled(y_pred))
+
+    def _combined(self, y_true: Any, leaf_logits: Any, distilled: Any) -> Any:
+        """`L_I` and `D`, a value per example."""
+        log_probabilities = ops.log_softmax(leaf_logits, axis=-1)
         labels = cross_entropy(y_true, log_probabilities, self._label_smoothing, self._views)
         alpha = self._ramped_alpha()
         weight = 1.0 if self._combine == "added" else 1.0 - alpha
-        return weight * labels + alpha * self._temperature**2 * self._distilled(y_pred)
+        return weight * labels + alpha * self._temperature**2 * distilled
 
     def _ramped_alpha(self) -> Any:
         if not self._ramp_steps:

@@ -13,13 +13,14 @@ from hne_tf import import_path, objectives
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
 from hne_tf.image_spec import ImageSpec
-from hne_tf.models import architectures, layers
+from hne_tf.models import architectures, averaging, layers
 from hne_tf.models.architectures import Architecture
 from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
 from hne_tf.models.layers.factory import LayerFactory
 from hne_tf.models.layers.training import TrainingLayers
 from hne_tf.training.config import settings_of
+from hne_tf.training.fine_tuning import teachers
 from hne_tf.tree import Paths, Tree
 
 
@@ -269,16 +270,17 @@ def objective(
       InputError: for an unknown name or a value out of range.
     """
     section = config.objective
-    if section.average == "last" and not has_exits(config):
-        raise InputError(
-            "average must be logits or probabilities for a tree, whose leaves are equals, "
-            f"got {section.average!r}, which is for networks with exits"
-        )
+    averaging.check_fits(section.average, has_exits(config))
     kind = objectives.find(section.name)
     known = inspect.signature(kind).parameters
     settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
     _check_known("objective", section.name, settings, known)
+    if section.name == "outside":
+        settings["models"] = teachers.load(settings["models"])
     shared = _shared(config, known)
+    # Answers are kept in inference; leaves learn of the new ones.
+    if "average" in shared:
+        shared["average"] = averaging.uncached(section.average)
     if "label_smoothing" in known:
         shared["label_smoothing"] = section.label_smoothing
     elif section.label_smoothing:

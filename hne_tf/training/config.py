@@ -121,12 +121,14 @@ def _objective() -> dict[str, Any]:
     With the learning rate: what results/grid_digits.md shows to be best.
     """
     return {
-        # independent, subtree, codistillation, hierarchical, assistants or boosting; or
+        # independent, subtree, codistillation, hierarchical, assistants, boosting or
+        # outside, whose models are .keras files, workdirs or my_module:load_teacher; or
         # my_module:MyLoss.
         "name": "hierarchical",
         # The answer of size n: the mean logits or probabilities of the first n
         # leaves or exits, or the sum of their logits; with exits also last, the
-        # n-th exit alone.
+        # n-th exit alone. product and cached_logits, cached_last, ...: answers that
+        # mostly get better with each leaf, see hne_tf/models/averaging.py.
         "average": "logits",
         # Part of a label that is spread evenly over all classes, e.g. 0.1.
         "label_smoothing": 0.0,

@@ -71,8 +71,7 @@ class TrainingRun:
         self.objective = build.objective(config, schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
-        activations = getattr(self.objective, "activations", ())
-        self._answer = self.model.with_activations(activations) if activations else self.model
+        self._answer = self.model.answering(self.objective)
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         if states := _random_states(self.model):
             # Of dropout and its like, which Keras leaves out.

@@ -30,14 +30,14 @@ DENSE = MSDNet((1, 2), 2, (1, 2), (2, 1), stem_width=3, reduction=0.5, head_widt
 # Each architecture with a tree, splits in different places, and how it answers.
 ARCHITECTURES = {
     "resnet_basic": (BASIC, Tree((1, 3, 1)), "probabilities"),
-    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1)), "sum"),
-    "multi_exit": (BASIC, Exits(3), "logits"),
+    "resnet_bottleneck": (BOTTLENECK, Tree((2, 1)), "cached_sum"),
+    "multi_exit": (BASIC, Exits(3), "cached_last"),
     "msdnet": (DENSE, Exits(2), "last"),
     # As small as it gets; where widths are equal, units add their input.
     "mobilenet_v2": (
         MobileNetV2(0.1, (1,) * 7, (1, 2, 1, 1, 1, 2, 1), stem_stride=1),
         Tree((1, 1, 2, 1)),
-        "logits",
+        "product",
     ),
 }
 FACTORIES = {"training": TrainingLayers(), "deploy": DeployLayers()}
@@ -134,20 +134,28 @@ def numpy_answer(average):
     """Gives logits, probabilities and running sum of a size from leaf logits, in NumPy."""
 
     def answer(leaf_logits, size):
+        plain = average.removeprefix("cached_")
         first = leaf_logits[:, :size].astype(np.float64)
-        if average == "probabilities":
+        if plain == "probabilities":
             contributions = special.softmax(first, axis=-1)
             probabilities = contributions.mean(axis=1)
             logits = np.log(probabilities)
         else:
-            contributions = first[:, -1:] if average == "last" else first
-            logits = (np.sum if average == "sum" else np.mean)(contributions, axis=1)
+            contributions = first[:, -1:] if plain == "last" else first
+            if plain == "product":
+                contributions = np.log(np.maximum(first, 1e-3))
+            together = np.sum if plain in ("sum", "product") else np.mean
+            logits = together(contributions, axis=1)
             probabilities = special.softmax(logits, axis=-1)
-        return {
-            "logits": logits,
-            "probabilities": probabilities,
-            "running_sum": contributions.sum(axis=1),
-        }
+        running_sum = contributions.sum(axis=1)
+        if plain != average:
+            if size > 1:
+                before = answer(leaf_logits, size - 1)
+                surer = probabilities.max(axis=-1) >= before["probabilities"].max(axis=-1)
+                logits = np.where(surer[:, None], logits, before["logits"])
+                probabilities = special.softmax(logits, axis=-1)
+            running_sum = np.concatenate([running_sum, logits], axis=1)
+        return {"logits": logits, "probabilities": probabilities, "running_sum": running_sum}
 
     return answer
 

@@ -32,6 +32,18 @@ def prepared(model: keras.Model, x: keras.KerasTensor, classifier: str) -> keras
     return _cloned(model, _features(model, tensor), x)
 
 
+def gives_probabilities(model: keras.Model) -> bool:
+    """Whether a functional model ends in a softmax; of others nothing is known."""
+    if not getattr(model, "outputs", None):
+        return False
+    try:
+        tensor, activated = _without_softmax(model, model.outputs[0])
+    # Its end is another activation.
+    except InputError:
+        return False
+    return activated is not None or tensor is not model.outputs[0]
+
+
 def _cloned(
     model: keras.Model, tensor: keras.KerasTensor, x: keras.KerasTensor, linear: str | None = None
 ) -> keras.Model:

@@ -88,8 +88,7 @@ class JaxRun:
         self.objective = build.objective(config, self.schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
-        activations = getattr(self.objective, "activations", ())
-        self._answer = self.model.with_activations(activations) if activations else self.model
+        self._answer = self.model.answering(self.objective)
         self._average = self._weight_average(on_accelerator)
         self._variables = {
             "trainable": self.model.trainable_variables,

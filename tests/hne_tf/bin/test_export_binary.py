@@ -55,6 +55,24 @@ def test_the_description_of_weights_holds_no_path_of_this_machine(exported):
     assert description["accuracy"]["by_size"].keys() == {"1", "3", "4"}
 
 
+def test_a_run_is_exported_with_another_average(exported, trained_workdir, tmp_path):
+    flags = [f"--workdir={trained_workdir.path}", f"--model_base_path={tmp_path / 'cached'}"]
+    assert export.run([*flags, "--average=cached_logits"]) == 0
+    kept, plain = (hne_tf.load(path) for path in (tmp_path / "cached/1", exported / "tiny/1"))
+    assert (kept.manifest.average, plain.manifest.average) == ("cached_logits", "logits")
+    images = np.random.default_rng(0).integers(0, 256, (9, *kept.image_shape), np.uint8)
+    sessions = [model.session(images) for model in (kept, plain)]
+    surest = np.zeros(9)
+    for (size, answers), (_, others) in zip(*sessions, strict=True):
+        np.testing.assert_allclose(
+            answers.max(axis=1), np.maximum(surest, others.max(axis=1)), rtol=1e-4
+        )
+        surest = answers.max(axis=1)
+        np.testing.assert_allclose(
+            sessions[0].leaf_outputs, sessions[1].leaf_outputs, atol=1e-4, err_msg=str(size)
+        )
+
+
 def test_an_unknown_pretrained_model_is_refused():
     with pytest.raises(InputError, match=r"pretrained model is one of .*, got 'vgg'"):
         hne_tf.from_pretrained("vgg")
@@ -69,6 +87,8 @@ def test_an_unknown_pretrained_model_is_refused():
         (["--sizes=one"], ["--sizes", "one"]),
         (["--batch_sizes=0"], ["1 or more", "0"]),
         (["--weights=tiny.h5"], [".npz", "tiny.h5"]),
+        (["--average=last"], ["logits or probabilities for a tree", "last"]),
+        (["--average=mode"], ["average must be one of logits,", "mode"]),
         (["--pretrained=cifar10_cpu"], ["one of --workdir and --pretrained", "cifar10_cpu"]),
         (["please"], ["only flags"]),
     ],

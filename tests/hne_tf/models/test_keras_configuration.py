@@ -60,7 +60,10 @@ for kind in (metrics.BalancedAccuracy, metrics.BrierScore, metrics.Disagreement,
     measured |= {column: float(value) for column, value in metric.result().items()}
 for name in objectives.OBJECTIVES:
     loss = objectives.find(name)()
-    measured[name] = float(loss(labels, keras.ops.convert_to_tensor(leaf_logits)))
+    answered = keras.ops.convert_to_tensor(leaf_logits)
+    if hasattr(loss, "teacher"):
+        answered = {"leaf_logits": answered, "teacher_logits": answered}
+    measured[name] = float(loss(labels, answered))
 print(json.dumps([found, measured]))
 """
 

@@ -86,9 +86,18 @@ def test_settings_of_objectives_are_the_defaults_of_their_classes(name):
     built = build.objective(default_objective(name), steps_per_epoch=10.0)
     known = built.get_config()
     for setting, value in objectives.OBJECTIVES[name].settings.items():
+        # Models are no settings of a loss that is saved.
+        if setting == "models":
+            continue
         assert known[setting.replace("_epochs", "_steps")] == value
     defaults = type(built)().get_config()
     assert {**known, "sizes": None} == {**defaults, "sizes": None}
+
+
+def teacher():
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
 
 
 def default_objective(name):
@@ -96,6 +105,8 @@ def default_objective(name):
     config.objective.name = name
     if name == "boosting":
         config.objective.average = "sum"
+    if name == "outside":
+        config.objective.outside.models = (f"{__name__}:teacher",)
     return config
 
 
