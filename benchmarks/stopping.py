@@ -117,10 +117,10 @@ def _table(
 
 def _averages_table(run: "TrainedRun") -> str:
     """A row per average; a column per size, and per size after the first what is lost."""
+    from hne_tf.evaluation.evaluation import inference
     from hne_tf.evaluation.measuring import measure
     from hne_tf.evaluation.tables import aligned
     from hne_tf.metrics import EnsembleAccuracy, LostAnswers
-    from hne_tf.models.compiling import inference
 
     sizes = run.model.tree.sizes
     metrics = [

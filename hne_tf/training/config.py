@@ -159,6 +159,9 @@ def _optimizer() -> dict[str, Any]:
         # beginning. () for the same rate from the beginning.
         "block_rates": (),
         "frozen_epochs": (),
+        # Names of the nodes that are trained, ("block2.node1", "block3.node2"), while all
+        # others stay as they are, with training.start_from; () for all nodes.
+        "trained_nodes": (),
         # Of what several leaves read, the sum of their gradients or the mean.
         "branch_gradients": "sum",
         # Batch norms keep their statistics, scales and offsets.
@@ -170,6 +173,8 @@ def _training() -> dict[str, Any]:
     """How long, and how steps are computed."""
     return {
         "epochs": 300.0,
+        # Workdir of a run of the same tree, whose weights this one starts from.
+        "start_from": "",
         "batch_size": 128,
         "steps_per_call": 50,
         "checkpoint_every_epochs": 1.0,

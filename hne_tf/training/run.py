@@ -1,5 +1,6 @@
 """One training run: its model and optimiser under a strategy, and the steps that they take."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
 from hne_tf.training import build, checkpoints, optimizer
-from hne_tf.training.fine_tuning import freezing
+from hne_tf.training.fine_tuning import earlier_run, freezing
 from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.fine_tuning.rates import set_block_rates
 from hne_tf.training.machines.devices import accelerated, check_kernels
@@ -49,6 +50,8 @@ class TrainingRun:
         self.schedule = schedule
         self.strategy = strategy
         self._given = given
+        if config.training.start_from:
+            earlier_run.check(config.training.start_from)
         self.sizes = build.tree(config).sizes
         with strategy.scope():
             replicas = strategy.num_replicas_in_sync
@@ -95,10 +98,13 @@ class TrainingRun:
 
     def start(self) -> None:
         """Sets the weights that a new run begins with, unless they are fresh ones."""
-        if self._given:
+        earlier = self.config.training.start_from
+        if earlier:
+            earlier_run.start(self.model, earlier)
+        elif self._given:
             self._given.start(self.model)
-            if self._average:
-                self._average.restart()
+        if self._average and (earlier or self._given):
+            self._average.restart()
 
     def batches(self, data_set: DataSet, start_step: int) -> Iterator[Any]:
         """Global batches from `start_step` on, split over the replicas.
@@ -126,7 +132,13 @@ class TrainingRun:
         self.accuracy.reset_state()
         self._steps(batches, tf.constant(count))
         accuracies = {name: float(value) for name, value in self.accuracy.result().items()}
-        return {"loss": float(self.loss.result()), **accuracies}
+        record = {"loss": float(self.loss.result()), **accuracies}
+        if self.config.optimizer.trained_nodes:
+            # Beside `images_per_s`, what a run of some nodes costs.
+            record["trained_parameters"] = sum(
+                math.prod(variable.shape) for variable in self.model.trainable_variables
+            )
+        return record
 
     def validate(self, data_set: DataSet) -> dict[str, float]:
         """Figures of every size on the validation split, of averaged weights if there are."""

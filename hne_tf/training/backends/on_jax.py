@@ -124,12 +124,17 @@ def run(
             "trees of Keras models train under KERAS_BACKEND=tensorflow only, got jax and "
             f"{config.model.keras.builder}"
         )
-    for name in ("block_rates", "frozen_epochs", "frozen_norms"):
+    for name in ("block_rates", "frozen_epochs", "frozen_norms", "trained_nodes"):
         if config.optimizer[name]:
             raise InputError(
                 f"optimizer.{name} must not be set under KERAS_BACKEND=jax, "
                 f"got {config.optimizer[name]}"
             )
+    if config.training.start_from:
+        raise InputError(
+            "training.start_from must be empty under KERAS_BACKEND=jax, got "
+            f"{config.training.start_from!r}"
+        )
     return JaxRun(config, images, schedule, devices)
 
 

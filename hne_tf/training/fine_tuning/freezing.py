@@ -1,13 +1,15 @@
 """Layers that a run leaves as they are: for its first steps, or to its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import keras
 import ml_collections
 
 from hne_tf.errors import InputError
 from hne_tf.models.ensemble import Ensemble
+from hne_tf.models.grouped_ensemble import GroupedEnsemble
+from hne_tf.models.nodes import node_name
 from hne_tf.training.schedule import Schedule
 
 
@@ -21,22 +23,32 @@ class Freezing:
       model: of blocks; its layers are changed by `apply` only.
       thawed_at: for each block, the first step that trains it; `math.inf` for none.
       norms: whether batch norms are frozen in all blocks to the end.
+      nodes: names of the nodes that are trained, such as `"block2.node1"`; all of them
+        if it is empty.
 
     Raises:
-      InputError: unless each block has a step.
+      InputError: unless each block has a step, for a node that there is not, or nodes of
+        a grouped model, which are computed together.
     """
 
-    def __init__(self, model: Ensemble, thawed_at: Sequence[float], norms: bool = False) -> None:
+    def __init__(
+        self,
+        model: Ensemble,
+        thawed_at: Sequence[float],
+        norms: bool = False,
+        nodes: Collection[str] = (),
+    ) -> None:
         if len(thawed_at) != model.tree.blocks:
             raise InputError(
                 f"there must be a step for each of the {model.tree.blocks} blocks, got {thawed_at}"
             )
         self._thawed_at = tuple(thawed_at)
         self._norms = norms
+        _check_nodes(model, nodes)
         # With what they are by themselves. Layers come before those inside them, which would
         # otherwise become what these are.
         self._layers = [
-            (places[0][0], layer, layer.trainable)
+            (places[0][0], layer, layer.trainable and _is_chosen(places, nodes))
             for places, network in model.networks
             # Keras has no public view of layers inside layers.
             for layer in network._flatten_layers(include_self=False)
@@ -64,6 +76,26 @@ class Freezing:
         return min((each for each in self._thawed_at if each > step), default=math.inf)
 
 
+def _is_chosen(places: Sequence[tuple[int, int]], nodes: Collection[str]) -> bool:
+    return not nodes or any(node_name(place) in nodes for place in places)
+
+
+def _check_nodes(model: Ensemble, nodes: Collection[str]) -> None:
+    if not nodes:
+        return
+    if isinstance(model, GroupedEnsemble):
+        raise InputError(
+            "training.factory must be branched for optimizer.trained_nodes, got grouped, which "
+            "computes all nodes of a block at once"
+        )
+    known = [node_name(place) for places, _ in model.networks for place in places]
+    for name in nodes:
+        if name not in known:
+            raise InputError(
+                f"optimizer.trained_nodes must be of {known[0]} to {known[-1]}, got {name!r}"
+            )
+
+
 def of(config: ml_collections.ConfigDict, model: Ensemble, schedule: Schedule) -> Freezing:
     """What the optimiser section freezes of a model.
 
@@ -83,7 +115,7 @@ def of(config: ml_collections.ConfigDict, model: Ensemble, schedule: Schedule) -
             "optimizer.block_rates and frozen_epochs must leave a block to train from the "
             f"beginning, got {section.block_rates} and {section.frozen_epochs}"
         )
-    return Freezing(model, thawed_at, section.frozen_norms)
+    return Freezing(model, thawed_at, section.frozen_norms, section.trained_nodes)
 
 
 def block_rates(config: ml_collections.ConfigDict, blocks: int) -> tuple[float, ...]:

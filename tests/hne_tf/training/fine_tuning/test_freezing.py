@@ -1,5 +1,6 @@
 """What a run leaves as it is, and what it trains at another rate."""
 
+import json
 import math
 
 import keras
@@ -14,7 +15,7 @@ from hne_tf.models import weights
 from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-from hne_tf.training import build, optimizer
+from hne_tf.training import build, optimizer, trained
 from hne_tf.training.fine_tuning import freezing
 from hne_tf.training.fine_tuning.freezing import Freezing
 from hne_tf.training.fine_tuning.rates import set_block_rates
@@ -182,3 +183,49 @@ def test_settings_that_cannot_be_are_refused(tiny_config, settings, message):
     with pytest.raises(InputError) as refused:
         (optimizer.optimizer(config, schedule), freezing.of(config, model, schedule))
     assert message in str(refused.value)
+
+
+def test_chosen_nodes_are_trained_from_a_trained_run(tiny_config, trained_workdir, tmp_path):
+    config = tiny_config(training__epochs=1.0, training__checkpoint_every_epochs=1.0)
+    config.training.start_from = str(trained_workdir.path)
+    config.optimizer.trained_nodes = ("block1.node1", "block2.node3")
+    workdir = Workdir(tmp_path / "chosen")
+    train(config, workdir, report=str)
+    read = reader_of(workdir, config)
+    earlier = weights.read(trained.restore(trained_workdir, report=str).model)
+    begun, ended = read(0), read(10)
+    for name, value in earlier.items():
+        np.testing.assert_array_equal(begun[name], value, err_msg=name)
+    nodes = {".".join(name.replace("/", ".").split(".")[:2]) for name in moved(begun, ended)}
+    assert nodes == {"block1.node1", "block2.node3"}
+    (record, *_) = [json.loads(line) for line in workdir.metrics_path.read_text().splitlines()]
+    total = sum(value.size for value in earlier.values())
+    assert 0 < record["trained_parameters"] < total / 2
+    # It goes on as any run does.
+    config.training.epochs = 1.0
+    assert train(config, workdir, report=str) == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer.trained_nodes": ("block7.node0",)}, "block0.node0 to .*, got 'block7.node0'"),
+        ({"training.start_from": "nowhere"}, "must be the workdir of a run, got 'nowhere'"),
+        (
+            {"optimizer.trained_nodes": ("block0.node0",), "training.factory": "grouped"},
+            "training.factory must be branched for optimizer.trained_nodes",
+        ),
+    ],
+)
+def test_nodes_and_runs_that_there_are_not(tiny_config, tmp_path, fields, message):
+    config = tiny_config(training__epochs=1.0)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=message):
+        train(config, Workdir(tmp_path / "run"), report=str)
+
+
+def test_a_run_of_another_network_is_no_start(tiny_config, trained_workdir, tmp_path):
+    config = tiny_config(training__epochs=1.0, model__resnet__widths=(3, 3, 3))
+    config.training.start_from = str(trained_workdir.path)
+    with pytest.raises(InputError, match="start_from must be a run of the same tree and network"):
+        train(config, Workdir(tmp_path / "run"), report=str)
