@@ -24,7 +24,7 @@ _LOG_TEMPERATURES = (-4.0, 4.0)
 # Log-probabilities of a split are kept up to so many numbers; of more images, the first.
 _MOST_NUMBERS = 50_000_000
 # Parts of the images, the surest ones, that selective accuracy is of.
-SELECTED = (0.5, 0.7, 0.9)
+SELECTED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,8 @@ def selective_accuracy(split: SplitAnswers, size: int) -> dict[str, float]:
     order = np.argsort(-logs.max(axis=-1), kind="stable")
     right = (logs.argmax(axis=-1) == split.labels)[order]
     risks = 1 - np.cumsum(right) / np.arange(1, len(right) + 1)
-    found = {f"{part:g}": float(right[: round(part * len(right))].mean()) for part in SELECTED}
+    counts = {part: max(1, round(part * len(right))) for part in SELECTED}
+    found = {f"{part:g}": float(right[:count].mean()) for part, count in counts.items()}
     return {**found, "area": float(risks.mean())}
 
 

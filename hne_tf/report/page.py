@@ -12,7 +12,7 @@ from typing import Any
 from hne_tf.files import write_text
 
 _FOLDER = pathlib.Path(__file__).parent
-_SCRIPTS = ("elements.js", "charts.js", "tree.js", "report.js")
+_SCRIPTS = ("elements.js", "charts.js", "tree.js", "tables.js", "report.js")
 
 
 def write(path: pathlib.Path, data: dict[str, Any]) -> None:

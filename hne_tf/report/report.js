@@ -266,40 +266,6 @@ function reliabilityFigures(run, number) {
   return { element, update: () => views.forEach((view) => view.update()) };
 }
 
-function stoppingTable({ curve, examples, split }) {
-  return html("details", {}, html("summary", {}, "Early stopping"),
-    table(`Each image stops at the first size that is sure enough; thresholds fitted on ${whole(examples)} `
-      + `${split} images. Last column: all images at one size, for the same cost.`,
-    [["mean multiply-adds", (row) => whole(row.multiply_adds)], ["mean size", (row) => row.mean_size.toFixed(2)],
-      ["accuracy", (row) => percent(row.accuracy, 2)], ["at one size", (row) => percent(row.anytime_accuracy, 2)]],
-    curve));
-}
-
-function rulesTable(byRule) {
-  const targets = byRule.confidence.curve.map((row) => row.target_multiply_adds);
-  const accuracy = (rule, target) => {
-    const row = byRule[rule].curve.find((each) => each.target_multiply_adds === target);
-    return row ? percent(row.accuracy, 2) : "\u2013";
-  };
-  return html("details", {}, html("summary", {}, "Stopping rules"),
-    table("Accuracy where each image stops by another rule, within a mean cost.",
-      [["mean multiply-adds", (target) => whole(target)],
-        ...Object.keys(byRule).map((rule) => [rule, (target) => accuracy(rule, target)])], targets));
-}
-
-function corruptionsTable({ accuracy, mean, severities, examples }) {
-  const sizes = Object.keys(mean);
-  const average = (rows, size) => rows.reduce((sum, row) => sum + row[size], 0) / rows.length;
-  const rows = Object.entries(accuracy).map(([name, bySeverity]) =>
-    [name.replaceAll("_", " "), (size) => average(Object.values(bySeverity), size)]);
-  rows.push(["mean", (size) => mean[size]]);
-  return html("details", {}, html("summary", {}, "Corrupted images"),
-    table(`Accuracy by size on ${whole(examples)} corrupted test images, mean over severities `
-      + `${severities.join(", ")}.`,
-    [["corruption", ([name]) => name],
-      ...sizes.map((size) => [`n = ${size}`, ([, of]) => percent(of(size), 2)])], rows));
-}
-
 function settingsTable(run) {
   return html("details", {}, html("summary", {}, "Settings"),
     table("What the run sets besides the defaults.",
@@ -317,7 +283,7 @@ function section(run, number) {
   const answer = verdict(run), tree = treeFigure(run, number), sizes = sizesTable(run);
   const images = run.gallery === null ? null : galleryFigure(run);
   const reliability = reliabilityFigures(run, number);
-  const { early_stopping: stopping, early_stopping_by_rule: byRule, corruptions } = run.evaluation;
+  const { early_stopping: stopping, early_stopping_by_rule: byRule, corruptions, calibration } = run.evaluation;
   const element = html("section", { class: `run ${colour(number)}`, "data-run": run.name },
     html("h2", {}, key(number), run.name), html("p", { class: "note" }, subtitle(run)),
     answer.element, tree.element, images?.element ?? null,
@@ -325,6 +291,7 @@ function section(run, number) {
     html("h3", {}, "Calibration"),
     html("p", { class: "note" }, "Accuracy (%) of the images in each bin of confidence (%). Outlined: the gap "
       + "to their confidence. Below: how many images fall into the bin."), reliability.element,
+    calibration?.sizes[0].selective ? selectiveTable(calibration) : null,
     stopping?.curve.length ? stoppingTable(stopping) : null,
     byRule?.confidence.curve.length ? rulesTable(byRule) : null,
     corruptions ? corruptionsTable(corruptions) : null,

@@ -93,6 +93,9 @@ def test_the_surest_images_are_selected():
     found = calibration.selective_accuracy(SplitAnswers(np.array([0, 1, 0, 1]), logs), 1)
     # By confidence: right, right, right, wrong.
     assert (found["0.5"], found["0.7"], found["0.9"]) == (1.0, 1.0, 0.75)
+    assert found.keys() == {*(f"{tenth / 10:g}" for tenth in range(1, 11)), "area"}
+    # A tenth of four images is at least one of them.
+    assert (found["0.1"], found["1"]) == (1.0, 0.75)
     assert found["area"] == pytest.approx((0 + 0 + 0 + 1 / 4) / 4)
 
 

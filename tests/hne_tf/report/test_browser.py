@@ -96,7 +96,13 @@ def _answers_together(evaluation):
     ]
     evaluation["sizes_by_average"] = {"last": alone, "logits": together}
     calibrated = [
-        {"size": row["size"], "temperature": 1.255, "after": {"ece": 0.0125}} for row in alone
+        {
+            "size": row["size"],
+            "temperature": 1.255,
+            "after": {"ece": 0.0125},
+            "selective": {"1": 0.7, "0.5": 0.95, "area": 0.125},
+        }
+        for row in alone
     ]
     evaluation["calibration"] = {"sizes": calibrated[:2]}
     evaluation["early_stopping_by_rule"] = {
@@ -256,6 +262,23 @@ def test_calibration_errors_stand_beside_those_with_a_temperature(opened):
     *first, last = captions["exits"]
     assert all(caption.endswith(", 0.0125 with temperature 1.25") for caption in first)
     assert "temperature" not in last
+
+
+def test_risk_falls_where_only_the_surest_images_are_answered(opened):
+    browser = opened()
+    (table,) = [
+        details
+        for details in browser.find_elements(By.CSS_SELECTOR, "details")
+        if details.find_element(By.TAG_NAME, "summary").text == "Answering only the surest images"
+    ]
+    table.find_element(By.TAG_NAME, "summary").click()
+    rows = table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    cells = [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in rows]
+    assert cells == [
+        ["50\u2009%", "5.00\u2009%", "5.00\u2009%"],
+        ["100\u2009%", "30.00\u2009%", "30.00\u2009%"],
+        ["mean", "12.50\u2009%", "12.50\u2009%"],
+    ]
 
 
 def test_names_are_text(opened):
