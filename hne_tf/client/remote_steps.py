@@ -12,7 +12,7 @@ import numpy as np
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.messages import CallError, MixedBatchError, Outputs
 from hne_tf.exported import output_filters
-from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.interface import StepSignature, running_sum_width
 from hne_tf.exported.manifest import Manifest
 
 # Of a step whose walk has no deadline: a hanging server must not hang the caller.
@@ -95,8 +95,7 @@ class RemoteSteps:
         """Raises `CallError` unless the arrays are what the manifest says of a step."""
         names = ("running_sum", "probabilities", *step.caches)
         classes = len(self.class_names)
-        # Beside the sum lies the answer kept, if answers are.
-        numbers = 2 * classes if self.average.startswith("cached_") else classes
+        numbers = running_sum_width(classes, self.average)
         fits = all(name in arrays and arrays[name].shape[:1] == (rows,) for name in names)
         if not fits or (
             (arrays["running_sum"].shape, arrays["probabilities"].shape)

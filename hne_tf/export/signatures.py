@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from hne_tf.errors import InputError
+from hne_tf.exported.interface import running_sum_width
 from hne_tf.models import weights
 from hne_tf.models.architectures.architecture import Activation
-from hne_tf.models.averaging import add, add_all, answer, contribution, leaves, start, width
+from hne_tf.models.averaging import add, add_all, answer, contribution, leaves, start
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.layers.deploy import DeployLayers
 from hne_tf.models.layers.served import ServedLayers
@@ -93,7 +94,7 @@ def step_signature(
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """One more leaf: computes only the nodes that no earlier step has computed.
 
-    Step 1 takes `images`. A later step takes `running_sum` `[batch, averaging.width]`
+    Step 1 takes `images`. A later step takes `running_sum` `[batch, running_sum_width]`
     and `cache`, the activation at the node where its leaf branches off (or
     `images` where that is the root). Outputs `running_sum`, `probabilities`
     and a `cache_<block>` for each block from which a later step branches off. An
@@ -107,7 +108,7 @@ def step_signature(
     branch = _start(model, step)
     inputs = [step_input(model, step)]
     if step.size > 1:
-        numbers = width(len(model.images.class_names), average)
+        numbers = running_sum_width(len(model.images.class_names), average)
         inputs.append(tf.TensorSpec([None, numbers], tf.float32, name="running_sum"))
 
     @tf.function(input_signature=inputs, autograph=False)

@@ -7,6 +7,15 @@ from hne_tf.errors import InputError
 from hne_tf.exported.typed_json import Count, Name, Whole
 from hne_tf.tree import Step
 
+# Begins the name of an average that keeps the answer of a smaller size where the new one is
+# less sure, see `models.averaging`.
+CACHED = "cached_"
+
+
+def running_sum_width(classes: int, average: str) -> int:
+    """Numbers per image of a `running_sum`: the sum, and beside it the answer kept if one is."""
+    return 2 * classes if average.startswith(CACHED) else classes
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:

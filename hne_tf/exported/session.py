@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hne_tf.errors import InputError
-from hne_tf.exported.interface import StepSignature
+from hne_tf.exported.interface import CACHED, StepSignature
 from hne_tf.exported.steps import StepRunner, check_images, step_inputs
 from hne_tf.exported.uncertainty.stopping import Confidence, Limit, is_number
 
@@ -327,10 +327,10 @@ class AnytimeSession:
         step = self._runner.steps[group.size]
         outputs = self._runner.run(step, step_inputs(step, group.known))
         probabilities = np.asarray(outputs["probabilities"])
-        # Beside the sum may lie the answer kept, see `averaging.width`.
+        # Beside the sum may lie the answer kept, see `running_sum_width`.
         added, classes = np.asarray(outputs["running_sum"]), self._shape[1]
         added = added[:, :classes]
-        if step.size > 1 and not self._runner.average.endswith("last"):
+        if step.size > 1 and self._runner.average.removeprefix(CACHED) != "last":
             added = added - np.asarray(group.known["running_sum"])[:, :classes]
         known = {**group.known, **outputs, "probabilities": probabilities}
         size = group.size + 1

@@ -104,8 +104,8 @@ class StepRunner(Protocol):
             `step.input`), and `running_sum` from step 2 on.
 
         Returns:
-          `running_sum` and `probabilities`, float32 `[batch, classes]`, and the
-          `step.caches`.
+          `running_sum`, float32 `[batch, running_sum_width]`, `probabilities`, float32
+          `[batch, classes]`, and the `step.caches`.
 
         Raises:
           InputError: for other inputs than these.

@@ -20,6 +20,7 @@ from typing import Any
 from keras import ops
 
 from hne_tf.errors import InputError
+from hne_tf.exported.interface import CACHED
 
 # The smallest normal float32 keeps the log of a vanished probability finite.
 _SMALLEST_FLOAT32 = 1.18e-38
@@ -30,9 +31,8 @@ _RULED_OUT = 1e-3
 # Odds against answers that are as sure as any.
 _CERTAIN = math.exp(-80)
 
-_CACHED = "cached_"
 _UNCACHED = ("logits", "probabilities", "last", "sum", "product")
-AVERAGES = (*_UNCACHED, *(_CACHED + average for average in _UNCACHED))
+AVERAGES = (*_UNCACHED, *(CACHED + average for average in _UNCACHED))
 
 
 def check_average(average: str) -> str:
@@ -54,12 +54,12 @@ def check_fits(average: str, has_exits: bool) -> str:
 
 def uncached(average: str) -> str:
     """The average whose answers are kept, or `average` itself if they are not."""
-    return check_average(average).removeprefix(_CACHED)
+    return check_average(average).removeprefix(CACHED)
 
 
 def is_cached(average: str) -> bool:
     """Whether the answer of a smaller size is kept where the new one is less sure."""
-    return check_average(average).startswith(_CACHED)
+    return check_average(average).startswith(CACHED)
 
 
 def leaves(size: int, average: str = "logits") -> range:
@@ -83,13 +83,8 @@ def contribution(leaf_logits: Any, average: str = "logits") -> Any:
     return ops.softmax(leaf_logits, axis=-1) if plain == "probabilities" else leaf_logits
 
 
-def width(classes: int, average: str = "logits") -> int:
-    """Numbers per image of a running sum; beside the sum itself may lie the answer kept."""
-    return 2 * classes if is_cached(average) else classes
-
-
 def start(leaf_contribution: Any, average: str = "logits") -> Any:
-    """The running sum after the first leaf, `[batch, width]`."""
+    """The running sum after the first leaf, `[batch, running_sum_width]`."""
     if not is_cached(average):
         return leaf_contribution
     logits = answer(leaf_contribution, 1, uncached(average))[0]
@@ -100,7 +95,7 @@ def add(running_sum: Any, leaf_contribution: Any, size: int, average: str = "log
     """The running sum after one more leaf; where the last leaf answers, it is that leaf's alone.
 
     Args:
-      running_sum: `[batch, width]`.
+      running_sum: `[batch, running_sum_width]`, see `exported.interface`.
       leaf_contribution: of the next leaf, `[batch, classes]`.
       size: number of leaves with that one.
       average: one of `AVERAGES`.
@@ -117,7 +112,7 @@ def add(running_sum: Any, leaf_contribution: Any, size: int, average: str = "log
 
 
 def add_all(leaf_contributions: Any, average: str = "logits") -> Any:
-    """The running sum `[batch, width]` of all of `[batch, leaves, classes]` at once."""
+    """The running sum `[batch, running_sum_width]` of all of `[batch, leaves, classes]` at once."""
     if not is_cached(average):
         return ops.sum(leaf_contributions, axis=1)
     first, *others = ops.unstack(leaf_contributions, axis=1)
@@ -133,7 +128,7 @@ def answer(
     """The ensemble's answer from the sum of `size` contributions.
 
     Args:
-      running_sum: `[batch, width]`.
+      running_sum: `[batch, running_sum_width]`, see `exported.interface`.
       size: number of leaves evaluated.
       average: one of `AVERAGES`.
       temperature: divides the logits.

@@ -6,6 +6,7 @@ from keras import ops
 from scipy import special
 
 from hne_tf.errors import InputError
+from hne_tf.exported.interface import running_sum_width
 from hne_tf.models import averaging
 
 SIZES = (1, 2, 3, 5)
@@ -42,7 +43,7 @@ def running_answer(leaf_logits, size, average):
     for leaf in range(1, size):
         contribution = averaging.contribution(leaf_logits[:, leaf], average)
         running_sum = averaging.add(running_sum, contribution, leaf + 1, average)
-    assert running_sum.shape[1] == averaging.width(leaf_logits.shape[2], average)
+    assert running_sum.shape[1] == running_sum_width(leaf_logits.shape[2], average)
     at_once = averaging.add_all(averaging.contribution(leaf_logits[:, :size], average), average)
     if averaging.uncached(average) != "last":
         np.testing.assert_allclose(running_sum, at_once, rtol=1e-5)
