@@ -20,13 +20,6 @@ GROUPS = tuple(
     group for group in objectives_digits.OBJECTIVES if group[0] != "hierarchical, traded"
 )
 
-# Narrow blocks on many pixels.
-SHAPE = {
-    "model.resnet.stem_width": None,
-    "model.resnet.widths": (16, 16, 32, 32),
-    "model.resnet.strides": (1, 2, 1, 2),
-}
-
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of the sweep."""
@@ -49,7 +42,8 @@ def base() -> ml_collections.ConfigDict:
     config.model.branching = (1, 2, 2, 2)
     config.model.resnet.unit = "basic"
     config.model.resnet.units = (1, 1, 1, 1)
-    config.update_from_flattened_dict(SHAPE)
+    config.model.resnet.widths = (16, 16, 32, 32)
+    config.model.resnet.strides = (1, 2, 1, 2)
     config.training.epochs = 40.0
     # There are more images to validate on than to train on.
     config.training.checkpoint_every_epochs = 2.0

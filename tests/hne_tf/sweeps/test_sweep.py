@@ -10,6 +10,7 @@ import pytest
 from configs import cifar10_large, cifar10_small, cifar100_large, cifar100_small
 from configs.sweeps import (
     architectures_cifar10,
+    augmentation_cifar10,
     depth_cifar10,
     grid_architectures_cifar10,
     grid_cifar10,
@@ -314,6 +315,7 @@ def test_settings_are_told_without_the_place_of_data():
 
 SWEEPS = {
     architectures_cifar10: (24, "test"),
+    augmentation_cifar10: (4, "test"),
     depth_cifar10: (8, "test"),
     objectives_digits: (30, "test"),
     objectives_cifar10: (12, "test"),
