@@ -271,13 +271,23 @@ def define_run_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
+
+
+def define_average(values: flags.FlagValues) -> None:
+    """Adds the flag by which a run answers in another way; `set_average` reads it."""
     flags.DEFINE_string(
         "average",
         None,
-        "How leaves answer together, if not as the run was trained: cached_logits, product and "
-        "others keep answers that more leaves would make worse.",
+        "How leaves answer together, if not as the run was trained, e.g. cached_logits, which "
+        "keeps the surest answer so far.",
         flag_values=values,
     )
+
+
+def set_average(run: "TrainedRun", values: flags.FlagValues) -> None:
+    """Makes the run's model answer as `--average` says; raises `InputError` if it cannot."""
+    if values.average is not None:
+        run.model.answer_by(values.average)
 
 
 def restore_run(values: flags.FlagValues) -> "TrainedRun":
@@ -298,12 +308,8 @@ def restore_run(values: flags.FlagValues) -> "TrainedRun":
         from hne_tf.training.workdir import Workdir
 
     if values.pretrained is not None:
-        run = pretrained.restore(values.pretrained, values.data_dir)
-    else:
-        run = trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
-    if values.average is not None:
-        run.model.answer_by(values.average)
-    return run
+        return pretrained.restore(values.pretrained, values.data_dir)
+    return trained.restore(Workdir(pathlib.Path(values.workdir)), values.data_dir)
 
 
 def command(name: str, values: flags.FlagValues) -> list[str]:

@@ -22,6 +22,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
+    app.define_average(values)
     app.define_path(values, "output", None, "File to write, e.g. models/digits.tflite.")
     flags.DEFINE_enum(
         "mode",
@@ -55,6 +56,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     tflite.check_path(output)
     run = app.restore_run(values)
+    app.set_average(run, values)
     # The converter and the interpreter greet on standard error as TensorFlow does.
     with app.quiet_import():
         manifest = tflite.convert_tflite(

@@ -28,6 +28,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "split", "test", ["test", "validation", "train"], "Split to use.", flag_values=values
     )
     app.define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
+    app.define_average(values)
     flags.DEFINE_integer(
         "corruption_examples",
         0,
@@ -81,6 +82,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
     workdir = Workdir(pathlib.Path(values.workdir))
     run = trained.restore(workdir, values.data_dir)
+    app.set_average(run, values)
     result = run.evaluate(values.split, coverage=values.coverage)
     result["corruptions"] = (
         robustness.evaluate(run.model, run.batches("test"), examples) if examples else None
@@ -90,9 +92,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         others = run.other_batches(other, values.other_data_dir)
         found = out_of_distribution.evaluate(run.model, run.batches("test"), others)
         result["out_of_distribution"] = {"data_set": other, **found}
-    path = workdir.evaluation_path(values.split)
+    path = workdir.evaluation_path(values.split, values.average)
     write_json(path, result)
-    name = "accuracy" if values.split == "test" else f"accuracy_{values.split}"
+    name = path.stem.replace("evaluation", "accuracy")
     pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
     plots.plot(result, workdir.path.resolve().name, pictures)
     print(tables.markdown(result))

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from hne_tf.bin import app
+from hne_tf.errors import InputError
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
     app.define_run_flags(values)
+    app.define_average(values)
     app.define_path(
         values, "model_base_path", None, "Folder of the model's versions; its name is the model's."
     )
@@ -55,7 +57,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         from hne_tf.exported.manifest import read_manifest
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
+    if weights_path and values.average:
+        # Their description says how the run answers.
+        raise InputError(f"--weights must be written without --average, got {values.average!r}")
     run = app.restore_run(values)
+    app.set_average(run, values)
     if weights_path:
         pretrained.check(run, weights_path)
     folder = export(

@@ -46,8 +46,8 @@ def check_fits(average: str, has_exits: bool) -> str:
     """Returns `average`; raises `InputError` for one of exits in a tree, or an unknown one."""
     if uncached(average) == "last" and not has_exits:
         raise InputError(
-            "average must be logits or probabilities for a tree, whose leaves are equals, "
-            f"got {average!r}, which is for networks with exits"
+            "average must not take the last leaf alone in a tree, whose leaves are equals, got "
+            f"{average!r}, which is for networks with exits"
         )
     return average
 

@@ -38,8 +38,11 @@ class Teachers:
     ) -> None:
         if not models:
             raise InputError("teachers must be one Keras model or more, got none")
-        if len(mean) != len(std):
-            raise InputError(f"teachers need a mean and std of each channel, got {mean} and {std}")
+        if len(mean) != len(std) or min(std, default=1.0) <= 0:
+            raise InputError(
+                "teachers need a mean and a std above 0 of each channel, got "
+                f"{tuple(mean)} and {tuple(std)}"
+            )
         self._models = tuple(models)
         self._mean, self._std = tuple(mean) or (0.0,), tuple(std) or (1.0,)
 
@@ -47,20 +50,17 @@ class Teachers:
         """Logits of each teacher for pixels, `[batch, teachers, classes]`, no gradient.
 
         Raises:
-          InputError: for pictures of another size than a teacher takes.
+          InputError: for pictures of another size than a teacher takes, or teachers of
+            different classes.
         """
-        size = tuple(images.shape[1:])
         for model in self._models:
-            taken = getattr(model, "input_shape", None)
-            if taken is not None and any(
-                side not in (None, given) for side, given in zip(taken[1:], size, strict=True)
-            ):
-                raise InputError(
-                    f"a teacher must take the pictures that are trained on, {size}, got "
-                    f"{model.name!r} for {tuple(taken[1:])}"
-                )
-        logits = ops.stack([self._logits(model, images) for model in self._models], axis=1)
-        return ops.stop_gradient(logits)
+            _check_pictures(model, tuple(images.shape[1:]))
+        logits = [self._logits(model, images) for model in self._models]
+        if len(classes := {each.shape[-1] for each in logits}) > 1:
+            raise InputError(
+                f"teachers must have the same classes, got {', '.join(map(str, sorted(classes)))}"
+            )
+        return ops.stop_gradient(ops.stack(logits, axis=1))
 
     def _logits(self, model: keras.Model, images: Any) -> Any:
         if isinstance(model, Ensemble):
@@ -72,3 +72,18 @@ class Teachers:
         if classifier.gives_probabilities(model):
             return ops.log(ops.maximum(answer, _SMALLEST))
         return answer
+
+
+def _check_pictures(model: keras.Model, size: tuple[int, ...]) -> None:
+    """Raises `InputError` unless a teacher takes pictures of a size, or does not say."""
+    taken = getattr(model, "input_shape", None)
+    if not isinstance(taken, tuple):
+        return
+    sides = taken[1:]
+    if len(sides) != len(size) or any(
+        side not in (None, given) for side, given in zip(sides, size, strict=True)
+    ):
+        raise InputError(
+            f"a teacher must take the pictures that are trained on, {size}, got "
+            f"{model.name!r} for {sides}"
+        )

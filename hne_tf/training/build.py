@@ -260,6 +260,7 @@ def objective(
 
     A class is given its settings and, where its constructor takes them, the `sizes` of
     the tree's ensembles, the `average`, the `label_smoothing` and the number of `views`.
+    Its setting `models` names trained networks, which it is given, see `teachers.load`.
 
     Args:
       config: settings of the run.
@@ -275,7 +276,7 @@ def objective(
     known = inspect.signature(kind).parameters
     settings = _in_steps(settings_of(section, section.name).to_dict(), steps_per_epoch)
     _check_known("objective", section.name, settings, known)
-    if section.name == "outside":
+    if "models" in settings:
         settings["models"] = teachers.load(settings["models"])
     shared = _shared(config, known)
     # Answers are kept in inference; leaves learn of the new ones.

@@ -70,9 +70,13 @@ class Workdir:
     def events(self) -> pathlib.Path:
         return self.path / "events"
 
-    def evaluation_path(self, split: str) -> pathlib.Path:
-        """`evaluation.json` for the test split, `evaluation_<split>.json` for others."""
-        return self.path / ("evaluation.json" if split == "test" else f"evaluation_{split}.json")
+    def evaluation_path(self, split: str, average: str | None = None) -> pathlib.Path:
+        """`evaluation.json` for the test split, `evaluation_<split>.json` for others.
+
+        With the name of an average at the end where it is not the run's own.
+        """
+        parts = ("evaluation", "" if split == "test" else split, average or "")
+        return self.path / f"{'_'.join(filter(None, parts))}.json"
 
     def read_config(self) -> ml_collections.FrozenConfigDict:
         """The settings the run was made with.

@@ -64,6 +64,7 @@ class BatchLayers:
         count = len(self._views)
         views = []
         for number, layers in enumerate(self._views):
+            # A batch without views is one whose only view has the batch's own seed.
             view_seed = tf.random.fold_in(seed, -number) if number else seed
             views.append(_changed(images[number::count], labels[number::count], layers, view_seed))
         images, labels = (_interleaved(parts) for parts in zip(*views, strict=True))

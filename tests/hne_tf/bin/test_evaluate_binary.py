@@ -28,6 +28,21 @@ def test_a_run_is_measured_and_drawn(run_binary, trained_workdir):
         assert (trained_workdir.path / picture).stat().st_size > 1000
 
 
+def test_another_average_does_not_touch_the_run_s_own_figures(run_binary, trained_workdir):
+    run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    own = trained_workdir.evaluation_path("test").read_text()
+    flags = [f"--workdir={trained_workdir.path}", "--average=cached_logits"]
+    code, _, _ = run_binary(evaluate, *flags)
+    assert code == 0
+    assert trained_workdir.evaluation_path("test").read_text() == own
+    kept = json.loads((trained_workdir.path / "evaluation_cached_logits.json").read_text())
+    (*_, before), (*_, after) = json.loads(own)["sizes"], kept["sizes"]
+    # Costs are the same, and answers differ.
+    assert after["multiply_adds"] == before["multiply_adds"]
+    assert after["nll"] != before["nll"]
+    assert (trained_workdir.path / "accuracy_cached_logits.png").exists()
+
+
 def test_another_split_does_not_touch_the_test_figures(run_binary, trained_workdir):
     run_binary(evaluate, f"--workdir={trained_workdir.path}")
     before = trained_workdir.evaluation_path("test").read_text()

@@ -111,6 +111,12 @@ def test_a_saved_model_has_no_teachers(tmp_path):
     [
         ([network(classes=4)], "mean", "teachers must have the 3 classes of the model, got 4"),
         ([network(size=9)], "mean", r"take the pictures that are trained on, \(8, 8, 1\), got"),
+        ([network(), network(classes=4)], "mean", "teachers must have the same classes, got 3, 4"),
+        (
+            [keras.Sequential([keras.Input((64,)), keras.layers.Dense(CLASSES)])],
+            "mean",
+            r"take the pictures that are trained on, \(8, 8, 1\), got",
+        ),
         ([network()], "own", "each of the 2 leaves must have a teacher of its own, got 1"),
     ],
 )
@@ -126,7 +132,8 @@ def test_teachers_that_do_not_fit_are_refused(teachers, learns, message):
     [
         (lambda: OutsideTeachers(learns="all"), "learns must be one of mean, own, got 'all'"),
         (lambda: Teachers([]), "teachers must be one Keras model or more, got none"),
-        (lambda: Teachers([network()], (1.0,)), "teachers need a mean and std of each channel"),
+        (lambda: Teachers([network()], (1.0,)), "teachers need a mean and a std above 0"),
+        (lambda: Teachers([network()], (1.0,), (0.0,)), "teachers need a mean and a std above 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(build, message):

@@ -316,7 +316,7 @@ def test_unknown_architecture_is_named():
 def test_the_leaves_of_a_tree_do_not_answer_alone():
     config = default()
     config.objective.average = "last"
-    with pytest.raises(InputError, match=r"logits or probabilities for a tree, .* got 'last'"):
+    with pytest.raises(InputError, match=r"the last leaf alone in a tree, .* got 'last'"):
         build.objective(config, 1.0)
 
 
