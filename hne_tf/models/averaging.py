@@ -2,8 +2,8 @@
 
 The average is of logits or of probabilities. `"sum"` adds up logits, for leaves that are
 trained to correct those before them. `"last"` is for networks with exits, where each leaf
-is better than the one before. Two make answers that mostly get better with each leaf, of
-models trained in whichever way (Jazbec et al., "Towards Anytime Classification in Early-Exit
+is better than the one before. Two are meant to lose fewer right answers as leaves are added,
+in models trained in whichever way (Jazbec et al., "Towards Anytime Classification in Early-Exit
 Architectures by Enforcing Conditional Monotonicity", NeurIPS 2023): `"product"` multiplies
 what is above zero of the logits, so that a leaf rules classes out, and `"cached_<average>"`
 keeps the answer of a smaller size where the new one is less sure.
@@ -107,8 +107,7 @@ def add(running_sum: Any, leaf_contribution: Any, size: int, average: str = "log
     if not is_cached(average):
         return total
     kept, new = running_sum[:, classes:], answer(total, size, plain)[0]
-    is_surer = _surety(new) >= _surety(kept)
-    return ops.concatenate([total, ops.where(is_surer, new, kept)], axis=-1)
+    return ops.concatenate([total, _surer(new, kept)], axis=-1)
 
 
 def add_all(leaf_contributions: Any, average: str = "logits") -> Any:
@@ -189,8 +188,13 @@ def _cached_log_probabilities(
     kept, *others = ops.unstack(every, axis=1)
     surest = [kept]
     for new in others:
-        surest.append(ops.where(_surety(new) >= _surety(surest[-1]), new, surest[-1]))
+        surest.append(_surer(new, surest[-1]))
     return ops.stack([surest[size - 1] for size in sizes], axis=1)
+
+
+def _surer(new: Any, kept: Any) -> Any:
+    """Of each image the logits that are surer, the new ones if they are as sure."""
+    return ops.where(_surety(new) >= _surety(kept), new, kept)
 
 
 def _surety(logits: Any) -> Any:

@@ -127,8 +127,8 @@ def _objective() -> dict[str, Any]:
         "name": "hierarchical",
         # The answer of size n: the mean logits or probabilities of the first n
         # leaves or exits, or the sum of their logits; with exits also last, the
-        # n-th exit alone. product and cached_logits, cached_last, ...: answers that
-        # mostly get better with each leaf, see hne_tf/models/averaging.py.
+        # n-th exit alone. product, cached_logits, cached_last and others lose
+        # fewer right answers as leaves are added, see hne_tf/models/averaging.py.
         "average": "logits",
         # Part of a label that is spread evenly over all classes, e.g. 0.1.
         "label_smoothing": 0.0,

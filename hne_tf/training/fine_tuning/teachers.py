@@ -10,7 +10,7 @@ from hne_tf.models.functional import sources
 
 
 def load(names: Sequence[str]) -> list[keras.Model]:
-    """The teachers of `objective.outside.models`.
+    """The networks that an objective's setting `models` names.
 
     Args:
       names: of each a `.keras` file, the workdir of a run, or the import path of a function
@@ -21,8 +21,8 @@ def load(names: Sequence[str]) -> list[keras.Model]:
     """
     if not names:
         raise InputError(
-            "objective.outside.models must name .keras files, workdirs or functions that return "
-            "a model, got none"
+            "models of an objective must name .keras files, workdirs or functions that return a "
+            "model, got none"
         )
     return [_one(name) for name in names]
 

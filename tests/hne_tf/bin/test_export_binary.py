@@ -55,6 +55,7 @@ def test_the_description_of_weights_holds_no_path_of_this_machine(exported):
     assert description["accuracy"]["by_size"].keys() == {"1", "3", "4"}
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_another_average(exported, trained_workdir, tmp_path):
     flags = [f"--workdir={trained_workdir.path}", f"--model_base_path={tmp_path / 'cached'}"]
     assert export.run([*flags, "--average=cached_logits"]) == 0

@@ -148,7 +148,7 @@ def taught_config(tiny_config, *models, **fields):
     return config
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_learns_from_runs_and_files(tiny_config, trained_workdir, tmp_path, devices):
     path = str(tmp_path / "teacher.keras")
     network(classes=10).save(path)
@@ -163,6 +163,7 @@ def test_a_run_learns_from_runs_and_files(tiny_config, trained_workdir, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_grouped_run_learns_from_a_teacher(tiny_config, trained_workdir, tmp_path):
     config = taught_config(tiny_config, str(trained_workdir.path), training__factory="grouped")
     assert train(config, Workdir(tmp_path / "run"), report=str) == 10

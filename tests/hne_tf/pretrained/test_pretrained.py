@@ -27,7 +27,9 @@ def test_there_are_models_of_cifar10():
     assert NAMES == ["cifar10_cpu", "cifar10_small"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
 def test_folded_and_trainable_weights_answer_alike(name):
     model, folded = hne_tf.from_pretrained(name), hne_tf.from_pretrained(name, deploy=True)
     images = np.random.default_rng(0).integers(0, 256, (4, *model.images.shape), np.uint8)
