@@ -25,6 +25,7 @@ def model(data):
     return TreeEnsemble(resnet, Tree((1, 2)), ImageSpec.from_data(data[0], list("0123456789")))
 
 
+@pytest.mark.slow
 def test_a_model_is_pruned_with_data_alone(model, data):
     before = weights.read(model)
     pruned = compress(

@@ -123,6 +123,7 @@ def test_the_manifest_tells_what_was_measured(run, manifest):
     assert manifest.versions.keys() == {"hne_tf", "tensorflow", "keras"}
 
 
+@pytest.mark.slow
 def test_thresholds_can_be_of_another_rule(run, tmp_path):
     data = {"test": run.batches("test"), "validation": run.batches("validation")}
     folder = exporter.export(run.model, tmp_path / "m", stopping_rule="margin", report=str, **data)
@@ -135,6 +136,7 @@ def test_thresholds_can_be_of_another_rule(run, tmp_path):
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_has_the_temperatures_in_its_graph(run, tmp_path):
     data = {"test": run.batches("test"), "validation": run.batches("validation")}
     for name, calibrate in (("plain", False), ("calibrated", True)):
@@ -247,6 +249,7 @@ def test_a_model_that_answers_otherwise_is_not_published(small, monkeypatch, tmp
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_model_whose_sums_are_fused_is_not_published(run, monkeypatch, tmp_path):
     monkeypatch.setattr(signatures, "ServedLayers", DeployLayers)
     with pytest.raises(InputError, match=r"export refused.*not safe for two requests at a time"):
@@ -263,6 +266,7 @@ def test_without_data_a_model_is_proved_on_random_images(small, tmp_path):
     assert lines[-1] == "verified every signature on 32 random images in a fresh process"
 
 
+@pytest.mark.slow
 def test_a_grouped_model_is_exported_as_its_branched_form(small, tmp_path):
     grouped = GroupedEnsemble(small.architecture, small.tree, small.images)
     weights.load(grouped, weights.read(small))

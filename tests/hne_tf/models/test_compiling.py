@@ -70,6 +70,7 @@ def test_one_hot_labels_and_weights_of_examples_in_fit():
     assert weighted["one-hot"] == pytest.approx(weighted["numbers"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loaded_ramp_goes_on_where_it_was(tmp_path):
     tree = Tree((1, 2))
     model = build(tree=tree, network=SMALL)
@@ -173,6 +174,7 @@ def test_an_objective_gets_the_activations_that_it_asks_for(kind, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_penalised_activations_shrink_below_what_they_are_without():
     sizes = {}
     for loss in (Quiet(), objectives.Independent()):

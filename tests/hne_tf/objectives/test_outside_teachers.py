@@ -70,6 +70,7 @@ def test_teachers_are_networks_of_pixels_and_of_normalised_images():
     np.testing.assert_allclose(np.exp(leaves), answers, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_learns_from_a_teacher_and_leaves_it_as_it_is():
     model, teacher = tree(), network()
     before = [value.copy() for value in teacher.get_weights()]

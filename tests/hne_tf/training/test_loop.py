@@ -64,6 +64,7 @@ def test_several_steps_per_call_change_nothing(tiny_config, trained_workdir, tmp
     assert_same_tensors(tensors(workdir), tensors(trained_workdir), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_takes_the_same_steps_as_the_loop(tiny_config, tmp_path):
     config = tiny_config(
         training__epochs=0.5, optimizer__warmup_epochs=0.1, objective__hierarchical__ramp_epochs=0.3

@@ -55,6 +55,7 @@ def in_block(values, *blocks):
     return {name for name in values if int(name[len("block")]) in blocks}
 
 
+@pytest.mark.slow
 def test_a_frozen_block_stands_still_until_it_is_thawed(tiny_config, tmp_path):
     config = tiny_config(
         model__branching=(1, 1, 1),
