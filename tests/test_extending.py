@@ -48,6 +48,7 @@ def test_python_runs_beside_the_user_s_files(tmp_path):
     assert (tmp_path / "mine.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_new_file_a_line_and_a_test_are_all_that_the_package_needs(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "*.npz")
     shutil.copytree(CHECKOUT / "hne_tf", tmp_path / "hne_tf", ignore=ignored)

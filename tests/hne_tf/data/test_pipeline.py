@@ -108,6 +108,7 @@ def test_bad_arguments_of_batches(batches_of):
         batches_of(dataset, -1, 2)
 
 
+@pytest.mark.slow
 def test_replicas_share_each_batch():
     """Two replicas see the halves of every batch; needs a process of its own."""
     program = """

@@ -36,6 +36,7 @@ def figures_of_fit(model, labels=Y, **options):
     return {name: value for name, (value,) in history.items()}
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_take_their_sizes_from_the_leaves(tmp_path):
     model = build(tree=Tree((2, 2)), network=SMALL)
     model.compile(

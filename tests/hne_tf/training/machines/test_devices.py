@@ -79,6 +79,7 @@ print(threads, threads_of({}, True))
 """
 
 
+@pytest.mark.slow
 def test_threads_of_an_operation():
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(CASES)],
