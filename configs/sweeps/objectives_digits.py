@@ -3,7 +3,8 @@
     hne-sweep --config=configs/sweeps/objectives_digits.py \\
         --root=runs/sweeps --jobs=2 --results=results/objectives_digits.md
 
-30 runs of 30 CPU seconds each, ten minutes on 2 cores. Eight small networks of
+66 runs of 30 CPU seconds each, 20 minutes on 2 cores, after the teachers of
+`configs/outside_teacher.py`. Eight small networks of
 basic units, no augmentation and few labels, because objectives differ where the
 networks can fit their training set. Settings are those that `grid_digits.py`
 showed to be best for hierarchical distillation and for independent leaves alike;
@@ -14,6 +15,8 @@ import ml_collections
 
 from hne_tf.sweeps import plan
 from hne_tf.training.config import default
+
+TEACHERS = 8
 
 # The published forms trade a distillation against the labels.
 OBJECTIVES = (
@@ -31,7 +34,34 @@ OBJECTIVES = (
         "hierarchical, traded",
         {"objective.name": "hierarchical", "objective.hierarchical.combine": "traded"},
     ),
+    ("assistants, all larger", {"objective.name": "assistants"}),
+    (
+        "assistants, next larger",
+        {"objective.name": "assistants", "objective.assistants.teachers": "next"},
+    ),
+    (
+        "boosting",
+        {
+            "objective.name": "boosting",
+            "objective.average": "sum",
+            "optimizer.branch_gradients": "mean",
+        },
+    ),
 )
+
+
+def with_teachers(images: str) -> tuple[tuple[str, plan.Overrides], ...]:
+    """Groups that learn from the networks of `configs/outside_teacher.py` beside the labels.
+
+    Args:
+      images: that file's word for the images.
+    """
+    models = tuple(f"runs/teachers/{images}_{seed}" for seed in range(TEACHERS))
+    shared = {"objective.name": "outside", "objective.outside.models": models}
+    return (
+        ("outside teachers, mean", shared),
+        ("outside teachers, one a leaf", {**shared, "objective.outside.learns": "own"}),
+    )
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -39,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     return plan.describe(
         title="Objectives on digits with 150 labelled images",
         base=base(),
-        groups=OBJECTIVES,
+        groups=(*OBJECTIVES, *with_teachers("digits")),
         seeds=range(6),
         split="test",
         reference="independent",

@@ -27,6 +27,8 @@ if typing.TYPE_CHECKING:
 # normalises what an unlucky step does to them: without the bound, a learning
 # rate that trains one tree destroys another.
 _GRADIENT_NORM = 1.0
+# What losses ask for that a compressed model does not have.
+_BESIDES = ("activations", "teacher", "adversary")
 
 
 # Batches of `(images, labels)` for so many steps.
@@ -169,7 +171,7 @@ def _stepper(
     )
     # Before the graph is made, which may create no variables.
     optimizer.build(model.trainable_variables)
-    if getattr(training.loss, "activations", ()) or hasattr(training.loss, "teacher"):
+    if any(getattr(training.loss, each, None) for each in _BESIDES):
         raise InputError(
             "a compressed model is trained further by a loss of leaf logits alone, got "
             f"{training.loss.name}, which asks for more"

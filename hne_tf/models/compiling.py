@@ -35,7 +35,8 @@ class CompiledModel(keras.Model):
 
         Raises:
           InputError: for a loss or metric that takes one answer per example, as
-            Keras's own do, or a loss that asks for activations of unknown nodes.
+            Keras's own do, a loss with an adversary, which `fit` cannot train, or one that
+            asks for activations of unknown nodes.
         """
         _check_loss(loss)
         _check_metrics([metrics, weighted_metrics])
@@ -76,7 +77,15 @@ class CompiledModel(keras.Model):
 
 
 def _check_loss(loss: Any) -> None:
-    """Raises `InputError` for a loss of Keras's own, which takes one answer per example."""
+    """Raises `InputError` for a loss that `fit` cannot train with.
+
+    Keras's own take one answer per example, and `fit` has one optimiser.
+    """
+    if hasattr(loss, "adversary"):
+        raise InputError(
+            f"fit has one optimiser and {loss.name} needs two: train with hne_tf.train or "
+            "hne-train, got compile"
+        )
     if _is_keras_own(loss):
         raise InputError(
             "the loss must take leaf logits [batch, leaves, classes], such as "

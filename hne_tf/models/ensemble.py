@@ -110,13 +110,16 @@ class Ensemble(CompiledModel):
 
         Returns:
           A function of images and `training` to leaf logits, or to a dictionary for a loss
-          that has activations or a teacher, see `hne_tf.objectives.Objective`.
+          that has activations or a teacher, see `hne_tf.objectives.Objective`. Its
+          adversary is built.
 
         Raises:
           InputError: for activations of a node that there is not.
         """
         names, teacher = getattr(loss, "activations", ()), getattr(loss, "teacher", None)
         observed = self.with_activations(names) if names or teacher is not None else self
+        if adversary := getattr(loss, "adversary", None):
+            adversary.build(observed.output)
         if teacher is None:
             return observed
 

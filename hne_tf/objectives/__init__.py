@@ -20,6 +20,7 @@ __all__ = [
     "OBJECTIVES",
     "Boosting",
     "CoDistillation",
+    "Dice",
     "HierarchicalDistillation",
     "Independent",
     "Objective",
@@ -59,6 +60,17 @@ OBJECTIVES: Mapping[str, ObjectiveEntry] = {
         f"{_ROOM}.assistants:TeacherAssistants", {**_DISTILLATION, "teachers": "larger"}
     ),
     "boosting": ObjectiveEntry(f"{_ROOM}.boosting:Boosting"),
+    "dice": ObjectiveEntry(
+        f"{_ROOM}.dice:Dice",
+        {
+            "weight": 0.1,
+            "nodes": (),
+            "pairs": 0,
+            "width": 128,
+            "learning_rate": 1e-3,
+            "ramp_epochs": 0.0,
+        },
+    ),
     "outside": ObjectiveEntry(
         f"{_ROOM}.outside:OutsideTeachers",
         {**_DISTILLATION, "models": (), "learns": "mean", "mean": (), "std": ()},

@@ -10,6 +10,7 @@ from hne_tf.errors import InputError
 from hne_tf.models.averaging import check_average, ensemble_log_probabilities
 from hne_tf.objectives.cross_entropy import check_views, cross_entropy
 from hne_tf.objectives.labels import check_smoothing
+from hne_tf.objectives.ramp import check_ramp, ramped
 from hne_tf.tree import ensemble_sizes
 
 COMBINATIONS = ("added", "traded")
@@ -64,13 +65,11 @@ class Distillation(keras.losses.Loss):
             raise InputError(f"alpha must be at most 1 when it is traded, got {alpha}")
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
-        if not ramp_steps >= 0:
-            raise InputError(f"ramp_steps must be 0 or more, got {ramp_steps}")
         self._alpha = alpha
         self._temperature = temperature
         self._combine = combine
         self._average = check_average(average)
-        self._ramp_steps = ramp_steps
+        self._ramp_steps = check_ramp(ramp_steps)
         self._label_smoothing = check_smoothing(label_smoothing)
         self._views = check_views(views)
         self.iterations: keras.Variable | None = None
@@ -82,20 +81,9 @@ class Distillation(keras.losses.Loss):
         """`L_I` and `D`, a value per example."""
         log_probabilities = ops.log_softmax(leaf_logits, axis=-1)
         labels = cross_entropy(y_true, log_probabilities, self._label_smoothing, self._views)
-        alpha = self._ramped_alpha()
+        alpha = ramped(self._alpha, self._ramp_steps, self.iterations)
         weight = 1.0 if self._combine == "added" else 1.0 - alpha
         return weight * labels + alpha * self._temperature**2 * distilled
-
-    def _ramped_alpha(self) -> Any:
-        if not self._ramp_steps:
-            return self._alpha
-        if self.iterations is None:
-            raise InputError(
-                f"ramp_steps={self._ramp_steps} must be counted: compile an ensemble with the "
-                "loss, or set its iterations to optimizer.iterations"
-            )
-        progress = ops.cast(self.iterations, "float32") / self._ramp_steps
-        return self._alpha * ops.minimum(progress, 1.0)
 
     def _distilled(self, leaf_logits: Any) -> Any:
         """`D` of each example, `[batch]`."""

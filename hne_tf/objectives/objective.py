@@ -6,6 +6,22 @@ from typing import Any, Protocol
 import keras
 
 
+class Adversary(Protocol):
+    """A network of an objective's own, which an optimiser of its own trains beside the model."""
+
+    optimizer: keras.Optimizer
+    trainable_variables: Sequence[keras.Variable]
+
+    def build(self, answer: Any | Mapping[str, Any]) -> None:
+        """Makes optimiser and variables for symbolic tensors of what `Objective.call` gets."""
+
+    def loss(self, y_true: Any, y_pred: Any | Mapping[str, Any]) -> Any:
+        """What it is trained to lessen, `[batch]`; its gradient must not reach the model.
+
+        Nor may that of `Objective.call` reach its variables.
+        """
+
+
 class Objective(Protocol):
     """A `keras.losses.Loss` over the leaves of an ensemble. All attributes are optional.
 
@@ -18,11 +34,13 @@ class Objective(Protocol):
       activations: names of nodes, such as `"block1.node0"`, whose activations the
         objective asks for.
       teacher: what maps the images of a batch to something that the objective learns from.
+      adversary: what is trained beside the model; with it, Keras's `fit` refuses the objective.
     """
 
     iterations: keras.Variable | None
     activations: Sequence[str]
     teacher: Callable[[Any], Any]
+    adversary: Adversary
 
     def call(self, y_true: Any, y_pred: Any | Mapping[str, Any]) -> Any:
         """A value per example, `[batch]`.

@@ -69,13 +69,20 @@ class TrainingRun:
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self.accuracy.build(self.model.output_shape)
             self._average = self._weight_average(replicas)
-            self._gradient_sums = self._zeros_for_sums(build.batch_parts(config, replicas))
         self._own_metrics = build.metrics(config)
+        # After the model, whose fresh weights are the same with any objective.
         self.objective = build.objective(config, schedule.steps_per_epoch)
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
-        self._answer = self.model.answering(self.objective)
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        with strategy.scope():
+            self._answer = self.model.answering(self.objective)
+            if adversary := getattr(self.objective, "adversary", None):
+                self._variables += adversary.trainable_variables
+                self.checkpoint.adversary = list(adversary.trainable_variables)
+                self.checkpoint.adversary_optimizer = adversary.optimizer
+            self._adversary = adversary
+            self._gradient_sums = self._zeros_for_sums(build.batch_parts(config, replicas))
         if states := _random_states(self.model):
             # Of dropout and its like, which Keras leaves out.
             self.checkpoint.random_states = states
@@ -178,6 +185,11 @@ class TrainingRun:
             for variable in self._variables
         ]
 
+    def _trained(self) -> list[keras.Variable]:
+        """What gradients are taken of now, the model's first."""
+        adversary = self._adversary.trainable_variables if self._adversary else []
+        return [*self.model.trainable_variables, *adversary]
+
     def _sums_of_trained(self) -> list[keras.Variable]:
         """The sums of gradients of what is trained now."""
         pairs = zip(self._variables, self._gradient_sums, strict=True)
@@ -225,14 +237,22 @@ class TrainingRun:
             loss = tf.reduce_sum(per_example) / training.batch_size
             if self.model.losses:
                 loss += tf.add_n(self.model.losses) / parts
+            if self._adversary:
+                # What one of the two learns from does not reach the other.
+                told = self._adversary.loss(labels, answer)
+                loss += tf.reduce_sum(told) / training.batch_size
         self.loss.update_state(per_example)
         leaf_logits = answer["leaf_logits"] if isinstance(answer, dict) else answer
         self.accuracy.update_state(labels, leaf_logits)
-        return tape.gradient(loss, self.model.trainable_variables)
+        return tape.gradient(loss, self._trained())
 
     def _apply(self, gradients):
-        # The optimiser sums gradients over replicas.
-        self.optimizer.apply(gradients, self.model.trainable_variables)
+        # Optimisers sum gradients over replicas.
+        trained = self.model.trainable_variables
+        self.optimizer.apply(gradients[: len(trained)], trained)
+        if self._adversary:
+            adversary = self._adversary
+            adversary.optimizer.apply(gradients[len(trained) :], adversary.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
 

@@ -29,6 +29,10 @@ Values = list[jax.Array]
 # Values of the variables of a run, by what they are.
 RunState = dict[str, Values]
 
+# The parts of a state that gradients are taken of, and those of an objective's own network.
+_TRAINED = ("trainable", "adversary")
+_OF_ADVERSARY = ("adversary", "adversary_optimizer")
+
 
 class JaxRun:
     """What a run consists of.
@@ -89,12 +93,15 @@ class JaxRun:
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
         self._answer = self.model.answering(self.objective)
+        self._adversary = getattr(self.objective, "adversary", None)
         self._average = self._weight_average(on_accelerator)
         self._variables = {
             "trainable": self.model.trainable_variables,
             "others": self.model.non_trainable_variables,
             "optimizer": self.optimizer.variables,
             "average": self._average.model.variables if self._average else [],
+            "adversary": self._adversary.trainable_variables if self._adversary else [],
+            "adversary_optimizer": self._adversary.optimizer.variables if self._adversary else [],
         }
         self.checkpoint = self._checkpoint()
 
@@ -216,6 +223,8 @@ class JaxRun:
         # States of random numbers, in layers of the user's own.
         seeds = [each for each in self.model.variables if id(each) not in weights]
         others = {"optimizer": self.optimizer.variables, "seeds": seeds}
+        if self._adversary:
+            others |= {name: self._variables[name] for name in _OF_ADVERSARY}
         return ArrayCheckpoint(models, others)
 
     def _in_one(self, batches: Iterator[ArrayBatch]) -> tuple[jax.Array, jax.Array]:
@@ -241,44 +250,49 @@ class JaxRun:
         """The state and the sums of losses and hits after one more step."""
         gradients, others, totals = self._gradients(state, totals, images, labels)
         trainable, of_optimizer = self.optimizer.stateless_apply(
-            state["optimizer"], gradients, state["trainable"]
+            state["optimizer"], gradients["trainable"], state["trainable"]
         )
         after = {**state, "trainable": trainable, "others": others, "optimizer": of_optimizer}
+        if self._adversary:
+            after["adversary"], after["adversary_optimizer"] = (
+                self._adversary.optimizer.stateless_apply(
+                    state["adversary_optimizer"], gradients["adversary"], state["adversary"]
+                )
+            )
         if self._average:
             after["average"] = self._averaged(after)
         return after, totals
 
     def _gradients(
         self, state: RunState, totals: Any, images: jax.Array, labels: jax.Array
-    ) -> tuple[Values, Values, Any]:
+    ) -> tuple[RunState, Values, Any]:
         """Gradients of the batch's mean loss, with what the forward pass has changed."""
+        trained = {name: state[name] for name in _TRAINED}
         of_part = jax.grad(self._loss, has_aux=True)
         if self._parts == 1:
             gradients, (others, totals) = of_part(
-                state["trainable"], state["others"], totals, state["optimizer"], images, labels
+                trained, state["others"], totals, state, images, labels
             )
             return gradients, others, totals
 
         # As under TensorFlow, a part is every n-th image.
         def add_part(carried: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             sums, others, totals = carried
-            gradients, (others, totals) = of_part(
-                state["trainable"], others, totals, state["optimizer"], *part
-            )
+            gradients, (others, totals) = of_part(trained, others, totals, state, *part)
             return (jax.tree.map(jnp.add, sums, gradients), others, totals), None
 
         parts = tuple(
             jnp.swapaxes(x.reshape(-1, self._parts, *x.shape[1:]), 0, 1) for x in (images, labels)
         )
-        nothing = jax.tree.map(jnp.zeros_like, state["trainable"])
+        nothing = jax.tree.map(jnp.zeros_like, trained)
         return jax.lax.scan(add_part, (nothing, state["others"], totals), parts)[0]
 
     def _loss(
         self,
-        trainable: Values,
+        trained: RunState,
         others: Values,
         totals: Any,
-        of_optimizer: Values,
+        state: RunState,
         images: jax.Array,
         labels: jax.Array,
     ) -> tuple[jax.Array, tuple[Values, Any]]:
@@ -286,18 +300,23 @@ class JaxRun:
         total_loss, hits = totals
         batch_size = self.config.training.batch_size
         given = [
-            *zip(self._variables["trainable"], trainable, strict=True),
             *zip(self._variables["others"], others, strict=True),
-            # Objectives may look at the step.
-            *zip(self._variables["optimizer"], of_optimizer, strict=True),
             *zip(self._accuracy.variables, hits, strict=True),
         ]
+        for name in _TRAINED:
+            given += zip(self._variables[name], trained[name], strict=True)
+        # Objectives may look at the step.
+        for name in ("optimizer", "adversary_optimizer"):
+            given += zip(self._variables[name], state[name], strict=True)
         with keras.StatelessScope(given, collect_losses=True) as scope:
             answer = self._answer(images, training=True)
             summed = jnp.sum(self.objective.call(labels, answer)) / batch_size
             leaf_logits = answer["leaf_logits"] if isinstance(answer, dict) else answer
             self._accuracy.update_state(labels, leaf_logits)
             penalty = sum(self.model.losses) / self._parts
+            if self._adversary:
+                # What one of the two learns from does not reach the other.
+                penalty += jnp.sum(self._adversary.loss(labels, answer)) / batch_size
         others = [scope.get_current_value(each) for each in self._variables["others"]]
         hits = [scope.get_current_value(each) for each in self._accuracy.variables]
         return summed + penalty, (others, (total_loss + jax.lax.stop_gradient(summed), hits))

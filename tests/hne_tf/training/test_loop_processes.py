@@ -38,6 +38,7 @@ def get_config():
     return config
 """
 TOTAL = 300
+_ADAM = "adversary_optimizer/_variables/"
 
 
 def tensors(workdir):
@@ -136,3 +137,22 @@ def test_replicas_lose_what_one_loses_if_their_norms_are_synchronised(start, tmp
         np.testing.assert_allclose(averages[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     # The checks mean something only if norms that see fewer images fail them.
     assert not np.allclose(losses["whole"][0], losses["in parts"][0], rtol=3e-4)
+
+
+def test_a_discriminator_is_mirrored_over_replicas(start, tmp_path):
+    overrides = [
+        "--config.training.epochs=1",
+        "--config.distribution.logical_devices=2",
+        "--config.objective.name=dice",
+    ]
+    forms = ("branched", "grouped")
+    for process in [start(f, *overrides, f"--config.training.factory={f}") for f in forms]:
+        code, _, errors = process.ends()
+        assert code == 0, errors
+    for form in forms:
+        assert np.isfinite(losses_of(Workdir(tmp_path / form))).all()
+        found = tensors(Workdir(tmp_path / form))
+        moments = [each for name, each in found.items() if name.startswith(_ADAM) and each.ndim]
+        # Two of the kernels and biases of three layers.
+        assert len(moments) == 12
+        assert all(np.abs(each).max() > 0 for each in moments)

@@ -54,6 +54,10 @@ for name, config in zip(given["names"], given["configs"]):
     )
     run._loops = name == "grouped"
     weights.load(run.model, weights.read_npz(f"{folder}/weights.npz"))
+    if run._adversary:
+        values = np.load(f"{folder}/adversary.npz")
+        for place, variable in enumerate(run._adversary.trainable_variables):
+            variable.assign(values[f"arr_{place}"])
     run._state = run._read()
     batches = np.load(f"{folder}/batches.npz")
     pairs = iter(list(zip(batches["images"], batches["labels"])))
@@ -133,6 +137,13 @@ def test_losses_are_those_of_tensorflow_on_the_same_batches(tiny_config, tmp_pat
     }
     forms = {
         "branched": small(tiny_config, training__factory="branched", **settings),
+        "against each other": small(
+            tiny_config,
+            training__factory="branched",
+            objective__name="dice",
+            objective__dice__weight=1.0,
+            training__accumulate_steps=2,
+        ),
         "grouped": small(
             tiny_config,
             training__factory="grouped",
@@ -155,6 +166,9 @@ def test_losses_are_those_of_tensorflow_on_the_same_batches(tiny_config, tmp_pat
         )
         initial = initial or weights.read(run.model)
         weights.load(run.model, initial)
+        if run._adversary:
+            values = [variable.numpy() for variable in run._adversary.trainable_variables]
+            np.savez(tmp_path / "adversary.npz", *values)
         pairs = iter(tf.data.Dataset.from_tensor_slices((images, labels)))
         expected[name] = [run.take_steps(pairs, 1) for _ in range(STEPS)]
     weights.save_npz(tmp_path / "weights.npz", initial)
