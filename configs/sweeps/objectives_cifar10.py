@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
         seeds=range(3),
         split="test",
         reference="independent",
+        equal_computation=True,
     )
 
 

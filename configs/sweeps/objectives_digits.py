@@ -73,6 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
         seeds=range(6),
         split="test",
         reference="independent",
+        equal_computation=True,
     )
 
 

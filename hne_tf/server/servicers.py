@@ -58,12 +58,22 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             thread that serves all calls, and log a traceback for anything else.
           context: the call's.
         """
+        try:
+            return self.answer(message, Caller(context))
+        except RequestError as error:
+            context.abort(error.code, error.message[:_MAX_DETAILS])
+
+    def answer(self, message: bytes, call: Caller) -> predict_pb2.PredictResponse:
+        """The answer to a serialised PredictRequest.
+
+        Raises:
+          RequestError: with the status of the call.
+        """
         started = time.perf_counter()
         found = ""
         # What grpc makes of an exception that is no RequestError.
         code = grpc.StatusCode.UNKNOWN
         try:
-            call = Caller(context)
             call.check()
             self._check_bytes(message)
             request = _parse(message)
@@ -82,7 +92,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             return response
         except RequestError as error:
             code = error.code
-            context.abort(code, error.message[:_MAX_DETAILS])
+            raise
         finally:
             self._metrics.answered(found, code, time.perf_counter() - started)
 
