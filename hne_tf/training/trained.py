@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
@@ -153,6 +154,11 @@ def restore(
     model = build.training_model(config, data_set.spec)
     kept = {"average" if config.training.ema_momentum else "model": model}
     by_name = checkpoints.has_arrays(workdir.checkpoints)
+    if not by_name and keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"a run under KERAS_BACKEND={keras.backend.backend()} reads runs of that backend, got "
+            f"{workdir.path}, which TensorFlow trained"
+        )
     checkpoint = ArrayCheckpoint(kept) if by_name else tf.train.Checkpoint(**kept)
     step = checkpoints.restore_newest(checkpoint, workdir.checkpoints, report, partial=True)
     if step is None:

@@ -115,7 +115,27 @@ def of(config: ml_collections.ConfigDict, model: Ensemble, schedule: Schedule) -
             "optimizer.block_rates and frozen_epochs must leave a block to train from the "
             f"beginning, got {section.block_rates} and {section.frozen_epochs}"
         )
-    return Freezing(model, thawed_at, section.frozen_norms, section.trained_nodes)
+    frozen = Freezing(model, thawed_at, section.frozen_norms, section.trained_nodes)
+    _check_trained(model, thawed_at, section.trained_nodes)
+    return frozen
+
+
+def _check_trained(model: Ensemble, thawed_at: Sequence[float], nodes: Collection[str]) -> None:
+    """Raises `InputError` unless all nodes to train are trained, one from the beginning."""
+    steps = {
+        node_name(place): thawed_at[place[0]] for places, _ in model.networks for place in places
+    }
+    for name in nodes:
+        if steps[name] == math.inf:
+            raise InputError(
+                "optimizer.trained_nodes must be of blocks with a rate above 0 in "
+                f"optimizer.block_rates, got {name!r}"
+            )
+    if nodes and min(steps[name] for name in nodes) > 0:
+        raise InputError(
+            "optimizer.frozen_epochs must leave one of optimizer.trained_nodes to train from the "
+            f"beginning, got {tuple(nodes)}"
+        )
 
 
 def block_rates(config: ml_collections.ConfigDict, blocks: int) -> tuple[float, ...]:

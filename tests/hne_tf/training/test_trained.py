@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -105,3 +106,9 @@ def test_representative_images_are_spread_over_the_training_split(trained_workdi
     assert sum(len(batch) for batch in run.representative(10**6)) == examples
     with pytest.raises(InputError, match="representative_images must be 1 or more, got 0"):
         run.representative(0)
+
+
+def test_another_backend_does_not_read_tensorflows_runs(trained_workdir, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(InputError, match=r"KERAS_BACKEND=jax reads runs of that backend, got .*"):
+        trained.restore(trained_workdir, report=str)

@@ -216,6 +216,20 @@ def test_chosen_nodes_are_trained_from_a_trained_run(tiny_config, trained_workdi
             {"optimizer.trained_nodes": ("block0.node0",), "training.factory": "grouped"},
             "training.factory must be branched for optimizer.trained_nodes",
         ),
+        (
+            {
+                "optimizer.trained_nodes": ("block1.node0", "block0.node0"),
+                "optimizer.block_rates": (0.0, 1.0, 1.0),
+            },
+            r"blocks with a rate above 0 in optimizer.block_rates, got 'block0.node0'",
+        ),
+        (
+            {
+                "optimizer.trained_nodes": ("block0.node0",),
+                "optimizer.frozen_epochs": (0.5, 0.0, 0.0),
+            },
+            r"must leave one of optimizer.trained_nodes to train from the beginning",
+        ),
     ],
 )
 def test_nodes_and_runs_that_there_are_not(tiny_config, tmp_path, fields, message):
