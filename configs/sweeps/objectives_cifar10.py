@@ -3,7 +3,7 @@
     hne-sweep --config=configs/sweeps/objectives_cifar10.py \\
         --root=runs/sweeps --jobs=2 --results=results/objectives_cifar10.md
 
-33 runs of about 8 CPU minutes each, more than two hours on 2 cores, after the teachers of
+30 runs of about 8 CPU minutes each, more than two hours on 2 cores, after the teachers of
 `configs/outside_teacher.py`. Few images and no
 crops, because objectives differ where the networks can fit their training set:
 with twenty thousand images and a dozen epochs they cannot, and what is taken

@@ -3,7 +3,7 @@
     hne-sweep --config=configs/sweeps/objectives_digits.py \\
         --root=runs/sweeps --jobs=2 --results=results/objectives_digits.md
 
-72 runs of 30 CPU seconds each, 20 minutes on 2 cores, after the teachers of
+66 runs of 30 CPU seconds each, 20 minutes on 2 cores, after the teachers of
 `configs/outside_teacher.py`. Eight small networks of
 basic units, no augmentation and few labels, because objectives differ where the
 networks can fit their training set. Settings are those that `grid_digits.py`

@@ -317,8 +317,8 @@ SWEEPS = {
     architectures_cifar10: (24, "test"),
     augmentation_cifar10: (4, "test"),
     depth_cifar10: (8, "test"),
-    objectives_digits: (30, "test"),
-    objectives_cifar10: (12, "test"),
+    objectives_digits: (66, "test"),
+    objectives_cifar10: (30, "test"),
     grid_digits: (81, "validation"),
     grid_cifar10: (3, "validation"),
     grid_architectures_cifar10: (27, "validation"),
@@ -335,7 +335,9 @@ def test_every_sweep_is_as_large_as_it_says_and_fits_its_model(module):
     for run in sweep.runs[: len(sweep.groups)]:
         blocks = build.architecture(run.config).blocks
         assert blocks == build.tree(run.config).blocks - build.has_exits(run.config)
-        build.objective(run.config, 2.0)
+        # Teachers are trained runs, which are not there.
+        if run.config.objective.name != "outside":
+            build.objective(run.config, 2.0)
 
 
 def test_all_sweeps_are_tested():
