@@ -105,21 +105,23 @@ class Ensemble(CompiledModel):
         """
         return self._observed(self._checked_names(names))
 
-    def answering(self, loss: keras.losses.Loss) -> Callable[..., Any]:
+    def answering(self, loss: keras.losses.Loss, network: Any = None) -> Callable[..., Any]:
         """What gives a loss all that it asks for of a batch of images.
+
+        Args:
+          loss: an objective.
+          network: what computes the model in its place, and has `with_activations` too.
 
         Returns:
           A function of images and `training` to leaf logits, or to a dictionary for a loss
-          that has activations or a teacher, see `hne_tf.objectives.Objective`. Its
-          adversary is built.
+          that has activations or a teacher, see `hne_tf.objectives.Objective`.
 
         Raises:
           InputError: for activations of a node that there is not.
         """
         names, teacher = getattr(loss, "activations", ()), getattr(loss, "teacher", None)
-        observed = self.with_activations(names) if names or teacher is not None else self
-        if adversary := getattr(loss, "adversary", None):
-            adversary.build(observed.output)
+        network = self if network is None else network
+        observed = network.with_activations(names) if names or teacher is not None else network
         if teacher is None:
             return observed
 
@@ -127,6 +129,13 @@ class Ensemble(CompiledModel):
             return {**observed(images, training=training), "teacher_logits": teacher(images)}
 
         return answer
+
+    def build_adversary(self, loss: keras.losses.Loss) -> Any:
+        """The adversary of a loss, built for what the model answers; None if it has none."""
+        adversary, names = getattr(loss, "adversary", None), getattr(loss, "activations", ())
+        if adversary is not None:
+            adversary.build((self.with_activations(names) if names else self).output)
+        return adversary
 
     def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
@@ -243,8 +252,8 @@ class TreeEnsemble(Ensemble):
         inputs, normalise = images_and_normalisation(images)
         x = normalise(inputs)
         nodes = _build_nodes(architecture, tree, layers, x, len(images.class_names))
-        activations = _activations(tree, nodes, x, range(tree.leaves))
-        super().__init__(inputs, _leaf_logits(tree, activations, range(tree.leaves)), name=name)
+        activations = activations_of(tree, nodes, x, range(tree.leaves))
+        super().__init__(inputs, leaf_logits_of(tree, activations, range(tree.leaves)), name=name)
         self.architecture = architecture
         self.tree = tree
         self.factory = layers
@@ -334,8 +343,8 @@ class TreeEnsemble(Ensemble):
 
     def _build_leaves(self, leaves: range) -> keras.Model:
         images = keras.Input(self.images.shape, dtype="uint8", name="images")
-        activations = _activations(self.tree, self.node_models, self.normalise(images), leaves)
-        logits = _leaf_logits(self.tree, activations, leaves)
+        activations = activations_of(self.tree, self.node_models, self.normalise(images), leaves)
+        logits = leaf_logits_of(self.tree, activations, leaves)
         name = f"{self.name}.leaves{leaves.start}to{leaves.stop - 1}"
         return keras.Model(images, logits, name=name)
 
@@ -369,8 +378,8 @@ def _build_nodes(
     return nodes
 
 
-def _activations(
-    tree: Paths, nodes: list[list[keras.Model]], x: Any, leaves: range
+def activations_of(
+    tree: Paths, nodes: Sequence[Sequence[Callable[[Any], Any]]], x: Any, leaves: range
 ) -> dict[tuple[int, int], Activation]:
     """What each node gives that some leaves need, by its place; each is computed once."""
     outputs: dict[tuple[int, int], Activation] = {}
@@ -380,7 +389,7 @@ def _activations(
     return outputs
 
 
-def _leaf_logits(
+def leaf_logits_of(
     tree: Paths, activations: Mapping[tuple[int, int], Activation], leaves: range
 ) -> Any:
     """Logits `[batch, len(leaves), classes]` of some leaves."""

@@ -1,5 +1,6 @@
 """One training run: its model and optimiser under a strategy, and the steps that they take."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,10 @@ from hne_tf.evaluation.evaluation import inference
 from hne_tf.evaluation.measuring import measure
 from hne_tf.image_spec import ImageSpec
 from hne_tf.metrics import EnsembleAccuracy
+from hne_tf.models.ensemble import Ensemble, TreeEnsemble
 from hne_tf.training import build, checkpoints, optimizer
+from hne_tf.training.backends.fused_sgd import FusedSGD
+from hne_tf.training.backends.shared_nodes import SharedNodes
 from hne_tf.training.fine_tuning import earlier_run, freezing
 from hne_tf.training.fine_tuning.given import GivenModel
 from hne_tf.training.fine_tuning.rates import set_block_rates
@@ -21,6 +25,9 @@ from hne_tf.training.machines.devices import accelerated, check_kernels
 from hne_tf.training.schedule import Schedule
 from hne_tf.training.weight_average import WeightAverage
 from hne_tf.training.workdir import Workdir
+
+# Nodes that take longer to trace one by one than all steps of most runs take to call them.
+_MANY_NODES = 8
 
 
 class TrainingRun:
@@ -62,9 +69,11 @@ class TrainingRun:
             self.optimizer = optimizer.optimizer(config, schedule)
             self._variables = list(self.model.trainable_variables)
             self.optimizer.build(self._variables)
-            set_block_rates(
-                self.optimizer, self.model, freezing.block_rates(config, self.model.tree.blocks)
-            )
+            rates = freezing.block_rates(config, self.model.tree.blocks)
+            set_block_rates(self.optimizer, self.model, rates)
+            self._shares = _shares(self.model, replicas)
+            if self._shares and set(rates) == {1.0} and isinstance(self.optimizer, FusedSGD):
+                self.optimizer.owners = _owners(self.model)
             self.loss = keras.metrics.Mean(name="loss")
             self.accuracy = EnsembleAccuracy(self.sizes, config.objective.average)
             self.accuracy.build(self.model.output_shape)
@@ -76,8 +85,7 @@ class TrainingRun:
             self.objective.iterations = self.optimizer.iterations
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         with strategy.scope():
-            self._answer = self.model.answering(self.objective)
-            if adversary := getattr(self.objective, "adversary", None):
+            if adversary := self.model.build_adversary(self.objective):
                 self._variables += adversary.trainable_variables
                 self.checkpoint.adversary = list(adversary.trainable_variables)
                 self.checkpoint.adversary_optimizer = adversary.optimizer
@@ -99,9 +107,13 @@ class TrainingRun:
 
     def prepare(self, step: int) -> None:
         """Makes trainable what the steps from `step` to the next stop train."""
-        if self._freezing.apply(step):
-            # Converting what a replica does would take AutoGraph seconds.
-            self._steps = tf.function(self._run_steps, autograph=False)
+        if not self._freezing.apply(step):
+            return
+        self._network = SharedNodes(self.model) if self._shares else self.model
+        self._answer = self.model.answering(self.objective, self._network)
+        steps = self._step if self._shares else self._run_steps
+        # Converting what a replica does would take AutoGraph seconds.
+        self._steps = tf.function(steps, autograph=False)
 
     def start(self) -> None:
         """Sets the weights that a new run begins with, unless they are fresh ones."""
@@ -137,7 +149,12 @@ class TrainingRun:
         """Takes `count` steps, see `prepare`; returns their mean loss and accuracies."""
         self.loss.reset_state()
         self.accuracy.reset_state()
-        self._steps(batches, tf.constant(count))
+        if self._shares:
+            with _quickly_ready():
+                for _ in range(count):
+                    self._steps(batches)
+        else:
+            self._steps(batches, tf.constant(count))
         accuracies = {name: float(value) for name, value in self.accuracy.result().items()}
         record = {"loss": float(self.loss.result()), **accuracies}
         if self.config.optimizer.trained_nodes:
@@ -196,9 +213,10 @@ class TrainingRun:
         return [total for variable, total in pairs if variable.trainable]
 
     def _run_steps(self, batches, count):
-        _repeat(count, lambda _: self._step(next(batches)))
+        _repeat(count, lambda _: self._step(batches))
 
-    def _step(self, batch):
+    def _step(self, batches):
+        batch = next(batches)
         if not self._gradient_sums:
             self.strategy.run(self._replica_step, args=batch)
             return
@@ -231,12 +249,14 @@ class TrainingRun:
         """Gradients whose sum over all parts and replicas is of the global batch's mean."""
         training = self.config.training
         parts = training.accumulate_steps * self.strategy.num_replicas_in_sync
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in self._trained():
+                tape.watch(variable.value)
             answer = self._answer(images, training=True)
             per_example = self.objective.call(labels, answer)
             loss = tf.reduce_sum(per_example) / training.batch_size
-            if self.model.losses:
-                loss += tf.add_n(self.model.losses) / parts
+            if self._network.losses:
+                loss += tf.add_n(self._network.losses) / parts
             if self._adversary:
                 # What one of the two learns from does not reach the other.
                 told = self._adversary.loss(labels, answer)
@@ -255,6 +275,35 @@ class TrainingRun:
             adversary.optimizer.apply(gradients[len(trained) :], adversary.trainable_variables)
         if self._average:
             self._average.update(self.optimizer.iterations)
+
+
+def _shares(model: Ensemble, replicas: int) -> bool:
+    """Whether nodes are traced together.
+
+    Calling them takes a little at each step, which the small steps of small trees would feel.
+    """
+    return replicas == 1 and isinstance(model, TreeEnsemble) and len(model.networks) > _MANY_NODES
+
+
+def _owners(model: Ensemble) -> dict[int, Any]:
+    """The node that a weight belongs to, by the weight's `id`."""
+    return {id(weight): places for places, network in model.networks for weight in network.weights}
+
+
+@contextlib.contextmanager
+def _quickly_ready() -> Iterator[None]:
+    """Spares the graph of a step TensorFlow's optimiser of graphs, on a CPU.
+
+    It takes longer than many steps, and no step is faster for it there.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    if not accelerated():
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        before = options.get("disable_meta_optimizer", False)
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 def _random_states(model: keras.Model) -> list[keras.Variable]:

@@ -93,7 +93,7 @@ class JaxRun:
         if hasattr(self.objective, "iterations"):
             self.objective.iterations = self.optimizer.iterations
         self._answer = self.model.answering(self.objective)
-        self._adversary = getattr(self.objective, "adversary", None)
+        self._adversary = self.model.build_adversary(self.objective)
         self._average = self._weight_average(on_accelerator)
         self._variables = {
             "trainable": self.model.trainable_variables,

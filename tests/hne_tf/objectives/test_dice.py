@@ -200,7 +200,9 @@ def tree():
 
 def test_features_are_the_means_of_feature_maps():
     loss = Dice(weight=1.0, nodes=("block0.node0", "block0.node1"))
-    answer = tree().answering(loss)(RNG.integers(0, 256, (6, 8, 8, 1), np.uint8))
+    model = tree()
+    model.build_adversary(loss)
+    answer = model.answering(loss)(RNG.integers(0, 256, (6, 8, 8, 1), np.uint8))
     pooled = {name: np.mean(answer[name], axis=(1, 2)) for name in loss.activations}
     value = loss.adversary.redundancy(LABELS, answer)
     assert value != 0
@@ -210,7 +212,7 @@ def test_features_are_the_means_of_feature_maps():
 def test_features_of_different_widths_are_refused():
     loss = Dice(nodes=("block0.node0", "block1.node0"))
     with pytest.raises(InputError, match="must have features of one width, got 4, 3"):
-        tree().answering(loss)
+        tree().build_adversary(loss)
 
 
 def test_fit_refuses_what_needs_two_optimisers():
