@@ -5,6 +5,8 @@ answers and error codes, from Python. Listens on this machine only unless told
 otherwise. New versions are taken into service as they are published.
 
   python -m hne_tf.bin.serve --model_base_path=models/digits
+
+--rest_port takes the package of an extra: pip install 'hne_tf[rest]'.
 """
 
 import contextlib
@@ -23,6 +25,8 @@ from hne_tf.errors import InputError
 from hne_tf.exported.manifest import read_manifest
 
 if typing.TYPE_CHECKING:
+    import ssl
+
     import grpc
 
 
@@ -63,6 +67,15 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     path("tls_key", None, "PEM file of the certificate's private key.")
     path("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
     count("metrics_port", 0, "Port of Prometheus metrics on --host; 0 for none.", upper_bound=65535)
+    flags.DEFINE_integer(
+        "rest_port",
+        None,
+        "Port of TF Serving's RESTful API on --host; 0 for any free one. None without.",
+        lower_bound=0,
+        upper_bound=65535,
+        flag_values=values,
+    )
+    path("access_log", None, "File that gets a JSON line per prediction; - for standard output.")
     seconds("drain_s", 10.0, "How long predictions have to finish after SIGTERM.")
 
 
@@ -83,13 +96,17 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             port=values.port,
             options=service.Options(**options),
             metrics_port=values.metrics_port,
+            rest_port=values.rest_port,
+            rest_tls=None if values.rest_port is None else _tls(values),
+            access_log=values.access_log,
             poll_interval_s=values.poll_interval_s,
             drain_s=values.drain_s,
             report=_report,
         ) as server:
+            rest = f" rest={server.rest_address}" if server.rest_address else ""
             print(
                 f"hne-serve: embedded Python server, not TF Serving: model={server.model} "
-                f"version={server.version} address={server.address}",
+                f"version={server.version} address={server.address}{rest}",
                 flush=True,
             )
             # A signal that the system hands to another thread does not end an untimed wait.
@@ -132,6 +149,24 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
     return grpc.ssl_server_credentials(
         [(key, certificate)], client_ca, require_client_auth=client_ca is not None
     )
+
+
+def _tls(values: flags.FlagValues) -> "ssl.SSLContext | None":
+    """The same TLS for REST; the flags have been checked."""
+    if values.tls_certificate is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password, for which it would ask at the terminal.
+        context.load_cert_chain(values.tls_certificate, values.tls_key, password="")
+        if values.tls_client_ca is not None:
+            context.load_verify_locations(values.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise InputError(f"the TLS certificate or key is invalid: {error.reason}") from None
+    return context
 
 
 def _report(line: str) -> None:

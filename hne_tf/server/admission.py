@@ -63,11 +63,17 @@ class PredictionThreads(concurrent.futures.ThreadPoolExecutor):
     """
 
     def __init__(self, most: int) -> None:
-        super().__init__(max_workers=most, thread_name_prefix="predict")
+        # One more: gRPC asks and submits in two steps, between which `take` can come.
+        super().__init__(max_workers=most + 1, thread_name_prefix="predict")
         self._most = most
         self._held = 0
         self._closed = False
         self._changed = threading.Condition()
+
+    @property
+    def most(self) -> int:
+        """Predictions taken on at a time."""
+        return self._most
 
     @property
     def held(self) -> int:
@@ -88,13 +94,27 @@ class PredictionThreads(concurrent.futures.ThreadPoolExecutor):
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future:
-        """Takes a prediction on; only gRPC calls this."""
+        """Takes a prediction on without a look at the bound; only gRPC calls this."""
         with self._changed:
             self._held += 1
         future = super().submit(fn, *args, **kwargs)
         # Also runs for calls that end before their handler is reached.
         future.add_done_callback(self._release)
         return future
+
+    def take(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future:
+        """Takes a prediction on that did not come by gRPC.
+
+        Raises:
+          RequestError: if it is refused.
+        """
+        with self._changed:
+            refusal = self.refusal()
+            if refusal is not None:
+                raise refusal
+            return self.submit(fn, *args, **kwargs)
 
     def drain(self, timeout_s: float) -> bool:
         """Refuses further predictions and waits for those held; False if some are left."""

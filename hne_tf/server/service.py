@@ -25,6 +25,7 @@ from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import Servable
 from hne_tf.server.servicers import ModelService, PredictionService
+from hne_tf.server.tracing.tracer import Tracer
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 # Health, metadata and refusals: short, and never behind a prediction.
@@ -60,20 +61,43 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inside:
+    """What answers, for doors other than gRPC.
+
+    Attributes:
+      catalog: the versions.
+      service: answers predictions.
+      predictions: the threads that they run in, which bound them.
+      tracer: follows them.
+      max_rows: of a request.
+      options: of the server.
+    """
+
+    catalog: Catalog
+    service: PredictionService
+    predictions: PredictionThreads
+    tracer: Tracer
+    max_rows: int
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
 class RunningServer:
     """A server that accepts requests.
 
     Attributes:
       host: address it listens on.
       port: port it listens on, the one chosen if any free one was asked for.
+      inside: what answers.
+      rest_address: what URLs of its REST door begin with; None without one.
     """
 
     host: str
     port: int
-    _catalog: Catalog
+    inside: Inside
     _server: grpc.Server
     _health: health.HealthServicer
-    _predictions: PredictionThreads
+    rest_address: str | None = None
 
     @property
     def address(self) -> str:
@@ -83,12 +107,12 @@ class RunningServer:
     @property
     def model(self) -> str:
         """Name that requests ask for."""
-        return self._catalog.name
+        return self.inside.catalog.name
 
     @property
     def version(self) -> int:
         """The version that requests without one are answered by."""
-        return self._catalog.served.version
+        return self.inside.catalog.served.version
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Says NOT_SERVING, refuses predictions, lets those held finish, returns when done.
@@ -99,10 +123,10 @@ class RunningServer:
         end = time.monotonic() + grace_s
         self._health.enter_graceful_shutdown()
         # The port stays open so that health checks learn of it.
-        self._predictions.drain(grace_s)
+        self.inside.predictions.drain(grace_s)
         left = max(end - time.monotonic(), 0.0)
         self._server.stop(min(left, _LAST_BYTES_S)).wait()
-        self._predictions.shutdown(wait=False)
+        self.inside.predictions.shutdown(wait=False)
 
 
 def start(
@@ -110,6 +134,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 0,
     options: Options | None = None,
+    tracer: Tracer | None = None,
 ) -> RunningServer:
     """Starts serving and returns at once.
 
@@ -118,6 +143,7 @@ def start(
       host: address to listen on.
       port: port to listen on; 0 for any free one.
       options: `Options()` by default.
+      tracer: follows predictions; by default without an access log.
 
     Raises:
       InputError: if the address cannot be listened on or the TLS files are not PEM.
@@ -137,9 +163,10 @@ def start(
     catalog.metrics.queue_is(lambda: max(0, predictions.held - batcher.running))
     rows = min(options.max_rows, options.max_batch_size or options.max_rows)
     service = PredictionService(catalog, batcher, catalog.metrics, rows)
+    inside = Inside(catalog, service, predictions, tracer or Tracer(), rows, options)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
-        interceptors=[_Admission(service, predictions, catalog.metrics)],
+        interceptors=[_Admission(inside)],
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.max_send_message_length", transport.MAX_MESSAGE_BYTES),
@@ -154,7 +181,7 @@ def start(
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, catalog, server, health_servicer, predictions)
+    return RunningServer(host, bound, inside, server, health_servicer)
 
 
 class _Admission(grpc.ServerInterceptor):
@@ -165,18 +192,16 @@ class _Admission(grpc.ServerInterceptor):
     gRPC asks, and submits to the threads, from one thread: the bound is exact.
     """
 
-    def __init__(
-        self, service: PredictionService, predictions: PredictionThreads, metrics: ServerMetrics
-    ) -> None:
+    def __init__(self, inside: Inside) -> None:
         def predict(message: bytes, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
-            return service.Predict(message, context)
+            with inside.tracer.call(context) as trace:
+                return inside.service.Predict(message, context, trace)
 
-        predict.experimental_thread_pool = predictions
+        predict.experimental_thread_pool = inside.predictions
         self._handler = grpc.unary_unary_rpc_method_handler(
             predict, response_serializer=predict_pb2.PredictResponse.SerializeToString
         )
-        self._predictions = predictions
-        self._metrics = metrics
+        self._inside = inside
 
     def intercept_service(
         self,
@@ -187,14 +212,15 @@ class _Admission(grpc.ServerInterceptor):
             handler = continuation(handler_call_details)
             # Streams are health's, whose requests are one string.
             return _short(handler) if handler and handler.unary_unary else handler
-        refusal = self._predictions.refusal()
+        refusal = self._inside.predictions.refusal()
         return self._handler if refusal is None else self._refuse(refusal)
 
     def _refuse(self, refusal: RequestError) -> grpc.RpcMethodHandler:
         def refuse(requests: object, context: grpc.ServicerContext) -> None:
             del requests
-            self._metrics.answered("", refusal.code, 0.0)
-            context.abort(refusal.code, refusal.message)
+            self._inside.catalog.metrics.answered("", refusal.code, 0.0)
+            with self._inside.tracer.call(context):
+                context.abort(refusal.code, refusal.message)
 
         # As a stream: a single request would be read before it is refused.
         return grpc.stream_unary_rpc_method_handler(refuse)

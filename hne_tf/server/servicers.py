@@ -22,6 +22,7 @@ from hne_tf.server.catalog import Catalog
 from hne_tf.server.checks import PLAIN_KINDS
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.tracing.trace import Trace
 
 _SIGNATURE_DEF = "signature_def"
 # Details travel in a header, and clients drop an answer whose headers pass 8 KiB.
@@ -49,7 +50,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._max_rows = max_rows
 
     def Predict(  # noqa: N802
-        self, message: bytes, context: grpc.ServicerContext
+        self, message: bytes, context: grpc.ServicerContext, trace: Trace | None = None
     ) -> predict_pb2.PredictResponse:
         """Runs a signature; `RequestError` becomes the call's status.
 
@@ -57,19 +58,23 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
           message: a serialised PredictRequest. gRPC would parse it in the one
             thread that serves all calls, and log a traceback for anything else.
           context: the call's.
+          trace: is told of the prediction.
         """
         try:
-            return self.answer(message, Caller(context))
+            return self.answer(message, Caller(context), trace)
         except RequestError as error:
             context.abort(error.code, error.message[:_MAX_DETAILS])
 
-    def answer(self, message: bytes, call: Caller) -> predict_pb2.PredictResponse:
-        """The answer to a serialised PredictRequest.
+    def answer(
+        self, message: bytes, call: Caller, trace: Trace | None = None
+    ) -> predict_pb2.PredictResponse:
+        """The answer to a serialised PredictRequest; `trace` is told what is found in it.
 
         Raises:
           RequestError: with the status of the call.
         """
         started = time.perf_counter()
+        trace = trace or Trace()
         found = ""
         # What grpc makes of an exception that is no RequestError.
         code = grpc.StatusCode.UNKNOWN
@@ -81,7 +86,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             with self._catalog.lease(request.model_spec) as servable:
                 signature = servable.signature(request.model_spec.signature_name)
                 found = signature.name
+                trace.found(found, servable.version)
+                self._metrics.begins(found)
                 arrays = signature.checks.inputs(request.inputs, self._max_rows)
+                trace.took(arrays.values())
                 wanted = signature.checks.outputs(request.output_filter)
                 outputs = self._batcher.run(signature, arrays, call)
             response = _response({name: outputs[name] for name in wanted})
@@ -94,7 +102,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             code = error.code
             raise
         finally:
-            self._metrics.answered(found, code, time.perf_counter() - started)
+            self._metrics.answered(found, code, time.perf_counter() - started, trace.door)
 
     def _check_bytes(self, message: bytes) -> None:
         """Refuses, before it is parsed, what is larger than any request that can be answered."""
