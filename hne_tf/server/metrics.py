@@ -25,11 +25,10 @@ class ServerMetrics:
     `hne_server_requests_total` counts predictions by door (`grpc` or `rest`), signature
     and gRPC code; the signature is empty where a request was refused before one was found.
     `hne_server_in_progress` are those whose signature is known, waiting or running.
-    `hne_server_answered_size_total` counts answers by the ensemble's size, of signatures
-    that choose it themselves.
     `hne_server_latency_seconds` is the time from a request's arrival in its
     thread to its answer, `hne_server_batch_rows` the rows of each run of a graph,
-    both by signature. `hne_server_queue_length` are the predictions that wait,
+    both by signature. `hne_server_anytime_total` counts the answers of signature
+    `anytime` by the size of the ensemble. `hne_server_queue_length` are the predictions that wait,
     `hne_server_abandoned_total` those never run, by reason (`expired` or
     `cancelled`). `hne_server_version` is the version served,
     `hne_server_versions_loaded` how many are in memory, and
@@ -53,12 +52,6 @@ class ServerMetrics:
             ["signature"],
             registry=registry,
         )
-        self._sizes = Counter(
-            "hne_server_answered_size",
-            "Answers by the size of the ensemble, where the signature chooses it.",
-            ["signature", "size"],
-            registry=registry,
-        )
         self._latency = Histogram(
             "hne_server_latency_seconds",
             "Time of predictions whose signature is known, failed ones too.",
@@ -71,6 +64,12 @@ class ServerMetrics:
             "Rows of each run of a graph.",
             ["signature"],
             buckets=_ROWS,
+            registry=registry,
+        )
+        self._anytime = Counter(
+            "hne_server_anytime",
+            "Answers of signature anytime by the size of the ensemble.",
+            ["size"],
             registry=registry,
         )
         self._queue = Gauge(
@@ -113,17 +112,17 @@ class ServerMetrics:
         elif code is grpc.StatusCode.CANCELLED:
             self._abandoned.labels("cancelled").inc()
 
-    def sized(self, signature: str, size: int) -> None:
-        """A signature that chooses the size of the ensemble answered with this one."""
-        self._sizes.labels(signature, str(size)).inc()
+    def computes(self, signature: str, rows: int) -> None:
+        """A graph runs on a batch."""
+        self._rows.labels(signature).observe(rows)
+
+    def answered_anytime(self, size: int) -> None:
+        """Signature `anytime` was answered by an ensemble of `size`."""
+        self._anytime.labels(str(size)).inc()
 
     def line_lost(self) -> None:
         """A line of the access log could not be written."""
         self._lost_lines.inc()
-
-    def computes(self, signature: str, rows: int) -> None:
-        """A graph runs on a batch."""
-        self._rows.labels(signature).observe(rows)
 
     def queue_is(self, length: Callable[[], float]) -> None:
         """Asks `length` for the predictions that wait whenever metrics are read."""

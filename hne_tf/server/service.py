@@ -95,9 +95,11 @@ class RunningServer:
     host: str
     port: int
     inside: Inside
+    _catalog: Catalog
     _server: grpc.Server
     _health: health.HealthServicer
-    rest_address: str | None = None
+    _predictions: PredictionThreads
+    rest_address: str | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def address(self) -> str:
@@ -107,12 +109,12 @@ class RunningServer:
     @property
     def model(self) -> str:
         """Name that requests ask for."""
-        return self.inside.catalog.name
+        return self._catalog.name
 
     @property
     def version(self) -> int:
         """The version that requests without one are answered by."""
-        return self.inside.catalog.served.version
+        return self._catalog.served.version
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Says NOT_SERVING, refuses predictions, lets those held finish, returns when done.
@@ -123,10 +125,10 @@ class RunningServer:
         end = time.monotonic() + grace_s
         self._health.enter_graceful_shutdown()
         # The port stays open so that health checks learn of it.
-        self.inside.predictions.drain(grace_s)
+        self._predictions.drain(grace_s)
         left = max(end - time.monotonic(), 0.0)
         self._server.stop(min(left, _LAST_BYTES_S)).wait()
-        self.inside.predictions.shutdown(wait=False)
+        self._predictions.shutdown(wait=False)
 
 
 def start(
@@ -181,7 +183,7 @@ def start(
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, inside, server, health_servicer)
+    return RunningServer(host, bound, inside, catalog, server, health_servicer, predictions)
 
 
 class _Admission(grpc.ServerInterceptor):
@@ -201,7 +203,9 @@ class _Admission(grpc.ServerInterceptor):
         self._handler = grpc.unary_unary_rpc_method_handler(
             predict, response_serializer=predict_pb2.PredictResponse.SerializeToString
         )
-        self._inside = inside
+        self._predictions = inside.predictions
+        self._metrics = inside.catalog.metrics
+        self._tracer = inside.tracer
 
     def intercept_service(
         self,
@@ -212,14 +216,14 @@ class _Admission(grpc.ServerInterceptor):
             handler = continuation(handler_call_details)
             # Streams are health's, whose requests are one string.
             return _short(handler) if handler and handler.unary_unary else handler
-        refusal = self._inside.predictions.refusal()
+        refusal = self._predictions.refusal()
         return self._handler if refusal is None else self._refuse(refusal)
 
     def _refuse(self, refusal: RequestError) -> grpc.RpcMethodHandler:
         def refuse(requests: object, context: grpc.ServicerContext) -> None:
             del requests
-            self._inside.catalog.metrics.answered("", refusal.code, 0.0)
-            with self._inside.tracer.call(context):
+            self._metrics.answered("", refusal.code, 0.0)
+            with self._tracer.call(context):
                 context.abort(refusal.code, refusal.message)
 
         # As a stream: a single request would be read before it is refused.

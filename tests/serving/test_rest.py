@@ -177,6 +177,11 @@ def test_large_whole_numbers_stay_exact(predict):
     assert predict(body) == (200, {"predictions": [2**64 - 1, 0]})
 
 
+def test_types_that_json_does_not_have_are_left_to_grpc(predict):
+    status, answer = predict({"signature_name": "half", "instances": [1.0]})
+    assert (status, "float16 over REST" in answer["error"]) == (501, True)
+
+
 @pytest.mark.parametrize("text", ["", "foo", "böse \U0001f642", "\x00"])
 def test_strings(predict, text):
     body = {"signature_name": "echo", "instances": [text]}

@@ -10,7 +10,8 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from hne_tf.server.errors import RequestError
 from hne_tf.server.rest import tensors
-from hne_tf.server.servable import Servable
+
+SIGNATURE_DEF = "signature_def"
 
 _MOST_DETAILS = 2000
 # TF Serving's `http_server.cc`; what is not here is 500.
@@ -95,16 +96,14 @@ def model_status(statuses: Sequence[get_model_status_pb2.ModelVersionStatus]) ->
     )
 
 
-def model_metadata(servable: Servable) -> bytes:
-    """The body of an answer on the signatures of a version."""
-    response = get_model_metadata_pb2.GetModelMetadataResponse()
-    response.model_spec.name = servable.name
-    response.model_spec.version.value = servable.version
-    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
+def model_metadata(response: get_model_metadata_pb2.GetModelMetadataResponse) -> bytes:
+    """The body of an answer on the signatures of a version, from gRPC's."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata[SIGNATURE_DEF].Unpack(signatures)
     return _dumps(
         {
             "model_spec": _as_json(response.model_spec),
-            "metadata": {"signature_def": _as_json(signatures)},
+            "metadata": {SIGNATURE_DEF: _as_json(signatures)},
         }
     )
 

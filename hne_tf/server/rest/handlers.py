@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import grpc
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import model_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 
 from hne_tf.errors import extra
 from hne_tf.server.catalog import Catalog
@@ -127,8 +127,17 @@ class Handlers:
             self._reading -= 1
 
     def _metadata(self, spec: model_pb2.ModelSpec) -> bytes:
-        with self._inside.catalog.lease(spec) as servable:
-            return answers.model_metadata(servable)
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=spec, metadata_field=[answers.SIGNATURE_DEF]
+        )
+        return answers.model_metadata(self._inside.service.GetModelMetadata(request, _Context()))
+
+
+class _Context:
+    """What gRPC's methods ask of a call's context: to end it."""
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise RequestError(code, details)
 
 
 class _Prediction:
