@@ -51,7 +51,7 @@ def status(error: RequestError) -> int:
 
 def failure(text: str) -> bytes:
     """The body of any answer that is an error."""
-    return json.dumps({"error": text[:_MOST_DETAILS]}).encode()
+    return _dumps({"error": text[:_MOST_DETAILS]})
 
 
 def predictions(response: predict_pb2.PredictResponse, by_row: bool) -> bytes:
@@ -120,4 +120,5 @@ def _as_json(of: message.Message) -> dict[str, Any]:
 
 
 def _dumps(content: dict[str, Any]) -> bytes:
-    return json.dumps(content).encode()
+    # The line ends where a terminal goes on.
+    return json.dumps(content).encode() + b"\n"

@@ -1,5 +1,6 @@
 """The access log: a line of JSON per prediction, written by a thread of its own."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -77,7 +78,9 @@ class AccessLog:
     def _run(self) -> None:
         while (record := self._waiting.get()) is not None:
             self._handler.handle(record)
-        self._handler.close()
+        # A full disk may have left something to be written, which is counted already.
+        with contextlib.suppress(OSError):
+            self._handler.close()
 
 
 def _handler(path: str | os.PathLike) -> logging.Handler:
