@@ -105,6 +105,8 @@ def test_a_client_that_hangs_up_gives_its_place_up(catalog, both, gate, pool):
     # The graph ran for the one who waited.
     assert len(gate.runs) == 1
     assert _sample(catalog, "abandoned_total", reason="cancelled") == 1
+    count = {"door": "rest", "signature": "serving_default", "code": "CANCELLED"}
+    assert _sample(catalog, "requests_total", **count) == 1
 
 
 def test_bodies_that_do_not_come_hold_no_prediction_up(both, sums_request, monkeypatch):
@@ -174,6 +176,20 @@ def _post(url):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.loads(error.read())
+
+
+def test_the_log_is_closed_after_the_last_answer(sums_path, tmp_path, gate, pool):
+    path = tmp_path / "access.jsonl"
+    with library.serve(
+        sums_path.parent, rest_port=0, access_log=path, drain_s=600, report=lambda line: None
+    ) as server:
+        held = pool.submit(_post, server.rest_address)
+        assert gate.entered.acquire(timeout=60)
+        # While the block is left.
+        pool.submit(lambda: (time.sleep(0.2), gate.opened.set()))
+    assert held.result(60) == (200, _SUM)
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert (line["door"], line["code"]) == ("rest", "OK")
 
 
 def test_a_taken_port_is_one_line_and_leaves_nothing_running(sums_path, both):

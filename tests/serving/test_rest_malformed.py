@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hne_tf.server.rest.bounds import Bounds
+from hne_tf.server.rest.caller import HttpCaller
 from hne_tf.server.rest.requests import RequestError
 from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
@@ -145,6 +146,23 @@ def test_a_budget_is_taken(rest, text):
     assert answer.status == 200
 
 
+def test_reading_a_request_is_part_of_its_budget():
+    now = [100.0]
+    call = HttpCaller(50.0, clock=lambda: now[0])
+    assert call.budget_ms == 50.0
+    now[0] += 0.02
+    call.parsed()
+    assert call.budget_ms == pytest.approx(30.0)
+    now[0] += 0.02
+    # From here on whoever answers counts.
+    assert call.budget_ms == pytest.approx(30.0)
+    call.parsed()
+    now[0] += 1
+    call.parsed()
+    assert 0 < call.budget_ms < 1e-3
+    assert (HttpCaller().budget_ms, HttpCaller().remaining_s) == (None, None)
+
+
 def test_a_body_is_bounded_before_it_is_read(rest, server):
     connection = http.client.HTTPConnection(rest.door.address.removeprefix("http://"))
     connection.putrequest("POST", _PREDICT)
@@ -219,6 +237,9 @@ def test_bounds_are_those_of_the_signature_with_the_most(base_path):
         b"Content-Length: 2\r\n\r\n{}",
         b"POST /v1/models/digits:predict HTTP/1.1\r\nHost: x\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/models/digits HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n",
+        b"OPTIONS /v1/models/digits HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )

@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+import time
 from collections.abc import Callable
 
 import grpc
@@ -11,6 +12,8 @@ from hne_tf.server.errors import RequestError
 
 BUDGET_HEADER = "X-HNE-Budget-Ms"
 
+# A budget stays a number above 0 when it has been spent.
+_LEAST_BUDGET_MS = 1e-6
 _NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -19,19 +22,35 @@ class HttpCaller:
 
     Args:
       budget_ms: how long the caller wants to wait; None if it does not say.
+      clock: seconds; the request arrives when this is made.
 
     Attributes:
-      budget_ms: as given.
       remaining_s: None: HTTP has no deadline.
     """
 
     remaining_s: float | None = None
 
-    def __init__(self, budget_ms: float | None = None) -> None:
-        self.budget_ms = budget_ms
+    def __init__(
+        self, budget_ms: float | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._budget_ms = budget_ms
+        self._clock = clock
+        self._arrived_s = self._parsed_s = clock()
         self._lock = threading.Lock()
         self._over = False
         self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def budget_ms(self) -> float | None:
+        """Milliseconds from `parsed` on that the answer may take; None for no budget."""
+        if self._budget_ms is None:
+            return None
+        spent_ms = 1000 * (self._parsed_s - self._arrived_s)
+        return max(self._budget_ms - spent_ms, _LEAST_BUDGET_MS)
+
+    def parsed(self) -> None:
+        """The request has been read: the budget is what is left of it now."""
+        self._parsed_s = self._clock()
 
     @property
     def over(self) -> bool:

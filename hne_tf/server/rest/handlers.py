@@ -80,10 +80,9 @@ class Handlers:
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            seconds = time.perf_counter() - started
             if not prediction.counted:
-                self._inside.catalog.metrics.answered("", code, seconds, trace.door)
-            self._inside.tracer.end(trace, code, seconds)
+                prediction.count(code)
+            self._inside.tracer.end(trace, code, time.perf_counter() - started)
 
     async def _predict(self, request: web.BaseRequest, prediction: "_Prediction") -> bytes:
         refusal = self._inside.predictions.refusal()
@@ -97,9 +96,12 @@ class Handlers:
             most = min(most, bounds.bytes)
         body = await self._read(request, most)
         future = self._inside.predictions.take(prediction.answer, body, call, zipped, most)
+        # In its thread, unless it never gets there.
+        prediction.counted = True
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
+            prediction.counted = not future.cancel()
             call.hang_up()
             raise
 
@@ -145,7 +147,7 @@ class _Prediction:
 
     Attributes:
       bounds: of its JSON, for the version that is served now.
-      counted: whether metrics have been told of its end.
+      counted: whether metrics are told of its end, or will be.
     """
 
     def __init__(self, inside: Inside, spec: model_pb2.ModelSpec, trace: Trace) -> None:
@@ -157,16 +159,25 @@ class _Prediction:
 
     def answer(self, body: bytes, call: HttpCaller, zipped: bool, most: int) -> bytes:
         """The body of the answer."""
-        call.check()
-        if zipped:
-            body = requests.gunzip(body, most)
-        content = requests.parse(body, self.bounds)
-        self._spec.signature_name = requests.signature_name(content)
-        inputs = self._inputs(self._spec.signature_name)
-        message = requests.predict_request(body, content, self._spec, inputs).SerializeToString()
-        self.counted = True
-        response = self._inside.service.answer(message, call, self._trace)
+        try:
+            call.check()
+            if zipped:
+                body = requests.gunzip(body, most)
+            content = requests.parse(body, self.bounds)
+            self._spec.signature_name = requests.signature_name(content)
+            inputs = self._inputs(self._spec.signature_name)
+            request = requests.predict_request(body, content, self._spec, inputs)
+        except RequestError as error:
+            self.count(error.code)
+            raise
+        call.parsed()
+        # Which counts it.
+        response = self._inside.service.answer(request.SerializeToString(), call, self._trace)
         return answers.predictions(response, by_row=requests.ROWS in content)
+
+    def count(self, code: grpc.StatusCode) -> None:
+        """Tells metrics of an end before a signature was asked."""
+        self._inside.catalog.metrics.answered("", code, 0.0, self._trace.door)
 
     def _inputs(self, name: str) -> Mapping[str, meta_graph_pb2.TensorInfo]:
         with self._inside.catalog.lease(self._spec) as servable:
