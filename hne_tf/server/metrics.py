@@ -120,10 +120,6 @@ class ServerMetrics:
         """Signature `anytime` was answered by an ensemble of `size`."""
         self._anytime.labels(str(size)).inc()
 
-    def line_lost(self) -> None:
-        """A line of the access log could not be written."""
-        self._lost_lines.inc()
-
     def queue_is(self, length: Callable[[], float]) -> None:
         """Asks `length` for the predictions that wait whenever metrics are read."""
         self._queue.set_function(length)
@@ -140,6 +136,10 @@ class ServerMetrics:
     def load_failed(self) -> None:
         """A version was refused."""
         self._failed_loads.inc()
+
+    def line_lost(self) -> None:
+        """A line of the access log could not be written."""
+        self._lost_lines.inc()
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answers Prometheus on `/metrics`; returns what stops that.

@@ -95,11 +95,11 @@ class RunningServer:
     host: str
     port: int
     inside: Inside
+    rest_address: str | None = dataclasses.field(default=None, kw_only=True)
     _catalog: Catalog
     _server: grpc.Server
     _health: health.HealthServicer
     _predictions: PredictionThreads
-    rest_address: str | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def address(self) -> str:
