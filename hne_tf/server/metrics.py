@@ -26,7 +26,8 @@ class ServerMetrics:
     the signature is empty where a request was refused before one was found.
     `hne_server_latency_seconds` is the time from a request's arrival in its
     thread to its answer, `hne_server_batch_rows` the rows of each run of a graph,
-    both by signature. `hne_server_queue_length` are the predictions that wait,
+    both by signature. `hne_server_anytime_total` counts the answers of signature
+    `anytime` by the size of the ensemble. `hne_server_queue_length` are the predictions that wait,
     `hne_server_abandoned_total` those never run, by reason (`expired` or
     `cancelled`). `hne_server_version` is the version served,
     `hne_server_versions_loaded` how many are in memory, and
@@ -55,6 +56,12 @@ class ServerMetrics:
             "Rows of each run of a graph.",
             ["signature"],
             buckets=_ROWS,
+            registry=registry,
+        )
+        self._anytime = Counter(
+            "hne_server_anytime",
+            "Answers of signature anytime by the size of the ensemble.",
+            ["size"],
             registry=registry,
         )
         self._queue = Gauge(
@@ -88,6 +95,10 @@ class ServerMetrics:
     def computes(self, signature: str, rows: int) -> None:
         """A graph runs on a batch."""
         self._rows.labels(signature).observe(rows)
+
+    def answered_anytime(self, size: int) -> None:
+        """Signature `anytime` was answered by an ensemble of `size`."""
+        self._anytime.labels(str(size)).inc()
 
     def queue_is(self, length: Callable[[], float]) -> None:
         """Asks `length` for the predictions that wait whenever metrics are read."""
