@@ -89,7 +89,9 @@ def test_curl_gets_answers(server, folder):
         "predictions",
         "outputs",
         "predictions",
+        "predictions",
     ]
+    assert answers[4]["predictions"][0].keys() == {"probabilities", "size", "latency_ms"}
     assert "x-request-id: a-slow-one" in ran.stdout.lower()
 
 

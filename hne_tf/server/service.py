@@ -19,6 +19,7 @@ from hne_tf import hardware
 from hne_tf.client import transport
 from hne_tf.errors import InputError
 from hne_tf.server.admission import PredictionThreads, Slots
+from hne_tf.server.anytime.signature import AnytimeModels
 from hne_tf.server.batching import Batcher
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.errors import RequestError
@@ -100,6 +101,7 @@ class RunningServer:
     _server: grpc.Server
     _health: health.HealthServicer
     _predictions: PredictionThreads
+    _anytime: AnytimeModels
 
     @property
     def address(self) -> str:
@@ -129,6 +131,7 @@ class RunningServer:
         left = max(end - time.monotonic(), 0.0)
         self._server.stop(min(left, _LAST_BYTES_S)).wait()
         self._predictions.shutdown(wait=False)
+        self._anytime.close()
 
 
 def start(
@@ -164,7 +167,8 @@ def start(
     )
     catalog.metrics.queue_is(lambda: max(0, predictions.held - batcher.running))
     rows = min(options.max_rows, options.max_batch_size or options.max_rows)
-    service = PredictionService(catalog, batcher, catalog.metrics, rows)
+    anytime = AnytimeModels(slots)
+    service = PredictionService(catalog, batcher, catalog.metrics, anytime, rows)
     inside = Inside(catalog, service, predictions, tracer or Tracer(), rows, options)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
@@ -183,7 +187,9 @@ def start(
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, inside, catalog, server, health_servicer, predictions)
+    return RunningServer(
+        host, bound, inside, catalog, server, health_servicer, predictions, anytime
+    )
 
 
 class _Admission(grpc.ServerInterceptor):

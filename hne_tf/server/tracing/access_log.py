@@ -57,6 +57,7 @@ class AccessLog:
             "signature": trace.signature or None,
             "version": trace.version,
             "rows": trace.rows,
+            "size": trace.size,
             "code": code.name,
             "ms": round(seconds * 1000, 3),
         }

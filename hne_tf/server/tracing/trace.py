@@ -30,6 +30,7 @@ class Trace:
       signature: the signature that answers; "" until one is found.
       version: the version that answers; None until one is found.
       rows: rows of the request; None until it has been checked.
+      size: leaves that answered, where the signature chooses them.
     """
 
     door: str = "grpc"
@@ -39,6 +40,7 @@ class Trace:
     signature: str = ""
     version: int | None = None
     rows: int | None = None
+    size: int | None = None
 
     @classmethod
     def of(
