@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import itertools
 import math
 import reprlib
 from typing import Any
@@ -75,8 +76,7 @@ def tensor(name: str, info: meta_graph_pb2.TensorInfo, value: Any) -> tensor_pb2
     if isinstance(value, list) and any(map(is_b64, value)):
         shape, content = _rows_of_bytes(name, declared_shape(info), dtype, value)
     else:
-        array = _numbers(name, info, dtype, value)
-        shape, content = array.shape, array.tobytes()
+        shape, content = _numbers(name, info, dtype, value)
     proto = tensor_pb2.TensorProto(dtype=info.dtype, tensor_content=content)
     for size in shape:
         proto.tensor_shape.dim.add(size=size)
@@ -95,51 +95,61 @@ def values(name: str, proto: tensor_pb2.TensorProto) -> Any:
     return texts.tolist()
 
 
-def _numbers(name: str, info: meta_graph_pb2.TensorInfo, dtype: np.dtype, value: Any) -> np.ndarray:
-    found = _objects(name, info, value)
+def _numbers(
+    name: str, info: meta_graph_pb2.TensorInfo, dtype: np.dtype, value: Any
+) -> tuple[tuple[int, ...], bytes]:
+    shape, found = _flat(name, info, value)
+    # By way of the widest, which tells what the narrower one makes infinite.
+    wide = np.dtype(np.float64) if dtype.kind == "f" else dtype
     try:
-        with np.errstate(over="ignore"):
-            array = found.astype(dtype)
+        array = np.array(found, wide)
     except OverflowError as error:
         raise _invalid(f"input {name!r} must be {_dtype_name(info)}, got: {error}") from None
-    if dtype.kind == "f" and dtype.itemsize < 8 and not np.isfinite(array).all():
-        # A number that this type makes infinite.
-        large = np.isinf(array) & np.isfinite(found.astype(np.float64))
-        if large.any():
-            raise _invalid(
-                f"input {name!r} must be {_dtype_name(info)}, got {_shown(found[large][0])}"
-            )
-    return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if dtype != wide and (large := np.isinf(narrow) & np.isfinite(array)).any():
+        raise _invalid(f"input {name!r} must be {_dtype_name(info)}, got {array[large][0]}")
+    return shape, narrow.tobytes()
 
 
-def _objects(name: str, info: meta_graph_pb2.TensorInfo, value: Any) -> np.ndarray:
-    """The values as Python has them, of equal lists and the types that the tensor takes."""
-    found = np.array(value, dtype=object)
-    kinds = set(map(type, found.ravel()))
-    # NumPy leaves lists of unequal lengths as they are.
+def _flat(
+    name: str, info: meta_graph_pb2.TensorInfo, value: Any
+) -> tuple[tuple[int, ...], list[Any]]:
+    """Shape and values of nested lists, all of types that the tensor takes."""
+    shape, found = [], [value]
+    while found and isinstance(found[0], list):
+        lengths = {len(each) if isinstance(each, list) else None for each in found}
+        if len(lengths) > 1:
+            raise _unequal(name, value)
+        shape.append(lengths.pop())
+        found = list(itertools.chain.from_iterable(found))
+    kinds = set(map(type, found))
     if list in kinds:
-        raise _invalid(
-            f"input {name!r} must be lists of equal lengths and depths, got {_shown(value)}"
-        )
+        raise _unequal(name, value)
     for kind in kinds - set(_TAKEN[info.dtype]):
         raise _invalid(
             f"input {name!r} must be {_dtype_name(info)}, got {_JSON_NAMES[kind]} in "
             f"{_shown(value)}"
         )
-    return found
+    return tuple(shape), found
+
+
+def _unequal(name: str, value: Any) -> RequestError:
+    return _invalid(
+        f"input {name!r} must be lists of equal lengths and depths, got {_shown(value)}"
+    )
 
 
 def _strings(name: str, info: meta_graph_pb2.TensorInfo, value: Any) -> tensor_pb2.TensorProto:
-    found = _objects(name, info, value)
+    shape, found = _flat(name, info, value)
     try:
         contents = [
-            _decoded(name, each) if isinstance(each, dict) else each.encode()
-            for each in found.ravel()
+            _decoded(name, each) if isinstance(each, dict) else each.encode() for each in found
         ]
     except UnicodeEncodeError:
         raise _invalid(f"input {name!r} must be valid Unicode, got half a character") from None
     proto = tensor_pb2.TensorProto(dtype=info.dtype, string_val=contents)
-    for size in found.shape:
+    for size in shape:
         proto.tensor_shape.dim.add(size=size)
     return proto
 
