@@ -259,7 +259,7 @@ def test_a_first_answer_is_not_lost_to_a_larger_that_hangs(service, address, ima
 
 
 STALLING = """
-import os, signal, sys
+import os, signal, sys, time
 from concurrent import futures
 import grpc
 from hne_tf.gateway import messages
@@ -283,6 +283,8 @@ class Upstream(grpc.GenericRpcHandler):
     def predict(self, message, context):
         if messages.model_spec(message).signature_name in sys.argv[1:]:
             os.kill(os.getpid(), signal.SIGSTOP)
+            # The signal may take a moment.
+            time.sleep(600)
         response = messages.PredictResponse()
         messages.set_values(response.outputs["probabilities"], [1.0], False)
         return response.SerializeToString()
