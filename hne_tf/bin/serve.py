@@ -6,11 +6,17 @@ otherwise. New versions are taken into service as they are published.
 
   python -m hne_tf.bin.serve --model_base_path=models/digits
 
+With upstreams it is a gateway in front of TF Serving or servers like this one: it
+answers signature `anytime` from the ensembles there and passes all else through.
+
+  python -m hne_tf.bin.serve --port=8600 --upstream=10.0.0.1:8500,10.0.0.2:8500
+
 --rest_port takes the package of an extra: pip install 'hne_tf[rest]'.
 """
 
 import contextlib
 import functools
+import pathlib
 import signal
 import sys
 import threading
@@ -29,6 +35,17 @@ if typing.TYPE_CHECKING:
 
     import grpc
 
+# What a gateway leaves to the servers behind it.
+_EMBEDDED = (
+    "threads",
+    "max_rows",
+    "max_batch_size",
+    "batch_timeout_micros",
+    "poll_interval_s",
+    "rest_port",
+    "access_log",
+)
+
 
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the server's flags to `values`."""
@@ -42,6 +59,12 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "model_name",
         None,
         "Name that requests ask for; the base path's folder name by default.",
+    )
+    flags.DEFINE_list(
+        "upstream",
+        [],
+        "HOST:PORT of servers to be a gateway for; the base path then only tells latencies.",
+        flag_values=values,
     )
     text("host", "127.0.0.1", "Address to listen on.")
     count("port", 8500, "Port to listen on; 0 for any free one.", upper_bound=65535)
@@ -82,6 +105,8 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Serves until SIGTERM or SIGINT."""
     app.reject_positional(arguments)
+    if values.upstream:
+        return _gateway(values)
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
     options = _options(values)
@@ -109,10 +134,54 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
                 f"version={server.version} address={server.address}{rest}",
                 flush=True,
             )
-            # A signal that the system hands to another thread does not end an untimed wait.
-            while not stopped.wait(timeout=0.2):
-                pass
+            _wait(stopped)
     print("hne-serve: stopped", flush=True)
+
+
+def _gateway(values: flags.FlagValues) -> None:
+    """Passes requests on until SIGTERM or SIGINT."""
+    others = [name for name in _EMBEDDED if values[name].present]
+    if others:
+        raise InputError(
+            f"--upstream makes a gateway, which takes no --{others[0]}, "
+            f"got --upstream={','.join(values.upstream)}"
+        )
+    options = _options(values)
+    prior = name = None
+    if values.model_base_path:
+        prior = read_manifest(values.model_base_path).latency_ms
+        name = values.model_name or pathlib.Path(values.model_base_path).resolve().name
+    from hne_tf.gateway.run import GatewayOptions, gateway
+
+    with (
+        _stop_signals() as stopped,
+        gateway(
+            values.upstream,
+            host=values.host,
+            port=values.port,
+            options=GatewayOptions(
+                most_predictions=options["max_queued_requests"],
+                max_message_bytes=options["max_message_bytes"],
+                credentials=options["credentials"],
+                model_name=name or "",
+                prior=prior,
+            ),
+            metrics_port=values.metrics_port,
+            drain_s=values.drain_s,
+        ) as running,
+    ):
+        print(
+            f"hne-serve: gateway: upstream={','.join(values.upstream)} address={running.address}",
+            flush=True,
+        )
+        _wait(stopped)
+    print("hne-serve: stopped", flush=True)
+
+
+def _wait(stopped: threading.Event) -> None:
+    # A signal that the system hands to another thread does not end an untimed wait.
+    while not stopped.wait(timeout=0.2):
+        pass
 
 
 def _options(values: flags.FlagValues) -> dict[str, typing.Any]:
@@ -188,8 +257,10 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _onednn(values: flags.FlagValues) -> bool | None:
+def _onednn(values: flags.FlagValues) -> bool | str | None:
     """What the newest version was measured to be faster with."""
+    if values.upstream:
+        return app.WITHOUT_TENSORFLOW
     try:
         manifest = read_manifest(values.model_base_path or "")
     except InputError:

@@ -142,19 +142,24 @@ class ServerMetrics:
         self._lost_lines.inc()
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answers Prometheus on `/metrics`; returns what stops that.
+        """Answers Prometheus; see `serve_metrics`."""
+        return serve_metrics(self.registry, host, port)
 
-        Raises:
-          InputError: if the address cannot be listened on.
-        """
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise InputError(f"cannot listen on {host}:{port} for metrics: {error}") from error
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Callable[[], None]:
+    """Answers Prometheus on `/metrics`; returns what stops that.
 
-        return stop
+    Raises:
+      InputError: if the address cannot be listened on.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port} for metrics: {error}") from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop

@@ -411,8 +411,9 @@ class FakeService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 @pytest.fixture
 def serve_fake():
-    """Serves a new `FakeService`; returns it and its address."""
+    """Serves a new `FakeService`; returns it and its address. `stop` ends one."""
     servers = []
+    stops = {}
 
     def begin():
         service = FakeService()
@@ -421,8 +422,10 @@ def serve_fake():
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
+        stops[f"127.0.0.1:{port}"] = server
         return service, f"127.0.0.1:{port}"
 
+    begin.stop = lambda address: stops[address].stop(0).wait()
     yield begin
     for server in servers:
         server.stop(0)

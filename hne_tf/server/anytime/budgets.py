@@ -26,8 +26,9 @@ _ENSEMBLE = re.compile(r"ensemble_([1-9][0-9]{0,8})")
 _NO_DEADLINE_S = 1e9
 # Kept for the way back: a part of what is allowed, at least a millisecond, never most of it.
 _MARGIN, _LEAST_MARGIN_S, _MOST_MARGIN = 0.05, 1e-3, 0.5
-# A smaller answer is asked for as a reserve when this many times its own time is left.
-_RESERVE_ROOM = 2.0
+# A smaller answer is asked for as a reserve when this many times its own time is left, or this
+# part of the time that there was.
+_RESERVE_ROOM, _RESERVE_SHARE = 2.0, 0.1
 # A refusal without asking rests on an answer that is not older.
 _REFUSAL_MS = 2000.0
 
@@ -128,7 +129,8 @@ def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math
     _check(choice, left_ms)
     reserve_ms = math.inf
     if not choice.is_smallest and left_ms < math.inf:
-        room_ms = _RESERVE_ROOM * (choice.smallest_ms - choice.waiting_ms)
+        own_ms = choice.smallest_ms - choice.waiting_ms
+        room_ms = max(_RESERVE_ROOM * own_ms, _RESERVE_SHARE * left_ms)
         reserve_ms = max(choice.estimate_ms, left_ms - room_ms)
     return Plan(choice.size, True, reserve_ms, choice)
 
