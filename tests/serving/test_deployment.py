@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from hne_tf.client.metrics import ClientMetrics
+from hne_tf.gateway.metrics import GatewayMetrics
 from hne_tf.server.metrics import ServerMetrics
 from serving import config_protos, server_config
 
@@ -295,13 +296,23 @@ def _server_series():
     return {sample.name for metric in metrics.registry.collect() for sample in metric.samples}
 
 
+def _gateway_series():
+    """The series that a gateway exports, from its own registry."""
+    metrics = GatewayMetrics()
+    metrics.answered("ensemble_1", grpc.StatusCode.OK, 1.0)
+    metrics.answered_anytime(1)
+    return {sample.name for metric in metrics.registry.collect() for sample in metric.samples}
+
+
 def test_panels_ask_only_for_metrics_that_are_exported():
     histograms = {
         f"{name}_{series}"
         for name in _TF_SERVING_HISTOGRAMS
         for series in ("bucket", "sum", "count")
     }
-    exported = _TF_SERVING_COUNTERS | histograms | _client_series() | _server_series()
+    exported = (
+        _TF_SERVING_COUNTERS | histograms | _client_series() | _server_series() | _gateway_series()
+    )
     asked = set()
     for panel in _dashboard()["panels"]:
         assert panel["type"] == "row" or panel["targets"]
@@ -324,6 +335,9 @@ def test_panels_ask_only_for_metrics_that_are_exported():
         "hne_server_latency_seconds_bucket",
         "hne_server_in_progress",
         "hne_server_anytime_total",
+        "hne_gateway_requests_total",
+        "hne_gateway_latency_seconds_bucket",
+        "hne_gateway_anytime_total",
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from hne_tf.errors import InputError
+from hne_tf.gateway.run import gateway
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import Servable
 from hne_tf.server.service import Options, start
@@ -145,6 +146,26 @@ def test_every_prediction_has_a_line(traced, sums_request, log, path):
         {"trace_id": "four", "door": "rest", "code": "NOT_FOUND"},
     ]
     assert "hunter2" not in path.read_text()
+
+
+def test_a_gateway_passes_ids_both_ways(catalog, sums_path, sums_request, log, path):
+    catalog.publish(Servable("sums", sums_path))
+    server = start(catalog, tracer=Tracer(log))
+    given = {"x-request-id": "a-1", "traceparent": _PARENT}
+    try:
+        with (
+            gateway([server.address]) as running,
+            grpc.insecure_channel(running.address) as channel,
+        ):
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            trailing, code = _ask(stub, sums_request(), *given.items())
+    finally:
+        server.stop(grace_s=0)
+    assert code is grpc.StatusCode.OK
+    assert {key: trailing[key] for key in trailing if key in KEYS} == given
+    log.close()
+    (line,) = _lines(path)
+    assert (line["trace_id"], line["traceparent"]) == ("a-1", _PARENT)
 
 
 def test_with_a_log_the_caller_learns_the_id_that_was_made(traced, sums_request, log, path):
