@@ -10,7 +10,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from hne_tf.client.async_client import AsyncBudgetClient
-from hne_tf.client.messages import CHANNEL_OPTIONS, call_error
+from hne_tf.client.messages import call_error
+from hne_tf.client.transport import CHANNEL_OPTIONS
 from hne_tf.errors import InputError
 from hne_tf.exported import output_filters
 from hne_tf.exported.manifest import read_manifest

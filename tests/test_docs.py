@@ -1,9 +1,12 @@
 """README and docs: Python runs as it stands there, and commands have the flags that they name."""
 
 import importlib
+import json
 import pathlib
 import re
 import shlex
+import shutil
+import subprocess
 
 import pytest
 from absl import flags
@@ -41,9 +44,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    with hne.serve(folder / "models/digits", report=str) as server:
-        yield server.address
+def server(folder):
+    with hne.serve(folder / "models/digits", rest_port=0, report=str) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    return server.address
 
 
 @pytest.mark.parametrize(("page", "code"), named("python"))
@@ -57,6 +65,34 @@ def test_python_runs(page, code, folder, address, monkeypatch, tmp_path):
 def test_the_notebook_has_25_lines():
     (notebook,) = fenced(PAGES[0], "python")
     assert len([line for line in notebook.splitlines() if line.strip()]) <= 25
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_gets_answers(server, folder):
+    blocks = [block for page in PAGES for block in fenced(page, "bash") if "curl " in block]
+    assert blocks
+    script = "".join(blocks).replace("http://127.0.0.1:8501", server.rest_address)
+    # A status that is an error ends the script.
+    script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
+    ran = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert [next(iter(answer)) for answer in answers] == [
+        "model_version_status",
+        "model_spec",
+        "predictions",
+        "outputs",
+        "predictions",
+        "predictions",
+    ]
+    assert answers[4]["predictions"][0].keys() == {"probabilities", "size", "latency_ms"}
+    assert "x-request-id: a-slow-one" in ran.stdout.lower()
 
 
 def commands():

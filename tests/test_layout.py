@@ -10,7 +10,17 @@ PACKAGE = ROOT / "hne_tf"
 ORDER = (
     *("errors", "files", "tree", "exits", "image_spec", "hardware", "import_path"),
     *("exported", "data", "models", "objectives", "metrics", "evaluation", "training"),
-    *("export", "compression", "pretrained", "sweeps", "report", "client", "server", "bin"),
+    *(
+        "export",
+        "compression",
+        "pretrained",
+        "sweeps",
+        "report",
+        "client",
+        "server",
+        "gateway",
+        "bin",
+    ),
     *("serving", "benchmarks"),
 )
 MOST_AT_THE_TOP = 8

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules of the packages that only extras install.
 OPTIONAL = (
+    "aiohttp",
     "matplotlib",
     "sklearn",
     "tensorboard",
@@ -149,7 +150,7 @@ print(json.dumps(pages))
         "hne-profile": ["report"],
         "hne-sweep": ["sweeps"],
         "hne-report": ["data"],
-        "hne-serve": [],
+        "hne-serve": ["rest"],
         "hne-predict": [],
         "hne-cut": [],
     }
@@ -162,6 +163,7 @@ MISSING = {
     ("hne_tf.bin.export", "--pretrained=cifar10_cpu", "--model_base_path={new}"): (
         "tensorflow_datasets"
     ),
+    ("hne_tf.bin.serve", "--model_base_path={new}", "--rest_port=0"): "aiohttp",
     ("hne_tf.bin.profile", "--models=1", "--results={new}.md"): "matplotlib",
     ("hne_tf.bin.sweep", "--config=configs/sweeps/objectives_digits.py", "--root={new}"): (
         "matplotlib"

@@ -34,7 +34,9 @@ _UNUSABLE = {
 }
 
 # Whether a command with these flags is faster with oneDNN; None if TensorFlow is to choose.
-OneDNN = Callable[[flags.FlagValues], bool | None]
+# Or `WITHOUT_TENSORFLOW`, if they have it compute nothing.
+OneDNN = Callable[[flags.FlagValues], bool | str | None]
+WITHOUT_TENSORFLOW = "without TensorFlow"
 
 _ENVIRONMENT = f"""
 Environment:
@@ -125,9 +127,11 @@ def _run(
         found = error.args[0] if error.args else error
         return _fail(name, f"the config must have the field that is set, got {found}", 2)
     if onednn:
-        hardware.prefer_onednn(onednn(values))
-        with quiet_import():
-            hardware.load_keras()
+        faster = onednn(values)
+        if faster != WITHOUT_TENSORFLOW:
+            hardware.prefer_onednn(faster)
+            with quiet_import():
+                hardware.load_keras()
     return main(values, positional) or 0
 
 

@@ -5,10 +5,18 @@ answers and error codes, from Python. Listens on this machine only unless told
 otherwise. New versions are taken into service as they are published.
 
   python -m hne_tf.bin.serve --model_base_path=models/digits
+
+With upstreams it is a gateway in front of TF Serving or servers like this one: it
+answers signature `anytime` from the ensembles there and passes all else through.
+
+  python -m hne_tf.bin.serve --port=8600 --upstream=10.0.0.1:8500,10.0.0.2:8500
+
+--rest_port takes the package of an extra: pip install 'hne_tf[rest]'.
 """
 
 import contextlib
 import functools
+import pathlib
 import signal
 import sys
 import threading
@@ -23,7 +31,20 @@ from hne_tf.errors import InputError
 from hne_tf.exported.manifest import read_manifest
 
 if typing.TYPE_CHECKING:
+    import ssl
+
     import grpc
+
+# What a gateway leaves to the servers behind it.
+_EMBEDDED = (
+    "threads",
+    "max_rows",
+    "max_batch_size",
+    "batch_timeout_micros",
+    "poll_interval_s",
+    "rest_port",
+    "access_log",
+)
 
 
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
@@ -38,6 +59,12 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "model_name",
         None,
         "Name that requests ask for; the base path's folder name by default.",
+    )
+    flags.DEFINE_list(
+        "upstream",
+        [],
+        "HOST:PORT of servers to be a gateway for; the base path then only tells latencies.",
+        flag_values=values,
     )
     text("host", "127.0.0.1", "Address to listen on.")
     count("port", 8500, "Port to listen on; 0 for any free one.", upper_bound=65535)
@@ -63,12 +90,23 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     path("tls_key", None, "PEM file of the certificate's private key.")
     path("tls_client_ca", None, "PEM file; clients must show a certificate that it has signed.")
     count("metrics_port", 0, "Port of Prometheus metrics on --host; 0 for none.", upper_bound=65535)
+    flags.DEFINE_integer(
+        "rest_port",
+        None,
+        "Port of TF Serving's RESTful API on --host; 0 for any free one. None without.",
+        lower_bound=0,
+        upper_bound=65535,
+        flag_values=values,
+    )
+    path("access_log", None, "File that gets a JSON line per prediction; - for standard output.")
     seconds("drain_s", 10.0, "How long predictions have to finish after SIGTERM.")
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Serves until SIGTERM or SIGINT."""
     app.reject_positional(arguments)
+    if values.upstream:
+        return _gateway(values)
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
     options = _options(values)
@@ -83,19 +121,67 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             port=values.port,
             options=service.Options(**options),
             metrics_port=values.metrics_port,
+            rest_port=values.rest_port,
+            rest_tls=None if values.rest_port is None else _tls(values),
+            access_log=values.access_log,
             poll_interval_s=values.poll_interval_s,
             drain_s=values.drain_s,
             report=_report,
         ) as server:
+            rest = f" rest={server.rest_address}" if server.rest_address else ""
             print(
                 f"hne-serve: embedded Python server, not TF Serving: model={server.model} "
-                f"version={server.version} address={server.address}",
+                f"version={server.version} address={server.address}{rest}",
                 flush=True,
             )
-            # A signal that the system hands to another thread does not end an untimed wait.
-            while not stopped.wait(timeout=0.2):
-                pass
+            _wait(stopped)
     print("hne-serve: stopped", flush=True)
+
+
+def _gateway(values: flags.FlagValues) -> None:
+    """Passes requests on until SIGTERM or SIGINT."""
+    others = [name for name in _EMBEDDED if values[name].present]
+    if others:
+        raise InputError(
+            f"--upstream makes a gateway, which takes no --{others[0]}, "
+            f"got --upstream={','.join(values.upstream)}"
+        )
+    options = _options(values)
+    prior = name = None
+    if values.model_base_path:
+        prior = read_manifest(values.model_base_path).latency_ms
+        name = values.model_name or pathlib.Path(values.model_base_path).resolve().name
+    from hne_tf.gateway.run import GatewayOptions, gateway
+
+    with (
+        _stop_signals() as stopped,
+        gateway(
+            values.upstream,
+            host=values.host,
+            port=values.port,
+            options=GatewayOptions(
+                most_predictions=options["max_queued_requests"],
+                max_message_bytes=options["max_message_bytes"],
+                credentials=options["credentials"],
+                model_name=name or "",
+                prior=prior,
+            ),
+            metrics_port=values.metrics_port,
+            drain_s=values.drain_s,
+        ) as running,
+    ):
+        print(
+            f"hne-serve: gateway: upstream={','.join(values.upstream)} address={running.address}",
+            flush=True,
+        )
+        _wait(stopped)
+    print("hne-serve: stopped", flush=True)
+
+
+def _wait(stopped: threading.Event) -> None:
+    # A signal that the system hands to another thread does not end an untimed wait.
+    while not stopped.wait(timeout=0.2):
+        pass
 
 
 def _options(values: flags.FlagValues) -> dict[str, typing.Any]:
@@ -134,6 +220,24 @@ def _credentials(values: flags.FlagValues) -> "grpc.ServerCredentials | None":
     )
 
 
+def _tls(values: flags.FlagValues) -> "ssl.SSLContext | None":
+    """The same TLS for REST; the flags have been checked."""
+    if values.tls_certificate is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password, for which it would ask at the terminal.
+        context.load_cert_chain(values.tls_certificate, values.tls_key, password="")
+        if values.tls_client_ca is not None:
+            context.load_verify_locations(values.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise InputError(f"the TLS certificate or key is invalid: {error.reason}") from None
+    return context
+
+
 def _report(line: str) -> None:
     print(f"hne-serve: {line}", file=sys.stderr, flush=True)
 
@@ -153,8 +257,10 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _onednn(values: flags.FlagValues) -> bool | None:
+def _onednn(values: flags.FlagValues) -> bool | str | None:
     """What the newest version was measured to be faster with."""
+    if values.upstream:
+        return app.WITHOUT_TENSORFLOW
     try:
         manifest = read_manifest(values.model_base_path or "")
     except InputError:

@@ -20,6 +20,7 @@ from hne_tf.client.messages import ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.metrics import ClientMetrics
 from hne_tf.client.policy import BudgetPolicy, Call, Learn, Wait
+from hne_tf.client.transport import CHANNEL_OPTIONS
 from hne_tf.exported import output_filters
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.session import WARM_UP_CALLS
@@ -57,7 +58,7 @@ class ServingClient(Closing):
         self._metadata = MetadataSource(
             metadata, target, credentials is not None, plaintext_secrets
         )
-        options = list(messages.CHANNEL_OPTIONS)
+        options = list(CHANNEL_OPTIONS)
         self._channel = (
             grpc.insecure_channel(target, options)
             if credentials is None

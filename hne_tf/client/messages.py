@@ -13,20 +13,9 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
-from hne_tf.client.transport import MESSAGE_OPTIONS
 from hne_tf.errors import InputError
 
 _PREDICT_METHOD = "tensorflow/serving/predict"
-CHANNEL_OPTIONS = (
-    *MESSAGE_OPTIONS,
-    # A proxy from the environment would be asked even for this machine.
-    ("grpc.enable_http_proxy", 0),
-    # One connection to each server behind the name, not one to the first of them.
-    ("grpc.lb_policy_name", "round_robin"),
-    # gRPC's own back-off grows to minutes, long after a server has come back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 # TF Serving's words for a request of more rows than a batch takes, from TensorFlow's
 # batch_scheduler_utils and shared_batch_scheduler.h.

@@ -9,6 +9,17 @@ MESSAGE_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
 
+CHANNEL_OPTIONS = (
+    *MESSAGE_OPTIONS,
+    # A proxy from the environment would be asked even for this machine.
+    ("grpc.enable_http_proxy", 0),
+    # One connection to each server behind the name, not one to the first of them.
+    ("grpc.lb_policy_name", "round_robin"),
+    # gRPC's own back-off grows to minutes, long after a server has come back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
 
 def address(host: str, port: int) -> str:
     """`host:port`, as gRPC takes it."""

@@ -3,20 +3,28 @@
 import collections
 import concurrent.futures
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
+from hne_tf.server.anytime import budgets
 from hne_tf.server.errors import RequestError
 
 # A caller gives up at its own deadline, a little before the same deadline here.
 _DEADLINE_TOLERANCE_S = 0.05
 
 
+# What those who wait may count on, as a part of the time that is left to them. Under a lasting
+# load it sets how long the queue becomes, not how large the ensembles are.
+_FAIR_SHARE = 0.5
+
+
 class Caller:
-    """Whether somebody still waits for an answer.
+    """Whether somebody still waits for an answer, and until when.
 
     Args:
       context: the gRPC call's.
@@ -24,6 +32,20 @@ class Caller:
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self._context = context
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the call's deadline, not below 0; None if it has none."""
+        return budgets.seconds_left(self._context.time_remaining())
+
+    @property
+    def budget_ms(self) -> float | None:
+        """Milliseconds from the call's arrival that its answer may take, if it says so.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT for a budget that is not a number above 0.
+        """
+        return budgets.from_metadata(self._context.invocation_metadata())
 
     @property
     def over(self) -> bool:
@@ -63,11 +85,17 @@ class PredictionThreads(concurrent.futures.ThreadPoolExecutor):
     """
 
     def __init__(self, most: int) -> None:
-        super().__init__(max_workers=most, thread_name_prefix="predict")
+        # One more: gRPC asks and submits in two steps, between which `take` can come.
+        super().__init__(max_workers=most + 1, thread_name_prefix="predict")
         self._most = most
         self._held = 0
         self._closed = False
         self._changed = threading.Condition()
+
+    @property
+    def most(self) -> int:
+        """Predictions taken on at a time."""
+        return self._most
 
     @property
     def held(self) -> int:
@@ -88,13 +116,27 @@ class PredictionThreads(concurrent.futures.ThreadPoolExecutor):
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future:
-        """Takes a prediction on; only gRPC calls this."""
+        """Takes a prediction on without a look at the bound; only gRPC calls this."""
         with self._changed:
             self._held += 1
         future = super().submit(fn, *args, **kwargs)
         # Also runs for calls that end before their handler is reached.
         future.add_done_callback(self._release)
         return future
+
+    def take(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future:
+        """Takes a prediction on that did not come by gRPC.
+
+        Raises:
+          RequestError: if it is refused.
+        """
+        with self._changed:
+            refusal = self.refusal()
+            if refusal is not None:
+                raise refusal
+            return self.submit(fn, *args, **kwargs)
 
     def drain(self, timeout_s: float) -> bool:
         """Refuses further predictions and waits for those held; False if some are left."""
@@ -118,20 +160,39 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
+        self._count = count
         self._free = count
         self._waiting: collections.deque[_Waiter] = collections.deque()
 
+    def share_s(self) -> float:
+        """How long each may compute if all who wait are to be answered in time.
+
+        Infinite if nobody waits who has to be answered by a certain time.
+        """
+        now_s = time.perf_counter()
+        with self._lock:
+            ends = [waiter.end_s for waiter in self._waiting]
+        # Whoever asks computes before all of them.
+        shares = (
+            self._count * _FAIR_SHARE * (end_s - now_s) / (ahead + 1)
+            for ahead, end_s in enumerate(ends, start=1)
+            # Those whose time is over are past help.
+            if end_s > now_s
+        )
+        return min(shares, default=math.inf)
+
     @contextlib.contextmanager
-    def hold(self, call: Caller | None) -> Iterator[None]:
+    def hold(self, call: Caller | None, end_s: float = math.inf) -> Iterator[None]:
         """Waits for a slot and holds it.
 
         Args:
           call: gives its place up as soon as it is over; None never does.
+          end_s: when the answer must be there, on the clock of `time.perf_counter`.
 
         Raises:
           RequestError: if the call is over before its turn.
         """
-        self._acquire(call)
+        self._acquire(call, end_s)
         try:
             if call is not None:
                 call.check()
@@ -139,12 +200,12 @@ class Slots:
         finally:
             self._release()
 
-    def _acquire(self, call: Caller | None) -> None:
+    def _acquire(self, call: Caller | None, end_s: float) -> None:
         with self._lock:
             if self._free:
                 self._free -= 1
                 return
-            waiter = _Waiter()
+            waiter = _Waiter(end_s)
             self._waiting.append(waiter)
         if call is not None:
             call.when_over(waiter.set)
@@ -166,4 +227,7 @@ class Slots:
 
 
 class _Waiter(threading.Event):
-    granted = False
+    def __init__(self, end_s: float) -> None:
+        super().__init__()
+        self.end_s = end_s
+        self.granted = False

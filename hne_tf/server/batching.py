@@ -8,6 +8,7 @@ life of the process, which swaps models.
 """
 
 import dataclasses
+import math
 import threading
 from collections.abc import Mapping
 
@@ -15,11 +16,13 @@ import grpc
 import numpy as np
 
 from hne_tf.server.admission import Caller, Slots
+from hne_tf.server.anytime.signature import AnytimeSignature, SizedSignature
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import LoadedSignature
 
 Arrays = Mapping[str, np.ndarray]
+Runnable = LoadedSignature | SizedSignature | AnytimeSignature
 
 
 class Batcher:
@@ -43,7 +46,7 @@ class Batcher:
         self._max_batch_size = max_batch_size
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._open: dict[LoadedSignature, _Batch] = {}
+        self._open: dict[Runnable, _Batch] = {}
         self._running = 0
 
     @property
@@ -51,10 +54,18 @@ class Batcher:
         """Requests that are being computed."""
         return self._running
 
-    def run(self, signature: LoadedSignature, inputs: Arrays, call: Caller) -> Arrays:
+    def run(
+        self, signature: Runnable, inputs: Arrays, call: Caller, end_s: float = math.inf
+    ) -> Arrays:
         """Runs a signature on checked inputs and returns its outputs by name.
 
         With batches they have been checked to have no more rows than one.
+
+        Args:
+          signature: what to run.
+          inputs: arrays by name.
+          call: whose answer it is.
+          end_s: when that must be there, on the clock of `time.perf_counter`.
 
         Raises:
           RequestError: DEADLINE_EXCEEDED or CANCELLED if the call is over before
@@ -62,9 +73,9 @@ class Batcher:
             the graph's own errors.
         """
         if not self._max_batch_size or not signature.batchable:
-            with self._slots.hold(call):
-                return self._compute(signature, inputs, 1)
-        task = _Task(inputs, _rows(inputs), call)
+            with self._slots.hold(call, end_s):
+                return self._compute(signature, inputs, 1, end_s)
+        task = _Task(inputs, _rows(inputs), call, end_s)
         batch, leads = self._join(signature, task)
         if leads:
             self._lead(signature, batch)
@@ -77,7 +88,7 @@ class Batcher:
             raise call.ended()
         return task.outputs
 
-    def _join(self, signature: LoadedSignature, task: "_Task") -> tuple["_Batch", bool]:
+    def _join(self, signature: Runnable, task: "_Task") -> tuple["_Batch", bool]:
         with self._lock:
             batch = self._open.get(signature)
             if batch is not None and batch.rows + task.rows > self._max_batch_size:
@@ -92,16 +103,16 @@ class Batcher:
                 self._close(signature, batch)
             return batch, leads
 
-    def _close(self, signature: LoadedSignature, batch: "_Batch") -> None:
+    def _close(self, signature: Runnable, batch: "_Batch") -> None:
         """Lets nobody else join; the lock must be held."""
         batch.closed.set()
         if self._open.get(signature) is batch:
             del self._open[signature]
 
-    def _lead(self, signature: LoadedSignature, batch: "_Batch") -> None:
+    def _lead(self, signature: Runnable, batch: "_Batch") -> None:
         batch.closed.wait(self._timeout_s)
         # The leader goes on even if its own call is over: others rely on it.
-        with self._slots.hold(None):
+        with self._slots.hold(None, batch.tasks[0].end_s):
             # Those who come while all slots are taken still fit in.
             with self._lock:
                 self._close(signature, batch)
@@ -118,7 +129,7 @@ class Batcher:
                 for task in batch.tasks:
                     task.done.set()
 
-    def _run_together(self, signature: LoadedSignature, tasks: list["_Task"]) -> None:
+    def _run_together(self, signature: Runnable, tasks: list["_Task"]) -> None:
         if len(tasks) < 2:
             for task in tasks:
                 self._run_alone(signature, task)
@@ -126,7 +137,8 @@ class Batcher:
         inputs = {
             name: np.concatenate([task.inputs[name] for task in tasks]) for name in tasks[0].inputs
         }
-        outputs = self._compute(signature, inputs, len(tasks))
+        end_s = min(task.end_s for task in tasks)
+        outputs = self._compute(signature, inputs, len(tasks), end_s)
         ends = np.cumsum([task.rows for task in tasks])
         if any(len(array) != ends[-1] for array in outputs.values()):
             raise RequestError(
@@ -135,19 +147,21 @@ class Batcher:
         for task, end in zip(tasks, ends, strict=True):
             task.outputs = {name: array[end - task.rows : end] for name, array in outputs.items()}
 
-    def _run_alone(self, signature: LoadedSignature, task: "_Task") -> None:
+    def _run_alone(self, signature: Runnable, task: "_Task") -> None:
         try:
-            task.outputs = self._compute(signature, task.inputs, 1)
+            task.outputs = self._compute(signature, task.inputs, 1, task.end_s)
         except Exception as error:
             # To be raised where the request is answered.
             task.error = error
 
-    def _compute(self, signature: LoadedSignature, inputs: Arrays, requests: int) -> Arrays:
+    def _compute(self, signature: Runnable, inputs: Arrays, requests: int, end_s: float) -> Arrays:
         with self._lock:
             self._running += requests
         try:
             if signature.batchable:
                 self._metrics.computes(signature.name, len(next(iter(inputs.values()))))
+            if isinstance(signature, AnytimeSignature):
+                return signature.run_within(inputs, end_s, self._slots.share_s())
             return signature.run(inputs)
         finally:
             with self._lock:
@@ -161,6 +175,7 @@ class _Task:
     inputs: Arrays
     rows: int
     call: Caller
+    end_s: float
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     taken: bool = False
     outputs: Arrays | None = None

@@ -22,16 +22,19 @@ _ROWS = tuple(2.0**power for power in range(11))
 class ServerMetrics:
     """Counters, gauges and histograms of one server, on a registry of its own.
 
-    `hne_server_requests_total` counts predictions by signature and gRPC code;
-    the signature is empty where a request was refused before one was found.
+    `hne_server_requests_total` counts predictions by door (`grpc` or `rest`), signature
+    and gRPC code; the signature is empty where a request was refused before one was found.
+    `hne_server_in_progress` are those whose signature is known, waiting or running.
     `hne_server_latency_seconds` is the time from a request's arrival in its
     thread to its answer, `hne_server_batch_rows` the rows of each run of a graph,
-    both by signature. `hne_server_queue_length` are the predictions that wait,
+    both by signature. `hne_server_anytime_total` counts the answers of signature
+    `anytime` by the size of the ensemble. `hne_server_queue_length` are the predictions that wait,
     `hne_server_abandoned_total` those never run, by reason (`expired` or
     `cancelled`). `hne_server_version` is the version served,
     `hne_server_versions_loaded` how many are in memory, and
     `hne_server_swaps_total` and `hne_server_failed_loads_total` count the
-    changes and the refused versions.
+    changes and the refused versions. `hne_server_access_log_lost_total` are lines of
+    the access log that could not be written.
     """
 
     def __init__(self) -> None:
@@ -39,8 +42,14 @@ class ServerMetrics:
         ProcessCollector(registry=registry)
         self._requests = Counter(
             "hne_server_requests",
-            "Predictions by signature and gRPC status code.",
-            ["signature", "code"],
+            "Predictions by door, signature and gRPC status code.",
+            ["door", "signature", "code"],
+            registry=registry,
+        )
+        self._in_progress = Gauge(
+            "hne_server_in_progress",
+            "Predictions that wait or run, by signature.",
+            ["signature"],
             registry=registry,
         )
         self._latency = Histogram(
@@ -55,6 +64,12 @@ class ServerMetrics:
             "Rows of each run of a graph.",
             ["signature"],
             buckets=_ROWS,
+            registry=registry,
+        )
+        self._anytime = Counter(
+            "hne_server_anytime",
+            "Answers of signature anytime by the size of the ensemble.",
+            ["size"],
             registry=registry,
         )
         self._queue = Gauge(
@@ -74,11 +89,23 @@ class ServerMetrics:
         self._failed_loads = Counter(
             "hne_server_failed_loads", "Versions refused, each try.", registry=registry
         )
+        self._lost_lines = Counter(
+            "hne_server_access_log_lost",
+            "Lines of the access log that could not be written.",
+            registry=registry,
+        )
 
-    def answered(self, signature: str, code: grpc.StatusCode, seconds: float) -> None:
+    def begins(self, signature: str) -> None:
+        """A prediction has found its signature; `answered` is to follow."""
+        self._in_progress.labels(signature).inc()
+
+    def answered(
+        self, signature: str, code: grpc.StatusCode, seconds: float, door: str = "grpc"
+    ) -> None:
         """A prediction ended; `signature` is empty if none was found."""
-        self._requests.labels(signature, code.name).inc()
+        self._requests.labels(door, signature, code.name).inc()
         if signature:
+            self._in_progress.labels(signature).dec()
             self._latency.labels(signature).observe(seconds)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._abandoned.labels("expired").inc()
@@ -88,6 +115,10 @@ class ServerMetrics:
     def computes(self, signature: str, rows: int) -> None:
         """A graph runs on a batch."""
         self._rows.labels(signature).observe(rows)
+
+    def answered_anytime(self, size: int) -> None:
+        """Signature `anytime` was answered by an ensemble of `size`."""
+        self._anytime.labels(str(size)).inc()
 
     def queue_is(self, length: Callable[[], float]) -> None:
         """Asks `length` for the predictions that wait whenever metrics are read."""
@@ -106,20 +137,29 @@ class ServerMetrics:
         """A version was refused."""
         self._failed_loads.inc()
 
+    def line_lost(self) -> None:
+        """A line of the access log could not be written."""
+        self._lost_lines.inc()
+
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answers Prometheus on `/metrics`; returns what stops that.
+        """Answers Prometheus; see `serve_metrics`."""
+        return serve_metrics(self.registry, host, port)
 
-        Raises:
-          InputError: if the address cannot be listened on.
-        """
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise InputError(f"cannot listen on {host}:{port} for metrics: {error}") from error
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Callable[[], None]:
+    """Answers Prometheus on `/metrics`; returns what stops that.
 
-        return stop
+    Raises:
+      InputError: if the address cannot be listened on.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port} for metrics: {error}") from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop

@@ -72,6 +72,7 @@ class Servable:
 
     Attributes:
       name: as given.
+      path: the version's folder.
       version: the version folder's integer.
       signature_defs: the SavedModel's own signature definitions by name.
       row_bytes: what a row of any signature takes in a request at most; None if
@@ -84,7 +85,7 @@ class Servable:
     def __init__(self, name: str, path: pathlib.Path) -> None:
         self.name = name
         self.version = int(path.name)
-        self._path = path
+        self.path = path
         self.signature_defs = _read_signature_defs(path)
         try:
             # The model is kept because its signatures hold its variables weakly.
@@ -164,7 +165,7 @@ class Servable:
           InputError: if a request fails, the file cannot be read or has more
             records than TF Serving takes.
         """
-        path = self._path / WARM_UP_REQUESTS
+        path = self.path / WARM_UP_REQUESTS
         if not path.is_file():
             return 0
         count = 0

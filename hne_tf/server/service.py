@@ -19,12 +19,14 @@ from hne_tf import hardware
 from hne_tf.client import transport
 from hne_tf.errors import InputError
 from hne_tf.server.admission import PredictionThreads, Slots
+from hne_tf.server.anytime.signature import AnytimeModels
 from hne_tf.server.batching import Batcher
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.servable import Servable
 from hne_tf.server.servicers import ModelService, PredictionService
+from hne_tf.server.tracing.tracer import Tracer
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 # Health, metadata and refusals: short, and never behind a prediction.
@@ -60,20 +62,46 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inside:
+    """What answers, for doors other than gRPC.
+
+    Attributes:
+      catalog: the versions.
+      service: answers predictions.
+      predictions: the threads that they run in, which bound them.
+      tracer: follows them.
+      max_rows: of a request.
+      options: of the server.
+    """
+
+    catalog: Catalog
+    service: PredictionService
+    predictions: PredictionThreads
+    tracer: Tracer
+    max_rows: int
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
 class RunningServer:
     """A server that accepts requests.
 
     Attributes:
       host: address it listens on.
       port: port it listens on, the one chosen if any free one was asked for.
+      inside: what answers.
+      rest_address: what URLs of its REST door begin with; None without one.
     """
 
     host: str
     port: int
+    inside: Inside
+    rest_address: str | None = dataclasses.field(default=None, kw_only=True)
     _catalog: Catalog
     _server: grpc.Server
     _health: health.HealthServicer
     _predictions: PredictionThreads
+    _anytime: AnytimeModels
 
     @property
     def address(self) -> str:
@@ -103,6 +131,7 @@ class RunningServer:
         left = max(end - time.monotonic(), 0.0)
         self._server.stop(min(left, _LAST_BYTES_S)).wait()
         self._predictions.shutdown(wait=False)
+        self._anytime.close()
 
 
 def start(
@@ -110,6 +139,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 0,
     options: Options | None = None,
+    tracer: Tracer | None = None,
 ) -> RunningServer:
     """Starts serving and returns at once.
 
@@ -118,6 +148,7 @@ def start(
       host: address to listen on.
       port: port to listen on; 0 for any free one.
       options: `Options()` by default.
+      tracer: follows predictions; by default without an access log.
 
     Raises:
       InputError: if the address cannot be listened on or the TLS files are not PEM.
@@ -136,10 +167,12 @@ def start(
     )
     catalog.metrics.queue_is(lambda: max(0, predictions.held - batcher.running))
     rows = min(options.max_rows, options.max_batch_size or options.max_rows)
-    service = PredictionService(catalog, batcher, catalog.metrics, rows)
+    anytime = AnytimeModels(slots)
+    service = PredictionService(catalog, batcher, catalog.metrics, anytime, rows)
+    inside = Inside(catalog, service, predictions, tracer or Tracer(), rows, options)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control"),
-        interceptors=[_Admission(service, predictions, catalog.metrics)],
+        interceptors=[_Admission(inside)],
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.max_send_message_length", transport.MAX_MESSAGE_BYTES),
@@ -154,7 +187,9 @@ def start(
     bound = _listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(host, bound, catalog, server, health_servicer, predictions)
+    return RunningServer(
+        host, bound, inside, catalog, server, health_servicer, predictions, anytime
+    )
 
 
 class _Admission(grpc.ServerInterceptor):
@@ -165,18 +200,18 @@ class _Admission(grpc.ServerInterceptor):
     gRPC asks, and submits to the threads, from one thread: the bound is exact.
     """
 
-    def __init__(
-        self, service: PredictionService, predictions: PredictionThreads, metrics: ServerMetrics
-    ) -> None:
+    def __init__(self, inside: Inside) -> None:
         def predict(message: bytes, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
-            return service.Predict(message, context)
+            with inside.tracer.call(context) as trace:
+                return inside.service.Predict(message, context, trace)
 
-        predict.experimental_thread_pool = predictions
+        predict.experimental_thread_pool = inside.predictions
         self._handler = grpc.unary_unary_rpc_method_handler(
             predict, response_serializer=predict_pb2.PredictResponse.SerializeToString
         )
-        self._predictions = predictions
-        self._metrics = metrics
+        self._predictions = inside.predictions
+        self._metrics = inside.catalog.metrics
+        self._tracer = inside.tracer
 
     def intercept_service(
         self,
@@ -194,7 +229,8 @@ class _Admission(grpc.ServerInterceptor):
         def refuse(requests: object, context: grpc.ServicerContext) -> None:
             del requests
             self._metrics.answered("", refusal.code, 0.0)
-            context.abort(refusal.code, refusal.message)
+            with self._tracer.call(context):
+                context.abort(refusal.code, refusal.message)
 
         # As a stream: a single request would be read before it is refused.
         return grpc.stream_unary_rpc_method_handler(refuse)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
@@ -17,11 +18,14 @@ from tensorflow_serving.apis import (
 
 from hne_tf.server import wire
 from hne_tf.server.admission import Caller
+from hne_tf.server.anytime import budgets
+from hne_tf.server.anytime.signature import AnytimeModels, AnytimeSignature
 from hne_tf.server.batching import Arrays, Batcher
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.checks import PLAIN_KINDS
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.tracing.trace import Trace
 
 _SIGNATURE_DEF = "signature_def"
 # Details travel in a header, and clients drop an answer whose headers pass 8 KiB.
@@ -33,23 +37,32 @@ _MOST_OTHER_BYTES = 256 * 1024
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict and GetModelMetadata; Classify, Regress and MultiInference are UNIMPLEMENTED.
 
+    To the ensembles of a model it adds signature `anytime`, see `server.anytime`.
+
     Args:
       catalog: the versions that answer.
       batcher: runs the graphs.
       metrics: told of every prediction.
+      anytime: adds signature `anytime` to the versions.
       max_rows: rows of a request; with the model's own sizes they bound its bytes.
     """
 
     def __init__(
-        self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics, max_rows: int
+        self,
+        catalog: Catalog,
+        batcher: Batcher,
+        metrics: ServerMetrics,
+        anytime: AnytimeModels,
+        max_rows: int,
     ) -> None:
         self._catalog = catalog
         self._batcher = batcher
         self._metrics = metrics
+        self._anytime = anytime
         self._max_rows = max_rows
 
     def Predict(  # noqa: N802
-        self, message: bytes, context: grpc.ServicerContext
+        self, message: bytes, context: grpc.ServicerContext, trace: Trace | None = None
     ) -> predict_pb2.PredictResponse:
         """Runs a signature; `RequestError` becomes the call's status.
 
@@ -57,19 +70,23 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
           message: a serialised PredictRequest. gRPC would parse it in the one
             thread that serves all calls, and log a traceback for anything else.
           context: the call's.
+          trace: is told of the prediction.
         """
         try:
-            return self.answer(message, Caller(context))
+            return self.answer(message, Caller(context), trace)
         except RequestError as error:
             context.abort(error.code, error.message[:_MAX_DETAILS])
 
-    def answer(self, message: bytes, call: Caller) -> predict_pb2.PredictResponse:
-        """The answer to a serialised PredictRequest.
+    def answer(
+        self, message: bytes, call: Caller, trace: Trace | None = None
+    ) -> predict_pb2.PredictResponse:
+        """The answer to a serialised PredictRequest; `trace` is told what is found in it.
 
         Raises:
           RequestError: with the status of the call.
         """
         started = time.perf_counter()
+        trace = trace or Trace()
         found = ""
         # What grpc makes of an exception that is no RequestError.
         code = grpc.StatusCode.UNKNOWN
@@ -79,11 +96,20 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             request = _parse(message)
             _check_model_spec(request)
             with self._catalog.lease(request.model_spec) as servable:
-                signature = servable.signature(request.model_spec.signature_name)
+                signature = self._anytime.of(servable).signature(
+                    servable, request.model_spec.signature_name
+                )
                 found = signature.name
+                trace.found(found, servable.version)
+                self._metrics.begins(found)
                 arrays = signature.checks.inputs(request.inputs, self._max_rows)
+                trace.took(arrays.values())
                 wanted = signature.checks.outputs(request.output_filter)
-                outputs = self._batcher.run(signature, arrays, call)
+                if isinstance(signature, AnytimeSignature):
+                    outputs = self._run_anytime(signature, arrays, call, started)
+                    trace.size = int(outputs[budgets.SIZE][0])
+                else:
+                    outputs = self._batcher.run(signature, arrays, call)
             response = _response({name: outputs[name] for name in wanted})
             response.model_spec.name = servable.name
             response.model_spec.version.value = servable.version
@@ -94,7 +120,17 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             code = error.code
             raise
         finally:
-            self._metrics.answered(found, code, time.perf_counter() - started)
+            self._metrics.answered(found, code, time.perf_counter() - started, trace.door)
+
+    def _run_anytime(
+        self, signature: AnytimeSignature, arrays: Arrays, call: Caller, started_s: float
+    ) -> Arrays:
+        end_s = budgets.end_s(started_s, call.remaining_s, call.budget_ms)
+        outputs = self._batcher.run(signature, arrays, call, end_s)
+        sizes = outputs[budgets.SIZE]
+        self._metrics.answered_anytime(int(sizes[0]))
+        latency_ms = 1000 * (time.perf_counter() - started_s)
+        return {**outputs, budgets.LATENCY: np.full(len(sizes), latency_ms, np.float32)}
 
     def _check_bytes(self, message: bytes) -> None:
         """Refuses, before it is parsed, what is larger than any request that can be answered."""
@@ -127,8 +163,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             with self._catalog.lease(request.model_spec) as servable:
                 response.model_spec.name = servable.name
                 response.model_spec.version.value = servable.version
+                definitions = servable.signature_defs | self._anytime.of(servable).definitions
                 response.metadata[_SIGNATURE_DEF].Pack(
-                    get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
+                    get_model_metadata_pb2.SignatureDefMap(signature_def=definitions)
                 )
         return response
 

@@ -43,7 +43,7 @@ def check_fields(message: bytes) -> None:
                     grpc.StatusCode.INVALID_ARGUMENT,
                     f"a request must have at most {MOST_FIELDS} fields, got more",
                 )
-            number, start, position = _field(message, position)
+            number, start, position = field(message, position)
             if position > end:
                 raise _broken()
             if known is _TENSOR and number in _REFUSED:
@@ -55,7 +55,7 @@ def check_fields(message: bytes) -> None:
                 pending.append((start, position, known[number]))
 
 
-def _field(message: bytes, position: int) -> tuple[int, int, int]:
+def field(message: bytes, position: int) -> tuple[int, int, int]:
     """A field's number, and where its bytes start and end; nothing of a number."""
     tag, position = _varint(message, position)
     kind = tag & 7

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import concurrent.futures
+import dataclasses
+import http.client
+import json
 import shutil
 import socket
 import subprocess
@@ -29,6 +32,7 @@ from hne_tf.exported.measurements import MeasuredLatency, Measurement
 from hne_tf.exported.versions import latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.rest.door import RestDoor
 from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.service import Options, start
 from hne_tf.tree import Tree
@@ -97,6 +101,48 @@ def server(base_path):
     running = start(Servable("digits", latest_version_path(base_path)))
     yield running
     running.stop(grace_s=0)
+
+
+@dataclasses.dataclass
+class HttpAnswer:
+    """What came back over HTTP; `json` holds its body."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    json: object
+
+
+@pytest.fixture(scope="session")
+def open_rest():
+    """Opens the REST door of a running server; returns what asks it."""
+    doors = []
+
+    def begin(server):
+        door = RestDoor(server.inside, "127.0.0.1", 0, None)
+        doors.append(door)
+
+        def ask(method, path, body=None, headers=None):
+            content = body if body is None or isinstance(body, bytes) else json.dumps(body)
+            connection = http.client.HTTPConnection(door.address.removeprefix("http://"))
+            try:
+                connection.request(method, path, content, headers or {})
+                answer = connection.getresponse()
+                return HttpAnswer(answer.status, answer.headers, json.loads(answer.read()))
+            finally:
+                connection.close()
+
+        ask.door = door
+        return ask
+
+    yield begin
+    for door in doors:
+        door.stop()
+
+
+@pytest.fixture(scope="session")
+def rest(server, open_rest):
+    """Asks the REST door of `server`: method, path, body and headers."""
+    return open_rest(server)
 
 
 @pytest.fixture(scope="session", params=["embedded", "tensorflow_model_server"])
@@ -365,8 +411,9 @@ class FakeService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 @pytest.fixture
 def serve_fake():
-    """Serves a new `FakeService`; returns it and its address."""
+    """Serves a new `FakeService`; returns it and its address. `stop` ends one."""
     servers = []
+    stops = {}
 
     def begin():
         service = FakeService()
@@ -375,8 +422,10 @@ def serve_fake():
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
+        stops[f"127.0.0.1:{port}"] = server
         return service, f"127.0.0.1:{port}"
 
+    begin.stop = lambda address: stops[address].stop(0).wait()
     yield begin
     for server in servers:
         server.stop(0)

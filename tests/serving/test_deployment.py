@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 
+import grpc
 import kubernetes_validate
 import prometheus_client
 import pytest
 import yaml
 
 from hne_tf.client.metrics import ClientMetrics
+from hne_tf.gateway.metrics import GatewayMetrics
+from hne_tf.server.metrics import ServerMetrics
 from serving import config_protos, server_config
 
 _SERVING = pathlib.Path(server_config.__file__).parent
@@ -255,6 +258,19 @@ def test_prometheus_scrapes_the_path_that_the_server_exports():
     assert annotations["prometheus.io/path"] == monitoring.prometheus_config.path
 
 
+def test_prometheus_scrapes_hne_serve_where_the_docs_start_it():
+    jobs = yaml.safe_load((_SERVING / "prometheus" / "prometheus.yaml").read_text())
+    (targets,) = (
+        job["static_configs"][0]["targets"]
+        for job in jobs["scrape_configs"]
+        if job["job_name"] == "hne-serve"
+    )
+    page = (_SERVING.parent / "docs" / "serving.md").read_text()
+    assert targets == [
+        f"host.docker.internal:{port}" for port in re.findall(r"--metrics_port=(\d+)", page)
+    ]
+
+
 def _dashboard():
     return json.loads((_SERVING / "grafana" / "dashboards" / "hne.json").read_text())
 
@@ -270,13 +286,33 @@ def _client_series():
     return {sample.name for metric in registry.collect() for sample in metric.samples}
 
 
+def _server_series():
+    """The series that hne-serve exports, from its own registry."""
+    metrics = ServerMetrics()
+    metrics.begins("ensemble_1")
+    metrics.answered("ensemble_1", grpc.StatusCode.CANCELLED, 1.0)
+    metrics.computes("ensemble_1", 1)
+    metrics.answered_anytime(1)
+    return {sample.name for metric in metrics.registry.collect() for sample in metric.samples}
+
+
+def _gateway_series():
+    """The series that a gateway exports, from its own registry."""
+    metrics = GatewayMetrics()
+    metrics.answered("ensemble_1", grpc.StatusCode.OK, 1.0)
+    metrics.answered_anytime(1)
+    return {sample.name for metric in metrics.registry.collect() for sample in metric.samples}
+
+
 def test_panels_ask_only_for_metrics_that_are_exported():
     histograms = {
         f"{name}_{series}"
         for name in _TF_SERVING_HISTOGRAMS
         for series in ("bucket", "sum", "count")
     }
-    exported = _TF_SERVING_COUNTERS | histograms | _client_series()
+    exported = (
+        _TF_SERVING_COUNTERS | histograms | _client_series() | _server_series() | _gateway_series()
+    )
     asked = set()
     for panel in _dashboard()["panels"]:
         assert panel["type"] == "row" or panel["targets"]
@@ -295,6 +331,13 @@ def test_panels_ask_only_for_metrics_that_are_exported():
         "hne_client_answers_total",
         "hne_client_latency_seconds_bucket",
         "hne_client_budget_missed_total",
+        "hne_server_requests_total",
+        "hne_server_latency_seconds_bucket",
+        "hne_server_in_progress",
+        "hne_server_anytime_total",
+        "hne_gateway_requests_total",
+        "hne_gateway_latency_seconds_bucket",
+        "hne_gateway_anytime_total",
     }
 
 

@@ -52,8 +52,13 @@ def test_beyond_the_bound_requests_are_refused_at_once(catalog, serve, sums_requ
     assert sums == [1.0, 2.0, 3.0, 4.0]
     assert len(gate.runs) == 4
     _until(lambda: _sample(catalog, "queue_length") == 0)
-    assert _sample(catalog, "requests_total", signature="", code="RESOURCE_EXHAUSTED") == 20
-    assert _sample(catalog, "requests_total", signature="serving_default", code="OK") == 4
+    assert (
+        _sample(catalog, "requests_total", door="grpc", signature="", code="RESOURCE_EXHAUSTED")
+        == 20
+    )
+    assert (
+        _sample(catalog, "requests_total", door="grpc", signature="serving_default", code="OK") == 4
+    )
     assert _sample(catalog, "latency_seconds_count", signature="serving_default") == 4
     stub.Predict(sums_request())
 

@@ -2,15 +2,19 @@
 
 import contextlib
 import datetime
+import http.client
 import ipaddress
+import json
 import pathlib
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import grpc
@@ -154,6 +158,7 @@ def process(sums_path, tls):
             f"--tls_certificate={folder / 'cert.pem'}",
             f"--tls_key={folder / 'key.pem'}",
             f"--tls_client_ca={folder / 'ca.pem'}",
+            "--rest_port=0",
         ],
         cwd=pathlib.Path(serve.__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -167,8 +172,9 @@ def process(sums_path, tls):
 
     try:
         line = started.stdout.readline()
-        found = re.search(r"address=(\S+)", line)
+        found = re.search(r"address=(\S+) rest=(\S+)", line)
         assert found, line + started.stderr.read()
+        metrics.rest = found[2]
         yield started, found[1], metrics
     finally:
         started.kill()
@@ -205,6 +211,26 @@ def test_tls_and_a_known_client_are_asked_for(process, sums_request, tls):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Predict(sums_request(), timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_rest_asks_for_tls_and_a_known_client_too(process, tls):
+    _, _, metrics = process
+    folder, _, _ = tls
+    known = ssl.create_default_context(cafile=folder / "ca.pem")
+    known.load_cert_chain(folder / "client_cert.pem", folder / "client_key.pem")
+    request = urllib.request.Request(
+        f"{metrics.rest}/v1/models/sums:predict", b'{"instances": [[1.0, 2.0]]}'
+    )
+    assert metrics.rest.startswith("https://127.0.0.1:")
+    with urllib.request.urlopen(request, timeout=60, context=known) as answer:
+        assert json.loads(answer.read()) == {"predictions": [4.0]}
+    refused = (ConnectionError, http.client.HTTPException, ssl.SSLError, urllib.error.URLError)
+    for unknown in (ssl.create_default_context(cafile=folder / "ca.pem"), None):
+        with pytest.raises(refused):
+            urllib.request.urlopen(request, timeout=60, context=unknown)
+    plain = urllib.request.Request(request.full_url.replace("https", "http"), request.data)
+    with pytest.raises(refused):
+        urllib.request.urlopen(plain, timeout=60)
 
 
 @pytest.fixture
@@ -310,6 +336,12 @@ def test_tls_without_a_client_authority_takes_any_client(serve, sums_request, tl
         (["--max_queued_requests=-1"], "max_queued_requests"),
         (["--poll_interval_s=-1"], "poll_interval_s"),
         (["--host=300.0.0.1"], "cannot listen on 300.0.0.1"),
+        (["--rest_port=-1"], "rest_port"),
+        (["--access_log=absent/log"], "must be a file that can be written, got 'absent/log'"),
+        (
+            ["--tls_certificate=broken.pem", "--tls_key=key.pem", "--rest_port=0"],
+            "TLS certificate or key",
+        ),
     ],
 )
 def test_bad_flags_get_one_line(sums_path, tls, monkeypatch, assert_refused, flags, reason):

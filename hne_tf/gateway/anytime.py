@@ -1,0 +1,264 @@
+"""Answers `anytime` from the ensembles of the servers behind the gateway."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import random
+import time
+from typing import Protocol
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from hne_tf.gateway import messages
+from hne_tf.gateway.models import Model, Models, counted_rows
+from hne_tf.gateway.upstreams import (
+    ELSEWHERE,
+    CallFailedError,
+    Metadata,
+    Reply,
+    Upstream,
+    Upstreams,
+)
+from hne_tf.server.anytime import budgets
+from hne_tf.server.errors import RequestError
+
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """An answer of an upstream.
+
+    Attributes:
+      size: leaves in it.
+      response: PredictResponse with `probabilities`.
+      reply: as it came, for the metadata.
+    """
+
+    size: int
+    response: Message
+    reply: Reply
+
+
+class Answerer(Protocol):
+    """What answers `anytime`."""
+
+    async def answer(
+        self, model: Model, request: Message, metadata: Metadata, end_s: float
+    ) -> Answered:
+        """The answer to a request.
+
+        Args:
+          model: that the request asks for.
+          request: PredictRequest with `images`; may be written to.
+          metadata: for the calls.
+          end_s: when the answer must be there, on the clock of `time.perf_counter`;
+            infinite for the full ensemble, whatever it takes.
+
+        Raises:
+          CallFailedError: if no upstream answers.
+          RequestError: if there is no time to ask.
+        """
+
+
+class OneUpstream:
+    """Asks the ensemble that the time allows of one upstream: an `Answerer`.
+
+    Another upstream is asked when the first is busy, cannot be reached, or is so late
+    that there is only just time for another answer. The largest answer that there is
+    in time is given.
+
+    Args:
+      upstreams: whom to ask.
+      models: learns anew what turns out to have changed.
+    """
+
+    def __init__(self, upstreams: Upstreams, models: Models) -> None:
+        self._upstreams = upstreams
+        self._models = models
+
+    async def answer(
+        self, model: Model, request: Message, metadata: Metadata, end_s: float
+    ) -> Answered:
+        """See `Answerer`."""
+        race = _Race(self._upstreams, self._models, model, request, metadata, end_s)
+        try:
+            answered = await race.run()
+        finally:
+            race.close()
+        if answered.response.model_spec.version.value != model.version:
+            # This request need not wait for it, and its failure is the next one's.
+            self._models.learn(request.model_spec, metadata)
+        return answered
+
+
+class _Race:
+    """One request and the calls that are made for it."""
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        models: Models,
+        model: Model,
+        request: Message,
+        metadata: Metadata,
+        end_s: float,
+    ) -> None:
+        self._upstreams = upstreams
+        self._models = models
+        self._model = model
+        self._request = request
+        self._metadata = metadata
+        self._end_s = end_s
+        self._rows = counted_rows(request)
+        self._tried: set[Upstream] = set()
+        self._pause_s = _FIRST_PAUSE_S
+        self._relearned = False
+        self._reserve: asyncio.Task[Answered | None] | None = None
+        del request.output_filter[:]
+        request.output_filter.append(budgets.PROBABILITIES)
+
+    async def run(self) -> Answered:
+        """See `Answerer.answer`."""
+        while True:
+            upstream, plan = self._choose(self._upstreams.ordered(self._tried))
+            try:
+                first = await self._with_reserve(upstream, plan)
+            except CallFailedError as error:
+                self._tried.add(upstream)
+                if self._reserve and (reserve := await self._reserve):
+                    return reserve
+                await self._go_on(error)
+                continue
+            return first if plan.sure else await self._larger(first)
+
+    def close(self) -> None:
+        """Gives up the call that may still be under way."""
+        if self._reserve:
+            self._reserve.cancel()
+
+    async def _with_reserve(self, upstream: Upstream, plan: budgets.Plan) -> Answered:
+        """Asks for the planned size, and elsewhere for what there is time for if it is overdue."""
+        if plan.reserve_ms == math.inf or self._reserve:
+            return await self._ask(upstream, plan.size)
+        sent_s = time.perf_counter()
+
+        def overdue() -> None:
+            _suspect(upstream, sent_s)
+            self._reserve = asyncio.ensure_future(self._ask_reserve(upstream))
+
+        timer = asyncio.get_running_loop().call_later(plan.reserve_ms / 1000, overdue)
+        try:
+            return await self._ask(upstream, plan.size)
+        finally:
+            timer.cancel()
+
+    async def _ask_reserve(self, overdue: Upstream) -> Answered | None:
+        """Another answer while a call is overdue; None if there is none in time."""
+        try:
+            if others := self._upstreams.ordered({overdue, *self._tried}):
+                upstream, plan = self._choose(others)
+                return await self._ask(upstream, plan.size)
+            choice = self._model.latencies(overdue).choose(self._rows, self._left_ms(), below=1)
+            if choice is not None and choice.fits:
+                return await self._ask(overdue, choice.size)
+        except (CallFailedError, RequestError):
+            # What is overdue may still come.
+            pass
+        return None
+
+    async def _larger(self, first: Answered) -> Answered:
+        """Goes on from a first answer if there is time; that is kept whatever comes of it."""
+        for upstream in self._upstreams.ordered():
+            latencies = self._model.latencies(upstream)
+            size = budgets.larger(latencies, self._rows, self._left_ms(), first.size)
+            if size is not None:
+                with contextlib.suppress(CallFailedError):
+                    return await self._ask(upstream, size)
+                break
+        return first
+
+    def _choose(self, ordered: list[Upstream]) -> tuple[Upstream, budgets.Plan]:
+        """The upstream that allows the largest ensemble, and how to ask it.
+
+        Raises:
+          RequestError: if there is no time at any of them.
+        """
+        candidates = [each for each in ordered if len(ordered) == 1 or not each.avoided] or ordered
+        plans: dict[Upstream, budgets.Plan] = {}
+        refusal = None
+        for each in candidates:
+            try:
+                plans[each] = self._plan(each)
+            except RequestError as error:
+                refusal = error
+        if not plans:
+            raise refusal
+        known = next((each for each, plan in plans.items() if plan.sure), None)
+        for each, plan in plans.items() if known else ():
+            if not plan.sure:
+                self._model.seed(each, known, self._rows)
+                plans[each] = self._plan(each)
+        # The first of those that are equal has least to do.
+        return max(plans.items(), key=lambda pair: pair[1].size)
+
+    def _plan(self, upstream: Upstream) -> budgets.Plan:
+        if not self._model.sizes:
+            raise CallFailedError(
+                grpc.StatusCode.FAILED_PRECONDITION, "the model has no ensembles any more"
+            )
+        return budgets.plan(self._model.latencies(upstream), self._rows, self._left_ms())
+
+    async def _ask(self, upstream: Upstream, size: int) -> Answered:
+        """The answer of one ensemble; raises `CallFailedError` if there is none in time."""
+        self._request.model_spec.signature_name = f"ensemble_{size}"
+        message = self._request.SerializeToString()
+        timeout_s = None if self._end_s == math.inf else self._left_ms() / 1000
+        sent_s = time.perf_counter()
+        try:
+            with self._model.watched(upstream, size, self._rows):
+                reply = await upstream.call(messages.PREDICT, message, timeout_s, self._metadata)
+            response = messages.PredictResponse.FromString(reply.message)
+            if budgets.PROBABILITIES not in response.outputs:
+                raise DecodeError("no probabilities")
+        except CallFailedError as error:
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                _suspect(upstream, sent_s)
+            raise
+        except DecodeError as error:
+            raise CallFailedError(
+                grpc.StatusCode.INTERNAL, f"the answer of an upstream cannot be read: {error}"
+            ) from error
+        return Answered(size, response, reply)
+
+    async def _go_on(self, error: CallFailedError) -> None:
+        """Prepares to begin again after a failure, elsewhere or a little later.
+
+        Raises:
+          CallFailedError: `error`, if that is no use.
+        """
+        if error.code is grpc.StatusCode.FAILED_PRECONDITION and not self._relearned:
+            self._relearned = True
+            spec = self._request.model_spec
+            await self._models.of(spec, self._metadata, self._end_s, anew=True)
+            self._tried.clear()
+        elif error.code not in ELSEWHERE:
+            raise error
+        if self._upstreams.ordered(self._tried):
+            return
+        if self._left_ms() < 1000 * self._pause_s or self._end_s == math.inf:
+            raise error
+        await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
+        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
+        self._tried.clear()
+
+    def _left_ms(self) -> float:
+        return 1000 * (self._end_s - time.perf_counter())
+
+
+def _suspect(upstream: Upstream, sent_s: float) -> None:
+    """Avoids an upstream that has answered nothing since a call that is overdue."""
+    if upstream.answered_s < sent_s:
+        upstream.avoid()

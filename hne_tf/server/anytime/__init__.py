@@ -1,0 +1,1 @@
+"""Signature `anytime`: the largest ensemble that the time of a call allows."""
