@@ -24,6 +24,9 @@ from hne_tf.gateway.upstreams import (
 from hne_tf.server.anytime import budgets
 from hne_tf.server.errors import RequestError
 
+# Of the time that is left, for larger ensembles than the smallest while others are under way. A
+# size is chosen for good, so whoever comes first could take it all.
+_SHARE = 0.5
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.2
 
 
@@ -209,7 +212,10 @@ class _Race:
             raise CallFailedError(
                 grpc.StatusCode.FAILED_PRECONDITION, "the model has no ensembles any more"
             )
-        return budgets.plan(self._model.latencies(upstream), self._rows, self._left_ms())
+        left_ms = self._left_ms()
+        # Time for the smallest is left to those who come before this one is answered.
+        share_ms = _SHARE * left_ms if upstream.in_flight else math.inf
+        return budgets.plan(self._model.latencies(upstream), self._rows, left_ms, share_ms)
 
     async def _ask(self, upstream: Upstream, size: int) -> Answered:
         """The answer of one ensemble; raises `CallFailedError` if there is none in time."""
