@@ -189,8 +189,9 @@ def _deadlines(
     header = ["asked", "requests", "in time", "p50 (ms)", "p99 (ms)", "mean size", "others"]
     lines = [
         f"{values.batch_size} images a request, a deadline of {1000 * timeout_s:.0f} ms, "
-        f"{values.deadline:g} times what the full ensemble takes alone; {values.load:g} times the knee: {np.mean(knees):.1f} requests per second "
-        f"({min(knees):.1f} to {max(knees):.1f}), measured before each phase.",
+        f"{values.deadline:g} times what the full ensemble takes alone, {values.load:g} times "
+        f"the knee: {np.mean(knees):.1f} requests per second ({min(knees):.1f} to "
+        f"{max(knees):.1f}), measured before each phase.",
         "",
         aligned(header, rows, words={"asked", "others"}),
     ]
