@@ -92,8 +92,7 @@ class OneUpstream:
         finally:
             race.close()
         if answered.response.model_spec.version.value != model.version:
-            # This request need not wait for it, and its failure is the next one's.
-            self._models.learn(request.model_spec, metadata)
+            self._models.refresh(model, request.model_spec, metadata)
         return answered
 
 
@@ -230,9 +229,12 @@ class _Race:
             if budgets.PROBABILITIES not in response.outputs:
                 raise DecodeError("no probabilities")
         except CallFailedError as error:
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                _suspect(upstream, sent_s)
-            raise
+            if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            _suspect(upstream, sent_s)
+            raise CallFailedError(
+                error.code, f"the server at {upstream.target} gave no answer of {size} in time"
+            ) from error
         except DecodeError as error:
             raise CallFailedError(
                 grpc.StatusCode.INTERNAL, f"the answer of an upstream cannot be read: {error}"

@@ -19,6 +19,8 @@ from hne_tf.server.anytime import budgets
 # A caller may ask for any name and version; those that exist are few.
 _MOST_MODELS = 256
 _LEARN_S = 10.0
+# While upstreams serve different versions, each answer of another version would ask.
+_REFRESH_S = 1.0
 # Batches beyond this count as the next power of two, or each size would be kept apart.
 _EXACT_ROWS, _MOST_ROWS = 128, 2**20
 
@@ -33,6 +35,7 @@ class Model:
       own: whether it has a signature `anytime` of its own.
       version: that told of them.
       prior: latencies to begin with.
+      learned_s: when, on the clock of `time.perf_counter`.
     """
 
     sizes: tuple[int, ...]
@@ -40,6 +43,7 @@ class Model:
     own: bool
     version: int
     prior: Prior
+    learned_s: float = dataclasses.field(default_factory=time.perf_counter)
     _latencies: dict[Upstream, Latencies] = dataclasses.field(default_factory=dict)
 
     def latencies(self, upstream: Upstream) -> Latencies:
@@ -60,7 +64,7 @@ class Model:
     def replace(self, other: "Model") -> None:
         """Takes over what was learned anew; measurements of sizes that stay are kept."""
         self.sizes, self.names = other.sizes, other.names
-        self.own, self.version = other.own, other.version
+        self.own, self.version, self.learned_s = other.own, other.version, other.learned_s
         for latencies in self._latencies.values():
             latencies.set_sizes(other.sizes)
 
@@ -138,6 +142,11 @@ class Models:
             task = self._learning[key] = asyncio.ensure_future(self._learn(key, spec, metadata))
             task.add_done_callback(lambda done: self._learned(key, done))
         return task
+
+    def refresh(self, model: Model, spec: Message, metadata: Metadata) -> None:
+        """Learns a model anew that seems to have changed; nobody waits for it."""
+        if time.perf_counter() - model.learned_s > _REFRESH_S:
+            self.learn(spec, metadata)
 
     def _learned(self, key: bytes, done: "asyncio.Task[Model]") -> None:
         del self._learning[key]
