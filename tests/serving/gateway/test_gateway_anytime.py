@@ -92,17 +92,22 @@ class Upstream(grpc.GenericRpcHandler):
             signature = found.signature_def[f"ensemble_{size}"]
             signature.inputs["images"].SetInParent()
             signature.outputs["probabilities"].SetInParent()
+        if sys.argv[1] == "served":
+            found.signature_def["anytime"].inputs["images"].SetInParent()
+            for output in ("probabilities", "size", "latency_ms"):
+                found.signature_def["anytime"].outputs[output].SetInParent()
         response = messages.MetadataResponse()
         response.metadata["signature_def"].value = found.SerializeToString()
         return response.SerializeToString()
 
     def predict(self, message, context):
-        if messages.model_spec(message).signature_name in sys.argv[1:]:
+        if messages.model_spec(message).signature_name in sys.argv[2:]:
             os.kill(os.getpid(), signal.SIGSTOP)
             # The signal may take a moment.
             time.sleep(600)
         response = messages.PredictResponse()
         messages.set_values(response.outputs["probabilities"], [1.0], False)
+        messages.set_values(response.outputs["size"], [3], True)
         return response.SerializeToString()
 
 server = grpc.server(futures.ThreadPoolExecutor(4))
@@ -118,9 +123,9 @@ def stalling():
     """Starts an upstream that stops itself when it is asked for given signatures."""
     processes = []
 
-    def begin(*signatures):
+    def begin(*signatures, kind="plain"):
         process = subprocess.Popen(
-            [sys.executable, "-c", STALLING, *signatures], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", STALLING, kind, *signatures], stdout=subprocess.PIPE, text=True
         )
         processes.append(process)
         return f"127.0.0.1:{int(process.stdout.readline())}"
@@ -146,6 +151,23 @@ def test_of_two_upstreams_one_may_stall(stalling, images, behind, ask):
     with behind(*targets, model_name="digits", prior=prior) as (channel, _):
         for _ in range(6):
             assert ask.size(ask.stub(channel).Predict(ask.request(images[:1]), timeout=4)) >= 1
+
+
+def test_of_two_that_choose_themselves_one_may_stall(stalling, images, behind, ask):
+    targets = [stalling("anytime", kind="served"), stalling(kind="served")]
+    with behind(*targets) as (channel, _):
+        predict = ask.stub(channel).Predict
+        sizes = [ask.size(predict(ask.request(images[:1]), timeout=4)) for _ in range(6)]
+    # The size is what they say.
+    assert sizes == [3] * 6
+
+
+def test_a_server_that_chooses_itself_is_asked_to(server, images, behind, ask):
+    sample = server._catalog.metrics.registry.get_sample_value
+    before = sample("hne_server_anytime_total", {"size": "4"}) or 0
+    with behind(server.address) as (channel, _):
+        assert ask.size(ask.stub(channel).Predict(ask.request(images), timeout=60)) == 4
+    assert sample("hne_server_anytime_total", {"size": "4"}) == before + 1
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
