@@ -24,6 +24,11 @@ from hne_tf.gateway.upstreams import (
 from hne_tf.server.anytime import budgets
 from hne_tf.server.errors import RequestError
 
+# Of the time that is left, for larger ensembles than the smallest while others are under way. A
+# size is chosen for good, so whoever comes first could take it all.
+_SHARE = 0.5
+# A size that the upstream chooses, and when another is asked for it, as a part of the time left.
+_THEIRS, _THEIR_RESERVE = 0, 0.75
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.2
 
 
@@ -64,7 +69,10 @@ class Answerer(Protocol):
 
 
 class OneUpstream:
-    """Asks the ensemble that the time allows of one upstream: an `Answerer`.
+    """Asks one upstream for the ensemble that the time allows: an `Answerer`.
+
+    An embedded server is asked for `anytime`: it chooses when the request's turn has
+    come. For TF Serving the size is chosen here.
 
     Another upstream is asked when the first is busy, cannot be reached, or is so late
     that there is only just time for another answer. The largest answer that there is
@@ -89,8 +97,7 @@ class OneUpstream:
         finally:
             race.close()
         if answered.response.model_spec.version.value != model.version:
-            # This request need not wait for it, and its failure is the next one's.
-            self._models.learn(request.model_spec, metadata)
+            self._models.refresh(model, request.model_spec, metadata)
         return answered
 
 
@@ -117,8 +124,6 @@ class _Race:
         self._pause_s = _FIRST_PAUSE_S
         self._relearned = False
         self._reserve: asyncio.Task[Answered | None] | None = None
-        del request.output_filter[:]
-        request.output_filter.append(budgets.PROBABILITIES)
 
     async def run(self) -> Answered:
         """See `Answerer.answer`."""
@@ -161,6 +166,8 @@ class _Race:
             if others := self._upstreams.ordered({overdue, *self._tried}):
                 upstream, plan = self._choose(others)
                 return await self._ask(upstream, plan.size)
+            if self._model.served:
+                return None
             choice = self._model.latencies(overdue).choose(self._rows, self._left_ms(), below=1)
             if choice is not None and choice.fits:
                 return await self._ask(overdue, choice.size)
@@ -187,6 +194,8 @@ class _Race:
           RequestError: if there is no time at any of them.
         """
         candidates = [each for each in ordered if len(ordered) == 1 or not each.avoided] or ordered
+        if self._model.served:
+            return candidates[0], budgets.Plan(_THEIRS, True, _THEIR_RESERVE * self._left_ms())
         plans: dict[Upstream, budgets.Plan] = {}
         refusal = None
         for each in candidates:
@@ -209,24 +218,39 @@ class _Race:
             raise CallFailedError(
                 grpc.StatusCode.FAILED_PRECONDITION, "the model has no ensembles any more"
             )
-        return budgets.plan(self._model.latencies(upstream), self._rows, self._left_ms())
+        left_ms = self._left_ms()
+        # Time for the smallest is left to those who come before this one is answered.
+        share_ms = _SHARE * left_ms if upstream.in_flight else math.inf
+        return budgets.plan(self._model.latencies(upstream), self._rows, left_ms, share_ms)
 
     async def _ask(self, upstream: Upstream, size: int) -> Answered:
         """The answer of one ensemble; raises `CallFailedError` if there is none in time."""
-        self._request.model_spec.signature_name = f"ensemble_{size}"
+        theirs = size == _THEIRS
+        self._request.model_spec.signature_name = budgets.ANYTIME if theirs else f"ensemble_{size}"
+        outputs = (budgets.PROBABILITIES, budgets.SIZE) if theirs else (budgets.PROBABILITIES,)
+        self._request.output_filter[:] = outputs
         message = self._request.SerializeToString()
         timeout_s = None if self._end_s == math.inf else self._left_ms() / 1000
         sent_s = time.perf_counter()
         try:
-            with self._model.watched(upstream, size, self._rows):
+            with (
+                contextlib.nullcontext()
+                if theirs
+                else self._model.watched(upstream, size, self._rows)
+            ):
                 reply = await upstream.call(messages.PREDICT, message, timeout_s, self._metadata)
             response = messages.PredictResponse.FromString(reply.message)
             if budgets.PROBABILITIES not in response.outputs:
                 raise DecodeError("no probabilities")
+            if theirs:
+                size = messages.first_whole(response.outputs[budgets.SIZE])
         except CallFailedError as error:
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                _suspect(upstream, sent_s)
-            raise
+            if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            _suspect(upstream, sent_s)
+            raise CallFailedError(
+                error.code, f"the server at {upstream.target} gave no answer in time"
+            ) from error
         except DecodeError as error:
             raise CallFailedError(
                 grpc.StatusCode.INTERNAL, f"the answer of an upstream cannot be read: {error}"

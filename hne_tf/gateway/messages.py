@@ -159,6 +159,17 @@ def signatures(message: bytes) -> tuple[int, Mapping[str, Message]]:
     return response.model_spec.version.value, dict(found.signature_def)
 
 
+def first_whole(tensor: Message) -> int:
+    """The first number of an int32 tensor as the embedded server sends it.
+
+    Raises:
+      DecodeError: if there is none.
+    """
+    if tensor.dtype != _DT_INT32 or len(tensor.tensor_content) < 4:
+        raise DecodeError("no whole number")
+    return struct.unpack_from("<i", tensor.tensor_content)[0]
+
+
 def set_values(tensor: Message, values: Sequence[float], whole: bool) -> None:
     """Makes a tensor hold a list of numbers, int32 if they are whole, float32 otherwise."""
     tensor.Clear()

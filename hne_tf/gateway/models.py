@@ -19,6 +19,8 @@ from hne_tf.server.anytime import budgets
 # A caller may ask for any name and version; those that exist are few.
 _MOST_MODELS = 256
 _LEARN_S = 10.0
+# While upstreams serve different versions, each answer of another version would ask.
+_REFRESH_S = 1.0
 # Batches beyond this count as the next power of two, or each size would be kept apart.
 _EXACT_ROWS, _MOST_ROWS = 128, 2**20
 
@@ -31,15 +33,19 @@ class Model:
       sizes: of its ensembles, in order; empty if it has none.
       names: of its signatures.
       own: whether it has a signature `anytime` of its own.
+      served: whether the servers answer `anytime` themselves, as the embedded one does.
       version: that told of them.
       prior: latencies to begin with.
+      learned_s: when, on the clock of `time.perf_counter`.
     """
 
     sizes: tuple[int, ...]
     names: frozenset[str]
     own: bool
+    served: bool
     version: int
     prior: Prior
+    learned_s: float = dataclasses.field(default_factory=time.perf_counter)
     _latencies: dict[Upstream, Latencies] = dataclasses.field(default_factory=dict)
 
     def latencies(self, upstream: Upstream) -> Latencies:
@@ -60,7 +66,8 @@ class Model:
     def replace(self, other: "Model") -> None:
         """Takes over what was learned anew; measurements of sizes that stay are kept."""
         self.sizes, self.names = other.sizes, other.names
-        self.own, self.version = other.own, other.version
+        self.own, self.served = other.own, other.served
+        self.version, self.learned_s = other.version, other.learned_s
         for latencies in self._latencies.values():
             latencies.set_sizes(other.sizes)
 
@@ -139,6 +146,11 @@ class Models:
             task.add_done_callback(lambda done: self._learned(key, done))
         return task
 
+    def refresh(self, model: Model, spec: Message, metadata: Metadata) -> None:
+        """Learns a model anew that seems to have changed; nobody waits for it."""
+        if time.perf_counter() - model.learned_s > _REFRESH_S:
+            self.learn(spec, metadata)
+
     def _learned(self, key: bytes, done: "asyncio.Task[Model]") -> None:
         del self._learning[key]
         if not done.cancelled():
@@ -159,10 +171,13 @@ class Models:
             raise CallFailedError(
                 grpc.StatusCode.INTERNAL, f"the signatures of an upstream cannot be read: {error}"
             ) from error
+        given = signatures.get(budgets.ANYTIME)
+        served = given is not None and _is_servers(given)
         learned = Model(
             _sizes(signatures),
             frozenset(signatures),
-            _is_own(signatures),
+            given is not None and not served,
+            served,
             version,
             self._prior.get(spec.name, {}),
         )
@@ -203,9 +218,6 @@ def _sizes(signatures: dict[str, Message]) -> tuple[int, ...]:
     )
 
 
-def _is_own(signatures: dict[str, Message]) -> bool:
-    """Whether `anytime` is the model's, not that of an embedded server."""
-    given = signatures.get(budgets.ANYTIME)
-    return given is not None and (
-        set(given.inputs) != {"images"} or set(given.outputs) != set(budgets.OUTPUTS)
-    )
+def _is_servers(anytime: Message) -> bool:
+    """Whether a signature `anytime` is the embedded server's, not the model's own."""
+    return set(anytime.inputs) == {"images"} and set(anytime.outputs) == set(budgets.OUTPUTS)

@@ -68,7 +68,7 @@ def test_the_asyncio_client_answers_the_same(server, client, images):
 def test_info_lists_signatures_with_their_specs(client):
     assert client.info().version == 7
     signatures = client.info().signatures
-    assert sorted(signatures) == sorted([*_SIGNATURES, "step_2"])
+    assert sorted(signatures) == sorted([*_SIGNATURES, "step_2", "anytime"])
     assert signatures["ensemble_2"] == Signature(
         inputs={"images": TensorSpec("uint8", (None, 8, 8, 1))},
         outputs={

@@ -102,13 +102,11 @@ class Plan:
         and larger ones are for after its answer.
       reserve_ms: from now, when the smallest is to be asked as well if the first
         was not answered; infinite if never.
-      choice: what it was made from.
     """
 
     size: int
     sure: bool
     reserve_ms: float
-    choice: Choice
 
 
 def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math.inf) -> Plan:
@@ -125,14 +123,14 @@ def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math
     """
     choice = latencies.choose(rows, max(0.0, min(left_ms, share_ms)))
     if choice.fastest_ms == math.inf:
-        return Plan(choice.size, left_ms == math.inf, math.inf, choice)
+        return Plan(choice.size, left_ms == math.inf, math.inf)
     _check(choice, left_ms)
     reserve_ms = math.inf
     if not choice.is_smallest and left_ms < math.inf:
         own_ms = choice.smallest_ms - choice.waiting_ms
         room_ms = max(_RESERVE_ROOM * own_ms, _RESERVE_SHARE * left_ms)
         reserve_ms = max(choice.estimate_ms, left_ms - room_ms)
-    return Plan(choice.size, True, reserve_ms, choice)
+    return Plan(choice.size, True, reserve_ms)
 
 
 def larger(latencies: Latencies, rows: int, left_ms: float, size: int) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 
 from hne_tf.gateway.run import gateway
 
-CHECKOUT = pathlib.Path(__file__).parents[2]
+CHECKOUT = pathlib.Path(__file__).parents[3]
 # Where `npm install --prefix build/node` of the page's command puts them.
 MODULES = CHECKOUT / "build" / "node" / "node_modules"
 
