@@ -276,7 +276,7 @@ class SpreadClient(Closing):
         return SpreadAnswer(
             answer,
             tuple((part.first, part.stop) for part in parts),
-            size / plan.leaves,
+            plan.leaves,
             plan.version,
             1000 * (time.perf_counter() - request.started_s),
             tuple(request.attempts),

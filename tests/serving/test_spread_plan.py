@@ -311,6 +311,20 @@ def test_a_host_of_another_version_is_asked_at_once(hosts):
     assert hosts.plan().version == 1
 
 
+def test_a_host_that_is_not_used_is_asked_now_and_then(hosts, clock):
+    hosts.due()
+    hosts.told("a", offer(*HALVES))
+    hosts.told("b", offer(*HALVES, version=2))
+    assert hosts.plan().version == 2
+    assert hosts.due() == []
+    clock.now_s += 0.5
+    assert hosts.due() == ["a"]
+    hosts.told("a", offer(*HALVES, version=2))
+    assert len(hosts.plan().hosts[LeavesSignature(0, 8)]) == 2
+    clock.now_s += 10.0
+    assert hosts.due() == []
+
+
 def test_a_host_that_is_away_is_not_said_to_leave_leaves_out(hosts):
     hosts.due()
     hosts.told("a", offer((0, 8)))

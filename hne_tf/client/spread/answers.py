@@ -29,7 +29,7 @@ class SpreadAnswer:
     Attributes:
       probabilities: float32 `[batch, classes]`.
       leaves: first leaf and the one after the last, of each part that is in it.
-      share: of the model's leaves that are in it.
+      total: number of leaves of the model.
       version: of the model, the same for all leaves.
       latency_ms: time from call to answer.
       attempts: all calls.
@@ -37,7 +37,7 @@ class SpreadAnswer:
 
     probabilities: np.ndarray
     leaves: tuple[tuple[int, int], ...]
-    share: float
+    total: int
     version: int
     latency_ms: float
     attempts: tuple[PartAttempt, ...]
@@ -46,3 +46,8 @@ class SpreadAnswer:
     def size(self) -> int:
         """Number of leaves in it."""
         return sum(stop - first for first, stop in self.leaves)
+
+    @property
+    def share(self) -> float:
+        """The part of the model's leaves that are in it."""
+        return self.size / self.total

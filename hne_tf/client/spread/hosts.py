@@ -23,7 +23,7 @@ class _Host:
       heard: whether it has answered or failed at all.
       up: whether parts may be asked.
       asked: whether its signatures are being asked for.
-      again_s: when they may be asked for again, if it is not up.
+      again_s: when they may be asked for again.
       failures: since the last part that it computed.
       in_flight: parts that it is computing.
       latency_s: mean by part and number of rows.
@@ -43,7 +43,8 @@ class SpreadHosts:
     """The hosts of one model. Thread-safe.
 
     A host that fails is avoided for a while. Then it is asked for its signatures, and if
-    it tells them, for leaves again.
+    it tells them, for leaves again. One that serves another version than the others, or no
+    leaves, is asked now and then whether that has changed.
 
     Args:
       addresses: of the hosts, each different.
@@ -74,11 +75,19 @@ class SpreadHosts:
             found = [
                 address
                 for address, host in self._hosts.items()
-                if not host.up and not host.asked and now_s >= host.again_s
+                if not host.asked and now_s >= host.again_s and not self._is_used(address)
             ]
             for address in found:
                 self._hosts[address].asked = True
             return found
+
+    def _is_used(self, address: str) -> bool:
+        """Whether a host is asked for leaves, and so tells by itself of another version."""
+        if self._plan is None:
+            return self._hosts[address].up
+        return self._hosts[address].up and any(
+            address in able for able in self._plan.hosts.values()
+        )
 
     def told(self, address: str, offer: Offer) -> None:
         """A host has told what it serves."""
@@ -90,6 +99,7 @@ class SpreadHosts:
             if host.offer and host.offer.version != offer.version:
                 host.latency_s.clear()
             host.offer, host.heard, host.up, host.asked = offer, True, True, False
+            host.again_s = self._clock() + _LEAST_PAUSE_S
             self._plan = None
             self._changed.notify_all()
 
