@@ -29,6 +29,7 @@ class Process:
     def __init__(self, base_path):
         self._base_path = base_path
         self._port = 0
+        self._address = None
         self.start()
 
     def start(self):
@@ -46,18 +47,20 @@ class Process:
     @property
     def address(self):
         """Waits until it serves."""
-        line = self.process.stdout.readline()
-        address = line.rsplit("address=", 1)[1].strip()
-        self._port = int(address.rsplit(":", 1)[1])
-        return address
+        if self._address is None:
+            line = self.process.stdout.readline()
+            self._address = line.rsplit("address=", 1)[1].strip()
+            self._port = int(self._address.rsplit(":", 1)[1])
+        return self._address
 
     def end(self, number):
         self.process.send_signal(number)
         self.process.wait(30)
         self.process.stdout.close()
+        self._address = None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes(parted_path):
     started = [Process(parted_path.parent) for _ in range(3)]
     yield started

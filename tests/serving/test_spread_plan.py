@@ -225,8 +225,13 @@ def test_a_part_that_failed_goes_to_another_host():
     assert list(driver.gathering.came.values()) == ["sum of 8"]
 
 
-def test_a_part_that_would_be_late_is_not_asked_unless_there_is_nothing_else():
-    slow = {"a": 2.0, "b": 2.0}
+def test_each_host_is_asked_for_one_part_however_slow_it_was():
+    hosts = {(0, 8): ("a", "b"), (8, 16): ("a", "b")}
+    assert len(Driver(hosts, expected_s={"a": 2.0, "b": 2.0}).send(left_s=1.0)) == 2
+
+
+def test_another_part_is_asked_of_a_host_only_if_it_will_be_in_time():
+    slow = {"a": 2.0}
     driver = Driver({(0, 8): ("a",), (8, 16): ("a",)}, expected_s=slow)
     assert driver.send(left_s=1.0) == [("a", 0)]
     driver.came("a", 0)

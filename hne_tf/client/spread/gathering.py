@@ -53,6 +53,7 @@ class Gathering(Generic[Sum]):
         self._expected_s = expected_s
         self._able = plan.hosts
         self._waiting = list(plan.hosts)
+        self._asked: set[str] = set()
         self.came: dict[LeavesSignature, Sum] = {}
         self.under_way: set[PartCall] = set()
 
@@ -66,6 +67,7 @@ class Gathering(Generic[Sum]):
         while left_s > 0 and (call := self._next(left_s)):
             self._waiting.remove(call.part)
             self._free.remove(call.address)
+            self._asked.add(call.address)
             self.under_way.add(call)
             found.append(call)
         return found
@@ -85,8 +87,9 @@ class Gathering(Generic[Sum]):
         return [part for part in self._waiting if address in self._able[part]]
 
     def _is_timely(self, call: PartCall, left_s: float) -> bool:
-        # Without an answer any call is worth it: estimates can be wrong.
-        first = not self.came and not self.under_way
+        # A host that has nothing else to do is always asked: estimates can be wrong, and
+        # only its calls correct them.
+        first = call.address not in self._asked
         return first or self._expected_s(call.address, call.part) <= left_s
 
     def computed(self, call: PartCall, total: Sum) -> None:
