@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from hne_tf.client.anytime_client import AnytimeClient
     from hne_tf.client.async_client import AsyncBudgetClient
     from hne_tf.client.budget_client import BudgetClient
+    from hne_tf.client.spread_client import SpreadClient
     from hne_tf.compression.compressor import compress
     from hne_tf.errors import InputError
     from hne_tf.evaluation.evaluation import evaluate
@@ -55,6 +56,7 @@ _NAMES = {
     "GroupedEnsemble": "hne_tf.models.grouped_ensemble",
     "ImageSpec": "hne_tf.image_spec",
     "InputError": "hne_tf.errors",
+    "SpreadClient": "hne_tf.client.spread_client",
     "Tree": "hne_tf.tree",
     "TreeEnsemble": "hne_tf.models.ensemble",
     "compress": "hne_tf.compression.compressor",
@@ -74,6 +76,7 @@ __all__ = [
     "GroupedEnsemble",
     "ImageSpec",
     "InputError",
+    "SpreadClient",
     "Tree",
     "TreeEnsemble",
     "__version__",

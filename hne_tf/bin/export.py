@@ -34,6 +34,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "sizes", [], "Ensemble sizes; powers of two and N if not given.", flag_values=values
     )
     flags.DEFINE_list(
+        "spread",
+        [],
+        "Numbers of servers that shall compute an answer together, such as 2,4: the leaves are "
+        "parted in as many signatures leaves_<a>_<b>, for hne_tf.SpreadClient.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
     app.define_uncertainty(values)
@@ -51,9 +58,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     sizes = app.integers("sizes", values.sizes)
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
+    spread = app.integers("spread", values.spread)
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
+        from hne_tf.exported.interface import split
         from hne_tf.exported.manifest import read_manifest
 
     weights_path = pathlib.Path(values.weights) if values.weights else None
@@ -64,6 +73,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.set_average(run, values)
     if weights_path:
         pretrained.check(run, weights_path)
+    parts = {part: None for number in spread for part in split(run.model.tree.leaves, number)}
     folder = export(
         run.model,
         values.model_base_path,
@@ -71,6 +81,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         validation=run.batches("validation"),
         version=values.version,
         sizes=sizes,
+        leaves=[(part.first, part.stop) for part in parts],
         batch_sizes=batch_sizes,
         stopping_rule=values.stopping_rule,
         calibrate=values.calibrate,

@@ -11,6 +11,7 @@ The exit code is 3 if all were refused, and 1 as soon as anything else fails.
   hne-predict --model=digits --manifest=hne_manifest.json --latencies picture.png
   hne-predict --model=digits --manifest=hne_manifest.json --budget_for=1,4 --batch --score \\
       pictures/test/*/*.png
+  hne-predict --model=digits --server=a:8500,b:8500 --spread --budget_ms=20 picture.png
 """
 
 import math
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from hne_tf.client.answers import Answer
     from hne_tf.client.budget_client import BudgetClient
+    from hne_tf.client.spread.answers import SpreadAnswer
+    from hne_tf.client.spread_client import SpreadClient
+    from hne_tf.data.pictures import Pictures
     from hne_tf.exported.manifest import Manifest
 
 # Late answers are reported, not cut off, but a hanging server must not hang the user.
@@ -39,11 +43,22 @@ _GRACE_MS = 10_000.0
 _BUDGET_FACTOR = 1.3
 _EXIT_REFUSED = 3
 
+# Names of pictures, and the pictures, uint8 `[batch, height, width, channels]`.
+Request = tuple[Sequence[str], np.ndarray]
+
 
 def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     """Adds the client's flags to `values`."""
     del arguments
-    flags.DEFINE_string("server", "127.0.0.1:8500", "host:port of the server.", flag_values=values)
+    flags.DEFINE_list(
+        "server", ["127.0.0.1:8500"], "host:port; of several with --spread.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "spread",
+        False,
+        "Ask all servers for some leaves each, of a model exported with hne-export --spread.",
+        flag_values=values,
+    )
     flags.DEFINE_string("model", None, "Name of the model there.", flag_values=values)
     flags.DEFINE_list(
         "budget_ms",
@@ -117,20 +132,20 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Prints one line per budget and picture; returns the exit code."""
     budgets_ms = _check_flags(values, arguments)
-    from hne_tf.data.pictures import read_all
-    from hne_tf.data.pixels import Pixels
     from hne_tf.exported.manifest import read_manifest
 
     manifest = read_manifest(values.manifest) if values.manifest else None
     if values.score:
         _labels(arguments, manifest)
+    if values.spread:
+        return _spread(values, arguments, budgets_ms, manifest)
 
     with app.quiet_import():
         from hne_tf.client.budget_client import BudgetClient
         from hne_tf.client.messages import ensembles
 
     with BudgetClient(
-        values.server,
+        values.server[0],
         values.model,
         manifest=manifest,
         credentials=_credentials(values),
@@ -140,34 +155,74 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         sizes, shape = ensembles(client.learn().signatures, values.model)
         if manifest:
             _check_manifest(manifest, sizes, shape)
-        known = Pixels.of_manifest(manifest) if manifest else None
-        pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
-        if not pictures.images:
-            pictures.check()
-        names, arrays = zip(*pictures.images, strict=True)
-        labels = _labels(names, manifest) if values.score else None
-        images = np.stack(arrays)
+        pictures, requests, labels = _read(values, arguments, manifest, shape)
         budget_sizes = _budget_sizes(values.budget_for, sizes)
-        batch_size = len(images) if values.batch else 1
-        client.measure(images[:batch_size])
+        batch_size = len(requests[0][0])
+        client.measure(requests[0][1])
         latency_ms = client.estimates_ms(batch_size)
         if values.latencies:
             print(_table(latency_ms, batch_size, manifest), flush=True)
         budgets_ms += [round(_BUDGET_FACTOR * latency_ms[size], 2) for size in budget_sizes]
-        requests = [
-            (names[start : start + batch_size], images[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ]
         code = _ask(client, budgets_ms, requests, manifest, labels)
     # Those that could be read have their answers by now.
     pictures.check()
     return code
 
 
-def _ask(
-    client: "BudgetClient",
+def _spread(
+    values: flags.FlagValues,
+    arguments: list[str],
     budgets_ms: Sequence[float],
-    requests: Sequence[tuple[Sequence[str], np.ndarray]],
+    manifest: "Manifest | None",
+) -> int:
+    """Does the same with several servers, each for some leaves."""
+    with app.quiet_import():
+        from hne_tf.client.spread_client import SpreadClient
+
+    with SpreadClient(
+        values.server,
+        values.model,
+        credentials=_credentials(values),
+        metadata=_metadata(values.metadata),
+    ) as client:
+        plan = client.learn()
+        if manifest:
+            _check_manifest(manifest, tuple(range(1, plan.leaves + 1)), client.image_shape)
+        pictures, requests, labels = _read(values, arguments, manifest, client.image_shape)
+        # What a server does the first time only is not in the budget.
+        client.predict(requests[0][1], _GRACE_MS)
+        code = _ask(client, budgets_ms, requests, manifest, labels)
+    pictures.check()
+    return code
+
+
+def _read(
+    values: flags.FlagValues,
+    arguments: list[str],
+    manifest: "Manifest | None",
+    shape: tuple[int, int, int],
+) -> tuple["Pictures", list[Request], list[int] | None]:
+    """Reads the pictures; returns them, as requests too, and with --score the labels of all."""
+    from hne_tf.data.pictures import read_all
+    from hne_tf.data.pixels import Pixels
+
+    known = Pixels.of_manifest(manifest) if manifest else None
+    pictures = read_all(arguments, known or Pixels(*shape), bool(known) or values.resize)
+    if not pictures.images:
+        pictures.check()
+    names, arrays = zip(*pictures.images, strict=True)
+    labels = _labels(names, manifest) if values.score else None
+    images = np.stack(arrays)
+    size = len(images) if values.batch else 1
+    starts = range(0, len(images), size)
+    requests = [(names[start : start + size], images[start : start + size]) for start in starts]
+    return pictures, requests, labels
+
+
+def _ask(
+    client: "BudgetClient | SpreadClient",
+    budgets_ms: Sequence[float],
+    requests: Sequence[Request],
     manifest: "Manifest | None",
     labels: Sequence[int] | None,
 ) -> int:
@@ -199,6 +254,15 @@ def _check_flags(values: flags.FlagValues, pictures: Sequence[str]) -> list[floa
     """Returns the budgets in milliseconds; raises `InputError` for flags that make no sense."""
     if not values.model:
         raise InputError("--model must name the model, got none")
+    if values.spread and (values.budget_for or values.latencies or not values.budget_ms):
+        raise InputError(
+            "--spread needs --budget_ms, and neither --budget_for nor --latencies, got --budget_ms="
+            f"{values.budget_ms}, --budget_for={values.budget_for}, --latencies={values.latencies}"
+        )
+    if len(values.server) != 1 and not values.spread:
+        raise InputError(
+            f"--server must be one host:port without --spread, got {','.join(values.server)!r}"
+        )
     if values.budget_ms and values.budget_for:
         raise InputError("one of --budget_ms and --budget_for must be given, got both")
     if not (values.budget_ms or values.budget_for or values.latencies):
@@ -287,14 +351,16 @@ def _table(latency_ms: Mapping[int, float], batch_size: int, manifest: "Manifest
 
 def _lines(
     paths: Sequence[str],
-    answer: "Answer",
+    answer: "Answer | SpreadAnswer",
     budget_ms: float,
     manifest: "Manifest | None",
     labels: Sequence[int] | None,
 ) -> list[str]:
     """Returns an answer in words, a line for each picture or one for how many are right."""
     late = ", late" if answer.latency_ms > budget_ms else ""
-    how = f"ensemble of {answer.size}, {answer.latency_ms:.2f} ms of {budget_ms:g} ms{late}"
+    total = getattr(answer, "total", None)
+    whose = f"{answer.size} of {total} leaves" if total else f"ensemble of {answer.size}"
+    how = f"{whose}, {answer.latency_ms:.2f} ms of {budget_ms:g} ms{late}"
     best = [_best(probabilities, manifest) for probabilities in answer.probabilities]
     if labels is None:
         return [f"{path}: {each}, {how}" for path, each in zip(paths, best, strict=True)]

@@ -13,6 +13,7 @@ from hne_tf.errors import InputError
 from hne_tf.evaluation import calibration, evaluation
 from hne_tf.export import describe, signatures, verification, warmup
 from hne_tf.exported import versions
+from hne_tf.exported.interface import LeavesSignature
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.profiling import latency
 from hne_tf.exported.saved_model import SavedModel
@@ -35,6 +36,7 @@ def export(
     validation: Labelled | None = None,
     version: int | None = None,
     sizes: Sequence[int] | None = None,
+    leaves: Sequence[tuple[int, int]] = (),
     batch_sizes: Sequence[int] = (1,),
     stopping_rule: str = "confidence",
     calibrate: bool = False,
@@ -55,6 +57,9 @@ def export(
       version: number of the new version, the next free one by default.
       sizes: ensemble sizes with a signature; `tree.sizes` by default. The full
         ensemble is always among them.
+      leaves: pairs (a, b), such as `[(0, 8), (8, 16)]`: each gets a signature `leaves_<a>_<b>`
+        of the leaves from a to before b, for answers that several servers compute together,
+        see `SpreadClient`.
       batch_sizes: batches that are warmed up and profiled; a single image is
         profiled besides.
       stopping_rule: what the thresholds are of, one of `exported.uncertainty.stopping.RULES`.
@@ -79,6 +84,7 @@ def export(
     model_base_path = pathlib.Path(model_base_path)
     model = branched(model)
     sizes = exported_sizes(model, sizes)
+    parts = tuple(map(LeavesSignature.of, leaves))
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
     model_name = model_base_path.resolve().name
@@ -88,12 +94,12 @@ def export(
     with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
         temperatures = fitted.temperatures if calibrate else None
-        endpoints = signatures.signatures(folded, sizes, temperatures)
+        endpoints = signatures.signatures(folded, sizes, temperatures, parts)
         warmup.check_count(endpoints, batch_sizes)
         signatures.save(endpoints, str(folder))
         count = warmup.write_requests(folder, model_name, endpoints, batch_sizes)
         report(f"saved {len(endpoints)} signatures and {count} warm-up requests")
-        measured = {"calibration": fitted}
+        measured: dict[str, Any] = {"calibration": fitted, "leaves": parts}
         if test is not None:
             measured |= _measured(model, test, validation, sizes, stopping_rule, temperatures)
         manifest = describe.describe(folded, model_name, sizes, record, **measured)

@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel: one per ensemble size, one per depth-first step."""
+"""The signatures of a SavedModel: per ensemble size, per depth-first step, of some leaves."""
 
 import itertools
 import math
@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from hne_tf.errors import InputError
-from hne_tf.exported.interface import running_sum_width
+from hne_tf.exported.interface import (
+    TEMPERATURES,
+    LeavesSignature,
+    check_leaves,
+    running_sum_width,
+    sum_output,
+)
 from hne_tf.models import weights
 from hne_tf.models.architectures.architecture import Activation
 from hne_tf.models.averaging import add, add_all, answer, contribution, leaves, start
@@ -23,29 +29,37 @@ Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
 
 
 def signatures(
-    model: TreeEnsemble, sizes: Sequence[int], temperatures: Sequence[float] | None = None
+    model: TreeEnsemble,
+    sizes: Sequence[int],
+    temperatures: Sequence[float] | None = None,
+    parts: Sequence[LeavesSignature] = (),
 ) -> Signatures:
     """All signatures of a published model.
 
     `ensemble_<n>` maps `images`, uint8 `[batch, height, width, channels]`, to
     `logits` and `probabilities`, float32 `[batch, classes]`; `serving_default`
     is the full ensemble. `step_<n>` goes from n - 1 to n leaves, see
-    `step_signature`. All may be called from several threads at once.
+    `step_signature`. `leaves_<a>_<b>` are the sums of some leaves, see
+    `leaves_signature`. All may be called from several threads at once.
 
     Args:
       model: built by the deploy factory, or of an architecture that is not folded.
       sizes: ensemble sizes to export; the full one is always among the answers.
       temperatures: what the logits of each size from 1 to N are divided by.
+      parts: leaves that have a signature together.
 
     Raises:
-      InputError: if a size is not between 1 and the number of leaves, or twice there.
+      InputError: if a size is not between 1 and the number of leaves, or twice there, or
+        for parts that the model cannot have, see `interface.check_leaves`.
     """
     if len(set(sizes)) != len(sizes) or not sizes:
         raise InputError(f"sizes must be different ensemble sizes, got {tuple(sizes)}")
     for size in sizes:
         model.tree.check_size(size)
+    check_leaves(parts, model.average, model.tree.leaves)
     model = served(model)
     full = model.tree.leaves
+    spread = {part.signature: leaves_signature(model, part, temperatures) for part in parts}
     temperatures = [1.0] * full if temperatures is None else temperatures
     ensembles = {
         f"ensemble_{size}": ensemble_signature(model, size, temperatures[size - 1])
@@ -55,7 +69,7 @@ def signatures(
         f"step_{step.size}": step_signature(model, step, temperatures[step.size - 1])
         for step in model.tree.steps
     }
-    return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps}
+    return {"serving_default": ensembles[f"ensemble_{full}"], **ensembles, **steps, **spread}
 
 
 def served(model: TreeEnsemble) -> TreeEnsemble:
@@ -130,6 +144,31 @@ def step_signature(
         return {**outputs, "running_sum": running_sum, "probabilities": probabilities}
 
     return take_step
+
+
+def leaves_signature(
+    model: TreeEnsemble, part: LeavesSignature, temperatures: Sequence[float] | None = None
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """What some leaves add to the running sum: computes the nodes on their paths alone.
+
+    Whoever has the sums of other leaves adds them up and answers. Temperatures are of
+    the ensemble that has answered, so that they are given beside the sum, not applied.
+    """
+    members, average = range(part.first, part.stop), model.average
+    network, values = model.of_leaves(members), _values(model.nodes_of(members))
+
+    @tf.function(input_signature=[_images(model)], autograph=False)
+    def some_leaves(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        with _constants(values):
+            leaf_logits = network(_checked(images), training=False)
+        outputs = {sum_output(average): add_all(contribution(leaf_logits, average), average)}
+        if temperatures is not None:
+            # A row per image: TF Serving splits batches along the first dimension.
+            rows = tf.ones([tf.shape(images)[0], 1])
+            outputs[TEMPERATURES] = rows * tf.constant([temperatures], tf.float32)
+        return outputs
+
+    return some_leaves
 
 
 def step_input(model: TreeEnsemble, step: Step) -> tf.TensorSpec:

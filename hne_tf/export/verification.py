@@ -24,6 +24,7 @@ from tensorflow.python.framework import op_def_registry
 
 from hne_tf import hardware
 from hne_tf.errors import InputError, ended_in_one_line
+from hne_tf.exported.interface import TEMPERATURES, LeavesSignature, sum_output
 from hne_tf.exported.manifest import Manifest, read_manifest
 from hne_tf.exported.model import ExportedModel
 from hne_tf.exported.steps import step_inputs
@@ -73,8 +74,9 @@ def verify(exported: ExportedModel, images: np.ndarray, leaf_logits: np.ndarray)
 
 
 def listed_signatures(manifest: Manifest) -> set[str]:
-    """Names of the signatures that a manifest describes, ensembles and steps."""
+    """Names of the signatures that a manifest describes: ensembles, steps, some leaves."""
     listed = {entry.name for entry in manifest.signatures}
+    listed |= {part.signature for part in manifest.leaves}
     return listed | {step.signature for step in manifest.steps}
 
 
@@ -164,6 +166,11 @@ def answer_findings(
         outputs = {"running_sum", "probabilities", *step.caches}
         yield from _differences(step.signature, answer, expected, outputs)
         compared.append(step.signature)
+    for part in manifest.leaves:
+        answer = yield from _run(session, signatures[part.signature], {"images": images})
+        expected = expected_sums(leaf_logits, part, manifest)
+        yield from _differences(part.signature, answer, expected, set(expected))
+        compared.append(part.signature)
 
 
 def expected_answer(
@@ -183,6 +190,18 @@ def expected_answer(
         "probabilities": special.softmax(logits, axis=-1),
         "running_sum": sums,
     }
+
+
+def expected_sums(
+    leaf_logits: np.ndarray, part: LeavesSignature, manifest: Manifest
+) -> dict[str, np.ndarray]:
+    """What the signature of some leaves must give, from all leaf logits."""
+    own = leaf_logits[:, part.first : part.stop]
+    expected = {sum_output(manifest.average): _sums_and_logits(own, part.size, manifest.average)[0]}
+    if manifest.calibration and manifest.calibration.applied:
+        temperatures = [manifest.temperature(step.size) for step in manifest.steps]
+        expected[TEMPERATURES] = np.tile(temperatures, (len(own), 1))
+    return expected
 
 
 def _sums_and_logits(

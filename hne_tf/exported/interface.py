@@ -1,7 +1,8 @@
 """How a published model is called: its input, its signatures and its steps."""
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from hne_tf.errors import InputError
 from hne_tf.exported.typed_json import Count, Name, Whole
@@ -10,6 +11,12 @@ from hne_tf.tree import Step
 # Begins the name of an average that keeps the answer of a smaller size where the new one is
 # less sure, see `models.averaging`.
 CACHED = "cached_"
+
+# Averages that a sum over leaves is enough for, whichever leaves and in whatever order.
+SUMS = ("logits", "probabilities", "sum", "product")
+
+# An output of `LeavesSignature`: what the logits of 1 to N leaves are divided by.
+TEMPERATURES = "temperatures"
 
 
 def running_sum_width(classes: int, average: str) -> int:
@@ -100,6 +107,95 @@ class StepSignature:
             input="images" if from_images else "cache",
             starts_from="images" if from_images else f"cache_{step.branch_block - 1}",
             caches=tuple(f"cache_{block}" for block in step.cached_blocks),
+        )
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class LeavesSignature:
+    """A signature of some leaves, so that several servers can compute an answer together.
+
+    It takes images and gives `sum_output(average)`, float32 `[batch, classes]`: what its
+    leaves add to the running sum. Where the model's probabilities are calibrated it gives
+    `temperatures` too, float32 `[batch, N]`.
+
+    Attributes:
+      first: its first leaf, from 0.
+      stop: the leaf after its last.
+
+    Raises:
+      InputError: unless there is a leaf from `first` to before `stop`.
+    """
+
+    first: Whole
+    stop: Count
+
+    def __post_init__(self) -> None:
+        whole = {type(self.first), type(self.stop)} == {int}
+        if not whole or not 0 <= self.first < self.stop:
+            raise InputError(
+                "leaves must be from a to before b, 0 <= a < b, "
+                f"got {self.first!r:.20} and {self.stop!r:.20}"
+            )
+
+    @classmethod
+    def of(cls, pair: Sequence[int]) -> "LeavesSignature":
+        """The signature of the leaves from `pair[0]` to before `pair[1]`."""
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(f"leaves must be pairs (a, b), got {pair!r:.40}")
+        return cls(*pair)
+
+    @property
+    def signature(self) -> str:
+        """Name of the signature, `leaves_<first>_<stop>`."""
+        return f"leaves_{self.first}_{self.stop}"
+
+    @property
+    def size(self) -> int:
+        """Number of its leaves."""
+        return self.stop - self.first
+
+    @classmethod
+    def named(cls, signature: str) -> "LeavesSignature | None":
+        """The leaves of a signature by its name; None if it is another kind."""
+        found = re.fullmatch(r"leaves_(0|[1-9]\d{0,8})_([1-9]\d{0,8})", signature)
+        bounds = tuple(map(int, found.groups())) if found else (0, 0)
+        return cls(*bounds) if bounds[0] < bounds[1] else None
+
+
+def sum_output(average: str) -> str:
+    """The output of a `LeavesSignature` that holds its sum; the name says how to answer from it."""
+    return f"running_sum_{average}"
+
+
+def averaged_by(outputs: Iterable[str]) -> str | None:
+    """The average that the outputs of a `LeavesSignature` are for; None if they are no sums."""
+    return next((average for average in SUMS if sum_output(average) in outputs), None)
+
+
+def split(leaves: int, parts: int) -> tuple[LeavesSignature, ...]:
+    """All leaves in so many parts, one after the other, whose sizes differ by one at most.
+
+    Raises:
+      InputError: unless there is a leaf for each of two parts or more.
+    """
+    if not 2 <= parts <= leaves:
+        raise InputError(f"a spread must have from 2 parts to one a leaf, {leaves}, got {parts}")
+    bounds = [part * leaves // parts for part in range(parts + 1)]
+    return tuple(map(LeavesSignature, bounds[:-1], bounds[1:]))
+
+
+def check_leaves(parts: Sequence[LeavesSignature], average: str, leaves: int) -> None:
+    """Raises `InputError` unless a model of so many leaves can have these signatures."""
+    if parts and average not in SUMS:
+        raise InputError(
+            f"leaves of several servers must be averaged by one of {', '.join(SUMS)}, which "
+            f"are sums over leaves, got {average!r}"
+        )
+    beyond = [part.signature for part in parts if part.stop > leaves]
+    if beyond or len(set(parts)) < len(parts):
+        raise InputError(
+            f"leaves signatures must be different and of the leaves 0 to {leaves - 1}, "
+            f"got {[part.signature for part in parts]!r:.80}"
         )
 
 

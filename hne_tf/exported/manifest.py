@@ -18,9 +18,11 @@ from hne_tf.exits import Exits
 from hne_tf.exported import typed_json
 from hne_tf.exported.interface import (
     EnsembleSignature,
+    LeavesSignature,
     ModelInput,
     Normalisation,
     StepSignature,
+    check_leaves,
     check_signatures,
     check_steps,
 )
@@ -63,6 +65,7 @@ class Manifest:
       sizes: exported ensemble sizes, increasing; the last is the number of leaves.
       signatures: those that take images, among them `ensemble_<size>` for each size.
       steps: all depth-first steps; step n is `steps[n - 1]`.
+      leaves: signatures of some leaves, for answers that several servers compute together.
       classes: name of each class.
       input: of the signatures.
       branching: of a `Tree`.
@@ -103,6 +106,7 @@ class Manifest:
     pixels: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     flatbuffer: Flatbuffer | None = None
+    leaves: tuple[LeavesSignature, ...] = ()
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,6 +115,7 @@ class Manifest:
         self._check_tree()
         check_steps(self.steps)
         check_signatures(self.signatures, self.sizes, len(self.steps))
+        check_leaves(self.leaves, self.average, len(self.steps))
         _check_by_size("cost", self.cost or None, self.sizes)
         _check_by_size("accuracy.by_size", self.accuracy and self.accuracy.by_size, self.sizes)
         for point in self.early_stopping.curve if self.early_stopping else ():
@@ -183,7 +188,7 @@ class Manifest:
             content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source} must be JSON: {error}") from None
-        if not _is_shallow(content):
+        if not typed_json.is_shallow(content, _MOST_LEVELS):
             raise InputError(f"{source} must have at most {_MOST_LEVELS} levels, got more")
         found = content.get("format") if isinstance(content, dict) else content
         if type(found) is not int or found != FORMAT:
@@ -365,20 +370,6 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number of JSON")
-
-
-def _is_shallow(value: Any) -> bool:
-    """Whether objects and lists lie in each other `_MOST_LEVELS` deep at most."""
-    level = [value]
-    for _ in range(_MOST_LEVELS):
-        level = [inner for outer in level for inner in _inner(outer)]
-    return not level
-
-
-def _inner(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _check_by_size(name: str, by_size: Mapping[int, Any] | None, sizes: Sequence[int]) -> None:

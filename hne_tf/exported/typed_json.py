@@ -10,7 +10,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from hne_tf.errors import InputError
@@ -79,6 +79,20 @@ def encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): encode(each) for key, each in value.items()}
     return [encode(each) for each in value] if isinstance(value, tuple) else value
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    """Whether objects and lists lie in each other at most so many levels deep."""
+    level = [value]
+    for _ in range(levels):
+        level = [inner for outer in level for inner in _inner(outer)]
+    return not level
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _dataclass(kind: type[T], value: Any, where: str) -> T:

@@ -445,3 +445,29 @@ def service(fake):
 @pytest.fixture
 def address(fake):
     return fake[1]
+
+
+@pytest.fixture(scope="session")
+def parted_path(tmp_path_factory):
+    """Version 1 of `parted`: a tree of 8 leaves with signatures of 2, 3 and 4 parts of them."""
+    import hne_tf as hne
+    from hne_tf.export import signatures
+    from hne_tf.exported.interface import split
+    from hne_tf.models.folding import deployed
+
+    resnet = hne.architectures.ResNet("basic", widths=(4, 4, 4), units=(1, 1, 1), strides=(1, 2, 1))
+    digits = hne.ImageSpec((8, 8, 1), CLASSES, mean=(78.0,), std=(96.0,))
+    model = hne.TreeEnsemble(resnet, hne.Tree((2, 2, 2)), digits)
+    # So that leaves differ more than they are rounded.
+    generator = np.random.default_rng(3)
+    model.set_weights(
+        [weight + generator.normal(0, 0.1, weight.shape) for weight in _weights(model)]
+    )
+    parts = sorted({part for number in (2, 3, 4) for part in split(8, number)})
+    path = tmp_path_factory.mktemp("models") / "parted" / "1"
+    signatures.save(signatures.signatures(deployed(model), (1, 8), None, parts), str(path))
+    return path
+
+
+def _weights(model):
+    return [np.abs(weight) if weight.ndim == 1 else weight for weight in model.get_weights()]

@@ -7,6 +7,7 @@ import re
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from hne_tf.bin import predict
@@ -17,6 +18,8 @@ from hne_tf.client.metadata import MetadataSource
 from hne_tf.data.pixels import Pixels
 from hne_tf.exported.interface import ModelInput
 from hne_tf.exported.measurements import Accuracy, Cost
+from hne_tf.server.servable import Servable
+from hne_tf.server.service import start
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -424,3 +427,39 @@ def _check_refused(answer, reason):
     assert len(complained) == 1
     assert complained[0].startswith("hne-predict: ")
     assert reason in complained[0]
+
+
+@pytest.fixture
+def parted(parted_path):
+    """Addresses of two servers of a model that can be spread, by commas."""
+    servers = [start(Servable("parted", parted_path)) for _ in range(2)]
+    yield ",".join(server.address for server in servers)
+    for server in servers:
+        server.stop(grace_s=0)
+
+
+def test_a_request_can_be_spread_over_servers(ask, picture, parted, parted_path, images):
+    code, lines, errors = ask(
+        "--spread", "--budget_ms=20000", picture, model="parted", target=parted
+    )
+    assert (code, errors) == (0, [])
+    alone = tf.saved_model.load(str(parted_path)).signatures["ensemble_8"]
+    expected = alone(images=tf.constant(images[:1]))["probabilities"].numpy()[0]
+    best = f"class {expected.argmax()} ({expected.max():.3f})"
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{picture}: {best}, 8 of 8 leaves, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target", "reason"),
+    [
+        (["--budget_ms=20"], "a:1,b:1", "one host:port without --spread, got 'a:1,b:1'"),
+        (["--spread", "--latencies", "--budget_ms=20"], "a:1,b:1", "nor --latencies"),
+        (["--spread", "--budget_for=1"], "a:1,b:1", "--spread needs --budget_ms"),
+        (["--spread", "--budget_ms=20"], "a:1,a:1", "addresses of different servers"),
+    ],
+)
+def test_servers_are_named_as_the_client_can_use_them(ask, picture, arguments, target, reason):
+    code, lines, (error,) = ask(*arguments, picture, target=target)
+    assert (code, lines) == (1, [])
+    assert reason in error

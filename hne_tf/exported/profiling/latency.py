@@ -27,6 +27,7 @@ import numpy as np
 
 from hne_tf import hardware
 from hne_tf.errors import InputError, ended_in_one_line
+from hne_tf.exported.interface import LeavesSignature, sum_output
 from hne_tf.exported.measurements import MeasuredLatency, Measurement
 from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import WARM_UP_CALLS
@@ -72,7 +73,7 @@ class Setting(NamedTuple):
 def measure(
     model: ExportedModel, batch_sizes: Sequence[int] = (1,), runs: int = 100
 ) -> MeasuredLatency:
-    """Times warm calls of each ensemble size in this process, the sizes taking turns.
+    """Times warm calls of each ensemble size and part in this process, all taking turns.
 
     Args:
       model: computed by its `threads`.
@@ -175,10 +176,11 @@ def _measurement(
 
 
 def _timers(model: ExportedModel, batch_sizes: Sequence[int]) -> dict[tuple[str, int], Timer]:
-    """A timer per ensemble signature and batch size, in this process."""
+    """A timer per signature of images and batch size, in this process."""
     timers = {}
-    for batch_size, size in itertools.product(batch_sizes, model.sizes):
-        name = f"ensemble_{size}"
+    names = [f"ensemble_{size}" for size in model.sizes]
+    names += [part.signature for part in model.manifest.leaves]
+    for batch_size, name in itertools.product(batch_sizes, names):
         inputs = {"images": np.zeros([batch_size, *model.image_shape], np.uint8)}
         timers[name, batch_size] = timer(_call(model, name, inputs))
     return timers
@@ -186,7 +188,9 @@ def _timers(model: ExportedModel, batch_sizes: Sequence[int]) -> dict[tuple[str,
 
 def _call(model: ExportedModel, name: str, inputs: Mapping[str, np.ndarray]) -> Callable[[], Any]:
     signature = model.signature(name)
-    return lambda: np.asarray(signature.run(inputs)["probabilities"])
+    # What clients ask for: of some leaves their sum.
+    output = sum_output(model.manifest.average) if LeavesSignature.named(name) else "probabilities"
+    return lambda: np.asarray(signature.run(inputs)[output])
 
 
 def timer(call: Callable[[], Any]) -> Timer:

@@ -1,0 +1,337 @@
+"""A client that spreads one request over several servers, each for some of the leaves."""
+
+import dataclasses
+import functools
+import math
+import queue
+import time
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+from prometheus_client import CollectorRegistry
+from tensorflow_serving.apis import predict_pb2
+
+from hne_tf.client import messages
+from hne_tf.client.answers import Attempt, BudgetError
+from hne_tf.client.closing import Closing
+from hne_tf.client.messages import CallError, Outputs
+from hne_tf.client.metadata import CallMetadata
+from hne_tf.client.metrics import ClientMetrics
+from hne_tf.client.spread import sums
+from hne_tf.client.spread.answers import PartAttempt, SpreadAnswer
+from hne_tf.client.spread.connections import SpreadConnections
+from hne_tf.client.spread.gathering import Gathering, PartCall
+from hne_tf.client.spread.hosts import SpreadHosts
+from hne_tf.client.spread.plan import Offer, Plan, checked_assignment
+from hne_tf.errors import InputError
+from hne_tf.exported.interface import TEMPERATURES, LeavesSignature, sum_output
+from hne_tf.exported.session import checked_deadline
+
+# Longest wait before hosts that have all failed are asked again.
+_PAUSE_S = 0.05
+# What says that the host serves something else than it told.
+_OUTDATED = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION})
+# What no host would answer otherwise.
+_FINAL = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.CANCELLED})
+
+
+@dataclasses.dataclass
+class _Request:
+    """What is asked, until when, and what has become of it."""
+
+    message: predict_pb2.PredictRequest
+    rows: int
+    deadline_ms: float
+    started_s: float
+    attempts: list[PartAttempt] = dataclasses.field(default_factory=list)
+    error: CallError | None = None
+
+    @property
+    def left_s(self) -> float:
+        return self.started_s + self.deadline_ms / 1000 - time.perf_counter()
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.error is not None and self.error.code in _FINAL
+
+
+class SpreadClient(Closing):
+    """Asks several servers of one model, each for some leaves, and answers with what came.
+
+    The model is exported with signatures of some leaves (`hne-export --spread`), which the
+    servers tell. A server that is dead, slow or restarts costs its leaves, not the
+    answer; others take them over while there is time, and it is avoided for a while. All
+    leaves of an answer are of one version of the model. Thread-safe; a context manager
+    that closes the connections.
+
+    Args:
+      targets: `host:port` of each server.
+      model: the model's name there.
+      leaves: pairs (a, b) by target: it is asked for the leaves from a to before b and no
+        others. By default for any that it has a signature of.
+      credentials: for TLS, see `grpc.ssl_channel_credentials`; plain text without.
+      metadata: see `budget_client.ServingClient`.
+      plaintext_secrets: see `budget_client.ServingClient`.
+      registry: of the metrics, see `budget_client.BudgetClient`.
+
+    Attributes:
+      registry: of the metrics, see `ClientMetrics`; sizes are numbers of leaves.
+      image_shape: height, width and channels of the images; None until a server has told.
+
+    Raises:
+      InputError: unless targets are different ones, for leaves that overlap or are missing,
+        and for metadata that cannot be sent.
+
+    Example:
+      >>> with SpreadClient(["a:8500", "b:8500"], "digits") as client:
+      ...     answer = client.predict(images, deadline_ms=20)
+      >>> answer.share, answer.leaves
+      (1.0, ((0, 8), (8, 16)))
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[str],
+        model: str,
+        *,
+        leaves: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: CallMetadata = (),
+        plaintext_secrets: bool = False,
+        registry: CollectorRegistry | ClientMetrics | None = None,
+    ) -> None:
+        if isinstance(targets, str) or not targets or len(set(targets)) < len(targets):
+            raise InputError(f"targets must be addresses of different servers, got {targets!r}")
+        assigned = None if leaves is None else checked_assignment(leaves, targets)
+        self._model = model
+        self._metrics = ClientMetrics.of(registry)
+        self.registry = self._metrics.registry
+        self.image_shape: tuple[int, int, int] | None = None
+        self._hosts = SpreadHosts(targets, model, time.perf_counter, assigned)
+        self._connections = SpreadConnections(
+            targets, model, credentials, metadata, plaintext_secrets
+        )
+        self._untold: CallError | None = None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._connections.close()
+
+    def learn(self, timeout_s: float = 10.0) -> Plan:
+        """Connects and learns who computes what, which otherwise the first request does.
+
+        Servers that do not answer are left out.
+
+        Raises:
+          CallError: if no server answers in time.
+          InputError: if the servers are all there and compute no leaves, or leave some out.
+        """
+        self._ask_due()
+        self._hosts.await_heard(timeout_s)
+        if plan := self._hosts.plan():
+            return plan
+        late = CallError(
+            f"no server of {self._model!r} told its signatures within {timeout_s:.4g} s",
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
+        raise self._untold or late
+
+    def predict(self, images: np.ndarray, deadline_ms: float) -> SpreadAnswer:
+        """Returns the answer of the leaves that come in time.
+
+        It is there when all leaves are that can be had, at the latest at the deadline.
+
+        Args:
+          images: uint8 `[batch, height, width, channels]`.
+          deadline_ms: milliseconds from this call to its answer.
+
+        Raises:
+          InputError: for images that the model does not take, a deadline that is not a
+            finite number above 0, or servers that cannot compute the answer together.
+          BudgetError: if no leaf has come; it says why and what was tried.
+        """
+        started_s = time.perf_counter()
+        if not math.isfinite(checked_deadline(deadline_ms)):
+            raise InputError(f"deadline_ms must be a finite number, got {deadline_ms!r}")
+        images = messages.as_array("images", images)
+        self._check_images(images)
+        message = messages.predict_request(self._model, "", {"images": images}, (), None)
+        request = _Request(message, len(images), deadline_ms, started_s)
+        try:
+            return self._answer(request)
+        except BudgetError:
+            self._metrics.missed(self._model)
+            raise
+
+    def _answer(self, request: _Request) -> SpreadAnswer:
+        self._ask_due()
+        # Half of the time is kept for the leaves of the servers that have answered.
+        self._hosts.await_heard(request.left_s / 2)
+        while request.left_s > 0:
+            if plan := self._hosts.plan():
+                gathering = self._gather(plan, request)
+                if gathering.came:
+                    return self._answered(plan, gathering, request)
+                if request.is_hopeless:
+                    raise self._failure(request, request.error.code)
+            self._hosts.await_change(max(0.0, min(_PAUSE_S, request.left_s)))
+            self._ask_due()
+        raise self._failure(request, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def _gather(self, plan: Plan, request: _Request) -> Gathering[Outputs]:
+        """Asks the hosts of a plan, until the deadline or until nothing is under way."""
+        gathering: Gathering[Outputs] = Gathering(
+            plan,
+            self._hosts.up(),
+            self._hosts.loads(),
+            functools.partial(self._hosts.expected_s, request.rows),
+        )
+        ended: queue.SimpleQueue[PartCall] = queue.SimpleQueue()
+        sent: dict[PartCall, tuple[grpc.Future, float]] = {}
+
+        def send() -> None:
+            for call in gathering.calls(request.left_s):
+                began_s = time.perf_counter()
+                future = self._connections.send(plan, call, request.message, request.left_s)
+                self._hosts.sent(call.address)
+                sent[call] = future, began_s
+                future.add_done_callback(lambda _, call=call: ended.put(call))
+
+        try:
+            send()
+            while gathering.under_way and (gathering.came or not request.is_hopeless):
+                call = ended.get(timeout=max(0.0, request.left_s))
+                self._end(plan, gathering, request, call, *sent[call])
+                send()
+        except queue.Empty:
+            # The deadline: what is under way is late.
+            pass
+        finally:
+            for call in gathering.under_way & sent.keys():
+                self._give_up(gathering, request, call, *sent[call])
+        return gathering
+
+    def _end(
+        self,
+        plan: Plan,
+        gathering: Gathering[Outputs],
+        request: _Request,
+        call: PartCall,
+        future: grpc.Future,
+        began_s: float,
+    ) -> None:
+        """Takes what has become of a call."""
+        latency_s = time.perf_counter() - began_s
+        timeout_s = request.deadline_ms / 1000
+        self._hosts.ended(call.address)
+        try:
+            outputs = self._connections.part(plan, call, future, request.rows, timeout_s)
+        except CallError as error:
+            request.error = error
+            gathering.failed(call)
+            self._note(request, call, error.code.name, latency_s)
+            if error.code in _OUTDATED:
+                self._hosts.outdated(call.address)
+            elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._late(gathering, call)
+            elif error.code not in _FINAL:
+                self._hosts.failed(call.address)
+        else:
+            gathering.computed(call, outputs)
+            self._hosts.computed(request.rows, call.address, call.part, latency_s)
+            self._note(request, call, "OK", latency_s)
+
+    def _give_up(
+        self,
+        gathering: Gathering[Outputs],
+        request: _Request,
+        call: PartCall,
+        future: grpc.Future,
+        began_s: float,
+    ) -> None:
+        future.cancel()
+        self._hosts.ended(call.address)
+        late = request.left_s <= 0
+        latency_s = time.perf_counter() - began_s
+        self._note(request, call, "DEADLINE_EXCEEDED" if late else "CANCELLED", latency_s)
+        if late:
+            self._late(gathering, call)
+
+    def _late(self, gathering: Gathering[Outputs], call: PartCall) -> None:
+        # If nobody was in time, the deadline was short or all are busy: none is worse.
+        if gathering.came:
+            self._hosts.failed(call.address)
+
+    def _answered(
+        self, plan: Plan, gathering: Gathering[Outputs], request: _Request
+    ) -> SpreadAnswer:
+        parts = sorted(gathering.came)
+        size = sum(part.size for part in parts)
+        arrays = [gathering.came[part].arrays for part in parts]
+        totals = [each[sum_output(plan.average)] for each in arrays]
+        temperatures = arrays[0].get(TEMPERATURES)
+        answer = sums.probabilities(totals, size, plan.average, temperatures)
+        self._metrics.answer(self._model, size)
+        return SpreadAnswer(
+            answer,
+            tuple((part.first, part.stop) for part in parts),
+            plan.leaves,
+            plan.version,
+            1000 * (time.perf_counter() - request.started_s),
+            tuple(request.attempts),
+        )
+
+    def _ask_due(self) -> None:
+        """Asks the hosts whose turn it is for their signatures, and waits for none."""
+        for address in self._hosts.due():
+            try:
+                future = self._connections.ask(address)
+            except InputError:
+                self._hosts.untold(address)
+                raise
+            future.add_done_callback(functools.partial(self._told, address))
+
+    def _told(self, address: str, future: grpc.Future) -> None:
+        """Takes what a host tells of itself."""
+        try:
+            info = self._connections.told(address, future)
+        except CallError as error:
+            self._untold = error
+            self._hosts.untold(address)
+            return
+        for name, signature in info.signatures.items():
+            images = signature.inputs.get("images")
+            if LeavesSignature.named(name) and images and images.shape:
+                self.image_shape = images.shape[1:]
+        outputs = {name: signature.outputs for name, signature in info.signatures.items()}
+        self._hosts.told(address, Offer.of(info.version, outputs))
+
+    def _note(self, request: _Request, call: PartCall, code: str, latency_s: float) -> None:
+        leaves = (call.part.first, call.part.stop)
+        request.attempts.append(PartAttempt(call.address, leaves, code, 1000 * latency_s))
+        self._metrics.call(self._model, call.part.signature, code, 1000 * latency_s)
+
+    def _check_images(self, images: np.ndarray) -> None:
+        """Raises `InputError` for images that the model, as far as it is known, does not take."""
+        shape = self.image_shape
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
+        if not fits or shape not in (None, images.shape[1:]):
+            sizes = shape or ("height", "width", "channels")
+            raise InputError(
+                f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+
+    def _failure(self, request: _Request, code: grpc.StatusCode) -> BudgetError:
+        error = request.error or self._untold
+        attempts = [
+            Attempt(each.leaves[1] - each.leaves[0], each.code, each.latency_ms)
+            for each in request.attempts
+        ]
+        why = f": {error}" if error else ""
+        found = BudgetError(
+            f"no leaves of {self._model!r} within {request.deadline_ms:g} ms{why}", attempts, code
+        )
+        found.__cause__ = error
+        return found
