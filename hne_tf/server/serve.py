@@ -1,6 +1,7 @@
 """The embedded server as a context: versions below a base path, answered over gRPC."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from hne_tf.server import service
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import AUTO, Servable
 from hne_tf.server.watcher import VersionWatcher
 
 
@@ -22,6 +24,7 @@ def serve(
     metrics_port: int = 0,
     poll_interval_s: float = 1.0,
     drain_s: float = 10.0,
+    runtime: str = AUTO,
     report: Callable[[str], None] = print,
 ) -> Iterator[service.RunningServer]:
     """Serves the newest version of a model while the block runs.
@@ -35,6 +38,7 @@ def serve(
       metrics_port: port of Prometheus metrics; 0 for none.
       poll_interval_s: seconds between two looks for new versions; 0 for never.
       drain_s: seconds that predictions under way have when the block ends.
+      runtime: what computes, `"tensorflow"`, `"litert"` or `"auto"`, see `Servable`.
       report: gets a line per version that comes or goes.
 
     Yields:
@@ -51,7 +55,9 @@ def serve(
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(_without_tracebacks())
         catalog = Catalog(model_name or base_path.resolve().name, ServerMetrics())
-        watcher = VersionWatcher(catalog, base_path, poll_interval_s, report)
+        slots = options.threads if options else 0
+        load = functools.partial(Servable, runtime=runtime, slots=slots)
+        watcher = VersionWatcher(catalog, base_path, poll_interval_s, report, load)
         watcher.start()
         cleanup.callback(watcher.stop, drain_s)
         if metrics_port:
