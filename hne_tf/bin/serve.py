@@ -51,7 +51,11 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         flag_values=values,
     )
     seconds("poll_interval_s", 1.0, "Seconds between two looks for new versions; 0 for never.")
-    count("threads", 0, "Predictions or batches computed at a time; 0 for as many as there are cores for.")
+    count(
+        "threads",
+        0,
+        "Predictions or batches computed at a time; 0 for as many as there are cores for.",
+    )
     count("max_queued_requests", 128, "Predictions that wait; beyond it they are refused at once.")
     flags.DEFINE_integer(
         "max_rows",

@@ -81,6 +81,7 @@ class Servable:
 
     Attributes:
       name: as given.
+      path: as given.
       version: the version folder's integer.
       runtime: what computes, `"tensorflow"` or `"litert"`.
       slots: graphs computed at a time, if nothing else was given.
@@ -95,7 +96,7 @@ class Servable:
     def __init__(self, name: str, path: pathlib.Path, runtime: str = AUTO, slots: int = 0) -> None:
         self.name = name
         self.version = int(path.name)
-        self._path = path
+        self.path = path
         self.signature_defs = _read_signature_defs(path)
         called = {
             key: definition
@@ -176,7 +177,7 @@ class Servable:
           InputError: if a request fails, the file cannot be read or has more
             records than TF Serving takes.
         """
-        path = self._path / WARM_UP_REQUESTS
+        path = self.path / WARM_UP_REQUESTS
         if not path.is_file():
             return 0
         count = 0
