@@ -130,8 +130,9 @@ def measure_together(
         workers = []
         for setting in sorted({setting for subject in subjects for setting in subject.settings}):
             chosen = [index for index, each in enumerate(subjects) if setting in each.settings]
-            worker = _worker([subjects[index].model for index in chosen], batch_sizes, setting)
-            workers.append((setting, chosen, stack.enter_context(worker)))
+            models = [subjects[index].model for index in chosen]
+            timed = stack.enter_context(worker(models, batch_sizes, setting))
+            workers.append((setting, chosen, timed))
         # All load TensorFlow and the models side by side.
         for setting, chosen, loaded in workers:
             for (position, signature, batch_size), timer in loaded().items():
@@ -220,7 +221,7 @@ def timer(call: Callable[[], Any]) -> Timer:
 
 
 @contextlib.contextmanager
-def _worker(
+def worker(
     models: Sequence[ExportedModel], batch_sizes: Sequence[int], setting: Setting
 ) -> Iterator[Callable[[], dict[tuple[int, str, int], Timer]]]:
     """Timers by position of the model, signature and batch size, in another process.
