@@ -16,7 +16,7 @@ from hne_tf.errors import InputError
 # TensorFlow reads it once, while it loads.
 ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 # TensorFlow reads it once, before it computes anything.
-_OPERATION_THREADS_VARIABLE = "TF_NUM_INTRAOP_THREADS"
+OPERATION_THREADS_VARIABLE = "TF_NUM_INTRAOP_THREADS"
 
 
 def prefer_onednn(on: bool | None) -> None:
@@ -40,7 +40,7 @@ def prefer_one_thread_an_operation() -> None:
     Operations that do not wait for each other then run side by side, on all cores. A
     number that the user has set in the environment stays.
     """
-    os.environ.setdefault(_OPERATION_THREADS_VARIABLE, "1")
+    os.environ.setdefault(OPERATION_THREADS_VARIABLE, "1")
 
 
 def load_keras() -> None:
