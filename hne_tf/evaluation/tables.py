@@ -357,7 +357,7 @@ def _faster(profiled: "ProfiledModel") -> Iterator[str]:
     measured, litert = profiled.manifest.latency, profiled.manifest.litert
     if measured and measured.onednn is not None:
         onednn = "with" if measured.onednn else "without"
-        operation = " and one thread for each operation" if measured.side_by_side else ""
+        operation = " and with one thread for each operation" if measured.side_by_side else ""
         yield f"{profiled.name} is faster {onednn} oneDNN{operation}."
     if measured and litert:
         ratio = relative_time(litert.measurements, measured.measurements)
