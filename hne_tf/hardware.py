@@ -15,6 +15,8 @@ from hne_tf.errors import InputError
 
 # TensorFlow reads it once, while it loads.
 ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+# TensorFlow reads it once, before it computes anything.
+OPERATION_THREADS_VARIABLE = "TF_NUM_INTRAOP_THREADS"
 
 
 def prefer_onednn(on: bool | None) -> None:
@@ -30,6 +32,15 @@ def prefer_onednn(on: bool | None) -> None:
     """
     if on is not None:
         os.environ.setdefault(ONEDNN_VARIABLE, str(int(on)))
+
+
+def prefer_one_thread_an_operation() -> None:
+    """Has TensorFlow, before it computes anything, give each operation one thread.
+
+    Operations that do not wait for each other then run side by side, on all cores. A
+    number that the user has set in the environment stays.
+    """
+    os.environ.setdefault(OPERATION_THREADS_VARIABLE, "1")
 
 
 def load_keras() -> None:

@@ -4,7 +4,7 @@
   python -m serving.configure --export=models/digits --output=serving/config --check
 
 The batch sizes that the export warmed up and profiled become the server's, and of oneDNN
-the setting that hne-profile found faster.
+and of the threads of an operation the setting that hne-profile found faster.
 """
 
 import pathlib
@@ -75,6 +75,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         num_batch_threads=values.num_batch_threads,
         grpc_max_threads=values.grpc_max_threads,
         onednn=manifest.latency.onednn,
+        side_by_side=manifest.latency.side_by_side,
     )
     output = pathlib.Path(values.output)
     configmap = pathlib.Path(values.configmap) if values.configmap else None

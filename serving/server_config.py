@@ -16,6 +16,9 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 _PLATFORM = "tensorflow"
 
 _THREADS = "GRPC_MAX_THREADS"
+# --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism.
+_INTRA_OP = "INTRA_OP_PARALLELISM"
+_INTER_OP = "INTER_OP_PARALLELISM"
 # Enough for 64 clients where nothing is batched; a thread that waits costs little.
 _FEWEST_THREADS = 64
 
@@ -36,6 +39,8 @@ class ServerSettings:
         batches for each batch thread: one that is computed, one that fills.
       onednn: whether TensorFlow computes with oneDNN, which is faster or slower by the
         model; None leaves it to TensorFlow.
+      side_by_side: whether an operation gets one thread, and others run beside it;
+        otherwise it gets one for each core.
     """
 
     model: str
@@ -46,6 +51,12 @@ class ServerSettings:
     num_batch_threads: int = 2
     grpc_max_threads: int | None = None
     onednn: bool | None = None
+    side_by_side: bool = False
+
+    @property
+    def operation_threads(self) -> int:
+        """Threads of one operation."""
+        return 1 if self.side_by_side else self.num_batch_threads
 
     @property
     def threads(self) -> int:
@@ -101,6 +112,10 @@ prometheus_config {{
 # --grpc_max_threads. A request holds a thread until it is answered, and beyond them it is
 # refused. TF Serving's own number is four per core.
 {_THREADS}={settings.threads}
+# --tensorflow_intra_op_parallelism: threads of one operation, of the faster way when the model
+# was profiled. --tensorflow_inter_op_parallelism: operations at once, the cores of the server.
+{_INTRA_OP}={settings.operation_threads}
+{_INTER_OP}={settings.num_batch_threads}
 """
         + _onednn_line(settings),
     }
@@ -241,6 +256,14 @@ def _environment(text: str, settings: ServerSettings) -> Iterator[str]:
             f"{_THREADS} must be {settings.least_threads} or more, two of the largest batch, "
             f"got {threads or 'none'}"
         )
+    for name in (_INTRA_OP, _INTER_OP):
+        if not re.fullmatch("[1-9][0-9]{0,8}", variables.get(name, "")):
+            yield f"{name} must be 1 or more, got {variables.get(name, 'none')}"
+    if settings.side_by_side and variables.get(_INTRA_OP) not in (None, "1"):
+        yield (
+            f"{_INTRA_OP} must be 1, the faster number of threads of an operation when the model "
+            f"was profiled, got {variables[_INTRA_OP]}"
+        )
     onednn = variables.get(ONEDNN_VARIABLE)
     if settings.onednn is not None and onednn != str(int(settings.onednn)):
         yield (
@@ -249,5 +272,6 @@ def _environment(text: str, settings: ServerSettings) -> Iterator[str]:
         )
     elif onednn not in (None, "0", "1"):
         yield f"{ONEDNN_VARIABLE} must be 0 or 1, got {onednn}"
-    if unknown := sorted(variables.keys() - {_THREADS, ONEDNN_VARIABLE}):
-        yield f"variables must be {_THREADS} or {ONEDNN_VARIABLE}, got {', '.join(unknown)}"
+    known = (_THREADS, _INTRA_OP, _INTER_OP, ONEDNN_VARIABLE)
+    if unknown := sorted(variables.keys() - set(known)):
+        yield f"variables must be {' or '.join(known)}, got {', '.join(unknown)}"

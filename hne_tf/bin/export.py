@@ -43,6 +43,20 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "batch_sizes", ["1"], "Batch sizes to warm up and to profile.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "litert",
+        False,
+        "Also put the model as a TFLite file into the version, which hne-serve computes with "
+        "LiteRT where that is faster.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "threads",
+        [],
+        "Numbers of threads to measure latency with, as hne-profile does; in this process if not "
+        "given.",
+        flag_values=values,
+    )
     app.define_uncertainty(values)
     app.define_path(
         values,
@@ -59,6 +73,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     sizes = app.integers("sizes", values.sizes)
     batch_sizes = app.integers("batch_sizes", values.batch_sizes)
     spread = app.integers("spread", values.spread)
+    threads = app.integers("threads", values.threads)
     with app.quiet_import():
         from hne_tf import pretrained
         from hne_tf.export.exporter import export
@@ -86,6 +101,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         stopping_rule=values.stopping_rule,
         calibrate=values.calibrate,
         coverage=values.coverage,
+        litert=values.litert,
+        threads=threads,
         record=run.record,
     )
     print(f"published {folder}")

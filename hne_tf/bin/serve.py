@@ -25,10 +25,11 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
+from hne_tf import hardware
 from hne_tf.bin import app
 from hne_tf.client import transport
 from hne_tf.errors import InputError
-from hne_tf.exported.manifest import read_manifest
+from hne_tf.exported.manifest import Manifest, read_manifest
 
 if typing.TYPE_CHECKING:
     import ssl
@@ -68,8 +69,20 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
     )
     text("host", "127.0.0.1", "Address to listen on.")
     count("port", 8500, "Port to listen on; 0 for any free one.", upper_bound=65535)
+    flags.DEFINE_enum(
+        "runtime",
+        "auto",
+        ["auto", "tensorflow", "litert"],
+        "What computes: litert takes the TFLite file that hne-export --litert puts into a version; "
+        "auto takes what was measured to be faster.",
+        flag_values=values,
+    )
     seconds("poll_interval_s", 1.0, "Seconds between two looks for new versions; 0 for never.")
-    count("threads", 0, "Predictions or batches computed at a time; 0 for one per core.")
+    count(
+        "threads",
+        0,
+        "Predictions or batches computed at a time; 0 for as many as there are cores for.",
+    )
     count("max_queued_requests", 128, "Predictions that wait; beyond it they are refused at once.")
     flags.DEFINE_integer(
         "max_rows",
@@ -110,6 +123,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
     options = _options(values)
+    manifest = _newest_manifest(values)
+    if manifest and manifest.latency and manifest.latency.side_by_side:
+        hardware.prefer_one_thread_an_operation()
     with _stop_signals() as stopped:
         with app.quiet_import():
             from hne_tf.server import service
@@ -126,6 +142,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             access_log=values.access_log,
             poll_interval_s=values.poll_interval_s,
             drain_s=values.drain_s,
+            runtime=values.runtime,
             report=_report,
         ) as server:
             rest = f" rest={server.rest_address}" if server.rest_address else ""
@@ -257,16 +274,20 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _newest_manifest(values: flags.FlagValues) -> Manifest | None:
+    try:
+        return read_manifest(values.model_base_path or "")
+    except InputError:
+        # A SavedModel of others has no manifest; that there is no version is told later.
+        return None
+
+
 def _onednn(values: flags.FlagValues) -> bool | str | None:
     """What the newest version was measured to be faster with."""
     if values.upstream:
         return app.WITHOUT_TENSORFLOW
-    try:
-        manifest = read_manifest(values.model_base_path or "")
-    except InputError:
-        # A SavedModel of others has no manifest; that there is no version is told later.
-        return None
-    return manifest.latency.onednn if manifest.latency else None
+    manifest = _newest_manifest(values)
+    return manifest.latency.onednn if manifest and manifest.latency else None
 
 
 def run(argv: Sequence[str] | None = None) -> int:

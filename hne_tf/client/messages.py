@@ -10,10 +10,16 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
 from hne_tf.errors import InputError
+
+# Types whose tensor_content is the array's memory: bool, integers, floats, complex.
+PLAIN_KINDS = "biufc"
+# Protocol buffers hold less; with more, TensorFlow's own function says why.
+_LARGEST_CONTENT = 2**31 - 1
 
 _PREDICT_METHOD = "tensorflow/serving/predict"
 
@@ -137,7 +143,7 @@ def predict_request(
                 f"{name} must have at least one row, got an array of shape {list(array.shape)}"
             )
         try:
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+            write_tensor(request.inputs[name], array)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{name} must be a tensor of at most 2 GiB, "
@@ -166,13 +172,39 @@ def read_outputs(response: predict_pb2.PredictResponse, outputs: Sequence[str]) 
         if values > given:
             _unreadable(f"all values of tensors, got {given} bytes for the {values} of {name!r}")
     try:
-        arrays = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+        arrays = {name: _read_tensor(proto) for name, proto in response.outputs.items()}
     except (TypeError, ValueError) as error:
         _unreadable(f"tensors: {error}")
     missing = sorted(set(outputs) - set(arrays))
     if missing:
         _unreadable(f"the outputs {list(outputs)}, got {sorted(arrays)}: missing {missing}")
     return Outputs(response.model_spec.version.value, arrays)
+
+
+def write_tensor(proto: tensor_pb2.TensorProto, array: np.ndarray) -> None:
+    """Writes an array into an empty message.
+
+    Raises:
+      TypeError: if an array of this type is no tensor.
+      ValueError: if it is too large.
+    """
+    plain = array.dtype.kind in PLAIN_KINDS and array.dtype.isnative
+    if not plain or array.nbytes > _LARGEST_CONTENT:
+        proto.CopyFrom(tf.make_tensor_proto(array))
+        return
+    # What tf.make_tensor_proto ends in, after steps that need not be taken here.
+    proto.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    proto.tensor_content = array.tobytes()
+
+
+def _read_tensor(proto: tensor_pb2.TensorProto) -> np.ndarray:
+    dtype = np.dtype(tf.dtypes.as_dtype(proto.dtype).as_numpy_dtype)
+    if not proto.tensor_content or dtype.kind not in PLAIN_KINDS:
+        return tf.make_ndarray(proto)
+    shape = [dimension.size for dimension in proto.tensor_shape.dim]
+    return np.frombuffer(proto.tensor_content, dtype).copy().reshape(shape)
 
 
 def _unreadable(rule: str) -> NoReturn:

@@ -12,8 +12,8 @@ from hne_tf.compression.fine_tuning import Training, fine_tune
 from hne_tf.compression.report import kernel_report, kernel_table
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.export.exporter import branched
 from hne_tf.export.post_training import post_training, quantized_kernels
+from hne_tf.export.preparation import branched
 from hne_tf.models import weights
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed

@@ -2,8 +2,11 @@
 
 import statistics
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+from hne_tf.errors import InputError
+from hne_tf.exported.measurements import relative_time
 
 if typing.TYPE_CHECKING:
     from hne_tf.exported.measurements import Cost
@@ -302,21 +305,21 @@ def profiles_markdown(
             f"{each.accuracy[size]:.2%}" if each.accuracy else "-",
             str(batch_size),
             {True: "on", False: "off", None: "-"}[onednn],
+            "1 thread" if side_by_side else "all",
             *(
-                f"{milliseconds:.2f}"
-                for row in (each.latency(size, batch_size, count, onednn) for count in threads)
-                for milliseconds in (row.p50_ms, row.p95_ms)
+                cell
+                for count in threads
+                for cell in _latency_cells(each, size, batch_size, count, onednn, side_by_side)
             ),
         ]
-        for each in profiles
+        for profiled in profiles
+        for each in (profiled, profiled.litert)
+        if each is not None
         for batch_size in batch_sizes
         for size in each.manifest.sizes
         for onednn in each.onednn
-    ]
-    faster = [
-        f"{each.name} is faster {'with' if each.manifest.latency.onednn else 'without'} oneDNN."
-        for each in profiles
-        if None not in each.onednn
+        for side_by_side in each.side_by_side
+        if not side_by_side or each.model.default_threads in threads
     ]
     columns = [f"{threads_text(count)} {key}" for count in threads for key in ("p50", "p95")]
     header = ["model", "mode", "bytes", "of float32", "gzip bytes", "of float32"]
@@ -327,15 +330,41 @@ def profiles_markdown(
         + (f" float32 is {reference.name}." if reference else ""),
         "",
         aligned(
-            ["model", "mode", "size", "accuracy", "batch", "oneDNN", *columns],
+            ["model", "mode", "size", "accuracy", "batch", "oneDNN", "operation", *columns],
             latency,
-            words={"model", "mode", "oneDNN"},
+            words={"model", "mode", "oneDNN", "operation"},
         ),
         "",
         "Milliseconds per call, warm; models, sizes and settings took turns.",
-        *faster,
+        *(line for each in profiles for line in _faster(each)),
     ]
     return "\n".join(lines)
+
+
+def _latency_cells(profiled: "ProfiledModel", *setting: Any) -> list[str]:
+    """Median and 95th percentile; dashes for threads that did not run side by side."""
+    try:
+        row = profiled.latency(*setting)
+    except InputError:
+        if not setting[-1]:
+            raise
+        return ["-", "-"]
+    return [f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}"]
+
+
+def _faster(profiled: "ProfiledModel") -> Iterator[str]:
+    """A sentence per setting that was chosen."""
+    measured, litert = profiled.manifest.latency, profiled.manifest.litert
+    if measured and measured.onednn is not None:
+        onednn = "with" if measured.onednn else "without"
+        operation = " and with one thread for each operation" if measured.side_by_side else ""
+        yield f"{profiled.name} is faster {onednn} oneDNN{operation}."
+    if measured and litert:
+        ratio = relative_time(litert.measurements, measured.measurements)
+        yield (
+            f"LiteRT computes {profiled.name} best by {threads_text(litert.threads)} a call: "
+            f"{ratio:.2f} times what TensorFlow takes."
+        )
 
 
 def _storage(profile: "ProfiledModel", kind: str) -> int:

@@ -5,27 +5,21 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from hne_tf.data import labelled
 from hne_tf.data.labelled import Labelled
 from hne_tf.errors import InputError
-from hne_tf.evaluation import calibration, evaluation
-from hne_tf.export import describe, signatures, verification, warmup
+from hne_tf.evaluation import evaluation
+from hne_tf.export import describe, litert_file, preparation, signatures, verification, warmup
 from hne_tf.exported import versions
 from hne_tf.exported.interface import LeavesSignature
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
-from hne_tf.exported.profiling import latency
+from hne_tf.exported.profiling import runtimes
 from hne_tf.exported.saved_model import SavedModel
 from hne_tf.exported.uncertainty import stopping
-from hne_tf.exported.uncertainty.calibration import Calibration
 from hne_tf.exported.versions import MANIFEST
 from hne_tf.files import write_text
 from hne_tf.models.ensemble import TreeEnsemble
 from hne_tf.models.folding import deployed
 from hne_tf.models.grouped_ensemble import GroupedEnsemble
-
-_REFERENCE_IMAGES = 32
 
 
 def export(
@@ -41,6 +35,8 @@ def export(
     stopping_rule: str = "confidence",
     calibrate: bool = False,
     coverage: float = 0.9,
+    litert: bool = False,
+    threads: Sequence[int] = (),
     record: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> pathlib.Path:
@@ -67,6 +63,11 @@ def export(
         fitted on the validation images; the manifest has them in any case.
       coverage: probability that a prediction set holds the label, for its limits in the
         manifest.
+      litert: whether the version carries a TFLite file, which servers compute with LiteRT
+        where that was measured to be faster.
+      threads: numbers of threads to measure latency with, and with the ways in which
+        TensorFlow uses them, see `profiling.runtimes.measure`; each loads the model in a
+        process of its own. By default it is measured in this process.
       record: JSON values for the manifest, such as the step of the model's run.
       report: gets a line per stage.
 
@@ -82,15 +83,16 @@ def export(
       PosixPath('models/flowers/1')
     """
     model_base_path = pathlib.Path(model_base_path)
-    model = branched(model)
-    sizes = exported_sizes(model, sizes)
+    model = preparation.branched(model)
+    sizes = preparation.exported_sizes(model, sizes)
     parts = tuple(map(LeavesSignature.of, leaves))
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise InputError(f"batch sizes must be 1 or more, got {tuple(batch_sizes)}")
+    for name, numbers in {"batch sizes": batch_sizes or [0], "threads": threads}.items():
+        if numbers and min(numbers) < 1:
+            raise InputError(f"{name} must be 1 or more, got {tuple(numbers)}")
     model_name = model_base_path.resolve().name
     stopping.check_rule(stopping_rule)
     version = versions.next_version(model_base_path) if version is None else version
-    fitted = calibrated(model, validation, calibrate, coverage)
+    fitted = preparation.calibrated(model, validation, calibrate, coverage)
     with versions.new_version(model_base_path, version) as folder:
         folded = deployed(model)
         temperatures = fitted.temperatures if calibrate else None
@@ -103,75 +105,22 @@ def export(
         if test is not None:
             measured |= _measured(model, test, validation, sizes, stopping_rule, temperatures)
         manifest = describe.describe(folded, model_name, sizes, record, **measured)
-        # Clients need to know the latency of one image.
-        latencies = latency.measure(SavedModel(folder, manifest), sorted({1, *batch_sizes}))
-        exported = SavedModel(folder, dataclasses.replace(manifest, latency=latencies))
-        write_text(folder / MANIFEST, exported.manifest.to_text())
-        images = reference_images(model, test)
-        verification.verify(exported, images, model(images, training=False).numpy())
+        images = preparation.reference_images(model, test)
+        leaf_logits = model(images, training=False).numpy()
         kind = "random" if test is None else "test"
+        if litert:
+            litert_file.write(folder, folded, manifest, temperatures, images, leaf_logits)
+            report(f"verified the TFLite file on {len(images)} {kind} images")
+        # Clients need to know the latency of one image.
+        of_tensorflow, of_litert = runtimes.measure(
+            SavedModel(folder, manifest), sorted({1, *batch_sizes}), threads
+        )
+        manifest = dataclasses.replace(manifest, latency=of_tensorflow, litert=of_litert)
+        exported = SavedModel(folder, manifest)
+        write_text(folder / MANIFEST, manifest.to_text())
+        verification.verify(exported, images, leaf_logits)
         report(f"verified every signature on {len(images)} {kind} images in a fresh process")
     return model_base_path / str(version)
-
-
-def calibrated(
-    model: TreeEnsemble, validation: Labelled | None, calibrate: bool, coverage: float
-) -> Calibration | None:
-    """What the manifest says of calibration; None without validation images.
-
-    Args:
-      model: to be published.
-      validation: images and labels, see `labelled.batches`.
-      calibrate: whether the published model's probabilities get the temperatures.
-      coverage: of prediction sets.
-
-    Raises:
-      InputError: for a coverage outside (0, 1), or if there are no images to calibrate on.
-    """
-    calibration.check_coverage(coverage)
-    if validation is None:
-        if calibrate:
-            raise InputError("a model is calibrated on validation images, got none")
-        return None
-    answers = evaluation.split_answers(model, validation)
-    if not calibrate:
-        return calibration.for_manifest(answers, coverage)
-    temperatures = calibration.fit_temperatures(answers)
-    rescaled = calibration.rescaled(answers, temperatures)
-    return calibration.for_manifest(rescaled, coverage, temperatures)
-
-
-def branched(model: TreeEnsemble | GroupedEnsemble) -> TreeEnsemble:
-    """The form of a model that is exported.
-
-    Raises:
-      InputError: for a model that is no ensemble.
-    """
-    if isinstance(model, GroupedEnsemble):
-        return model.branched()
-    if not isinstance(model, TreeEnsemble):
-        raise InputError(f"a model must be an hne_tf.TreeEnsemble, got {type(model).__name__}")
-    return model
-
-
-def exported_sizes(model: TreeEnsemble, sizes: Sequence[int] | None) -> tuple[int, ...]:
-    """The ensemble sizes of an export, increasing; the full ensemble is always among them.
-
-    Raises:
-      InputError: for a size that the tree does not have.
-    """
-    for size in sizes or ():
-        model.tree.check_size(size)
-    return tuple(sorted({*(sizes or model.tree.sizes), model.tree.leaves}))
-
-
-def reference_images(model: TreeEnsemble, data: Labelled | None) -> np.ndarray:
-    """Images to compare answers on, uint8 `[batch, ...]`; random ones without data."""
-    if data is None:
-        random = np.random.default_rng(0)
-        return random.integers(0, 256, (_REFERENCE_IMAGES, *model.images.shape), np.uint8)
-    images, _ = next(labelled.batches(data, model.images.shape, _REFERENCE_IMAGES))
-    return images[:_REFERENCE_IMAGES]
 
 
 def _measured(

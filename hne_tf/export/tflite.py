@@ -17,7 +17,14 @@ from hne_tf.errors import InputError
 from hne_tf.evaluation import calibration, cost, early_stopping
 from hne_tf.evaluation.calibration import SplitAnswers, SplitGatherer
 from hne_tf.evaluation.early_stopping import AnswerGatherer, Answers
-from hne_tf.export import describe, exporter, ranges, signatures, tflite_packing, verification
+from hne_tf.export import (
+    describe,
+    preparation,
+    ranges,
+    signatures,
+    tflite_packing,
+    verification,
+)
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
 from hne_tf.exported.interface import Normalisation
@@ -158,11 +165,11 @@ def convert_tflite(
     """
     path = pathlib.Path(path)
     check_path(path)
-    model = exporter.branched(model)
+    model = preparation.branched(model)
     check_mode(mode, model)
     stopping.check_rule(stopping_rule)
-    sizes = exporter.exported_sizes(model, sizes)
-    fitted = exporter.calibrated(model, validation, calibrate, coverage)
+    sizes = preparation.exported_sizes(model, sizes)
+    fitted = preparation.calibrated(model, validation, calibrate, coverage)
     temperatures = fitted.temperatures if calibrate else None
     converted = _converted_form(model, mode, representative)
     flatbuffer = convert(converted, sizes, mode, representative, temperatures)
@@ -171,7 +178,7 @@ def convert_tflite(
     with tempfile.TemporaryDirectory() as folder:
         written = pathlib.Path(folder) / path.name
         tflite_file.write(written, flatbuffer, manifest)
-        images = exporter.reference_images(model, test)
+        images = preparation.reference_images(model, test)
         agreement = verify(
             load(written),
             images,

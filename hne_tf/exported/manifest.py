@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from hne_tf.errors import InputError
 from hne_tf.exits import Exits
@@ -30,9 +30,11 @@ from hne_tf.exported.measurements import (
     Accuracy,
     Cost,
     EarlyStopping,
+    LiteRTLatency,
     MeasuredLatency,
     Measurement,
     Storage,
+    relative_time,
 )
 from hne_tf.exported.typed_json import Count, Name
 from hne_tf.exported.uncertainty.calibration import Calibration
@@ -41,8 +43,6 @@ from hne_tf.tree import Paths, Tree
 
 FORMAT = 1
 
-# Of objects and lists inside each other. Python's own limit depends on who calls.
-_MOST_LEVELS = 32
 # Of a text; one with 20,000 classes has one. Parsing can take 25 times as much memory.
 MOST_BYTES = 8 * 1024 * 1024
 
@@ -75,6 +75,7 @@ class Manifest:
       early_stopping: thresholds for mean costs per image.
       calibration: temperatures and prediction sets.
       latency: on the machine where the model was exported or profiled.
+      litert: of the TFLite file beside a SavedModel, on the same machine.
       storage: bytes of graph and weights.
       mode: what the numbers in a TFLite file are, one of `tflite_file.MODES`.
       pixels: how a picture becomes an input, as JSON values.
@@ -101,6 +102,7 @@ class Manifest:
     early_stopping: EarlyStopping | None = None
     calibration: Calibration | None = None
     latency: MeasuredLatency | None = None
+    litert: LiteRTLatency | None = None
     storage: Storage | None = None
     mode: Name | None = None
     pixels: Mapping[str, Any] | None = None
@@ -184,12 +186,7 @@ class Manifest:
         """
         if len(text) > MOST_BYTES:
             raise InputError(f"{source} must have at most {MOST_BYTES} bytes, got more")
-        try:
-            content = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{source} must be JSON: {error}") from None
-        if not typed_json.is_shallow(content, _MOST_LEVELS):
-            raise InputError(f"{source} must have at most {_MOST_LEVELS} levels, got more")
+        content = typed_json.parse(text, source)
         found = content.get("format") if isinstance(content, dict) else content
         if type(found) is not int or found != FORMAT:
             raise InputError(f"{source} must have format {FORMAT}, got {found!r:.40}")
@@ -256,6 +253,13 @@ class Manifest:
         return rows
 
     @property
+    def litert_is_faster(self) -> bool:
+        """Whether LiteRT was measured to be faster than TensorFlow."""
+        if self.litert is None or self.latency is None:
+            return False
+        return relative_time(self.litert.measurements, self.latency.measurements) < 1
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Batch sizes that every ensemble size was measured with, increasing.
 
@@ -278,6 +282,7 @@ class Manifest:
         batch_size: int,
         threads: int | None = None,
         onednn: bool | None = None,
+        side_by_side: bool | None = None,
     ) -> Measurement:
         """The measured latency of an ensemble size.
 
@@ -286,11 +291,12 @@ class Manifest:
           batch_size: images per call.
           threads: that compute; by default the number that servers go by.
           onednn: whether with oneDNN; by default the faster setting.
+          side_by_side: see `MeasuredLatency.rows`.
 
         Raises:
           InputError: if it was not measured.
         """
-        for row in self._measured(threads, onednn):
+        for row in self._measured(threads, onednn, side_by_side):
             if (row.signature, row.batch_size) == (f"ensemble_{size}", batch_size):
                 return row
         by = "" if threads is None else f" by {threads} threads"
@@ -320,10 +326,8 @@ class Manifest:
         applied = self.calibration and self.calibration.applied
         return self.calibration.temperatures[size - 1] if applied else 1.0
 
-    def _measured(
-        self, threads: int | None = None, onednn: bool | None = None
-    ) -> Iterable[Measurement]:
-        return () if self.latency is None else self.latency.rows(threads, onednn)
+    def _measured(self, *setting: Any) -> Iterable[Measurement]:
+        return () if self.latency is None else self.latency.rows(*setting)
 
     def _lacks(self, rule: str, found: str) -> str:
         return f"the manifest of {self.model!r} must hold {rule}, got {found}"
@@ -366,10 +370,6 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
             f"a manifest must be a readable file, got {str(file)!r}: {reason}"
         ) from None
     return Manifest.from_text(text, repr(str(file)))
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number of JSON")
 
 
 def _check_by_size(name: str, by_size: Mapping[int, Any] | None, sizes: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """What a published model was measured to be, as its manifest holds it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hne_tf.errors import InputError
@@ -109,6 +110,8 @@ class Measurement:
       p95_ms: 95th percentile.
       p99_ms: 99th percentile.
       threads: that computed; None in the oldest manifests.
+      side_by_side: whether each operation had one of the threads, and operations that do
+        not wait for each other ran at the same time. Otherwise all threads share each.
     """
 
     signature: Name
@@ -118,6 +121,7 @@ class Measurement:
     p95_ms: Positive
     p99_ms: Positive
     threads: Count | None = None
+    side_by_side: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +131,8 @@ class MeasuredLatency:
     Attributes:
       hardware: see `hardware.describe`.
       measurements: with the number of threads that computes the model unless told
-        otherwise; a row per signature and batch size.
-      other_threads: with other numbers of threads.
+        otherwise; a row per signature and batch size. Side by side if that is faster.
+      other_threads: with other numbers of threads, or the slower way to use them.
       onednn: whether these rows are with oneDNN, which is faster for the model then;
         None if it was not measured with and without.
       other_onednn: of all numbers of threads, with the slower setting.
@@ -140,12 +144,24 @@ class MeasuredLatency:
     onednn: bool | None = None
     other_onednn: tuple[Measurement, ...] = ()
 
-    def rows(self, threads: int | None = None, onednn: bool | None = None) -> Iterator[Measurement]:
+    @property
+    def side_by_side(self) -> bool:
+        """Whether `measurements` are with one thread for each operation."""
+        return any(row.side_by_side for row in self.measurements)
+
+    def rows(
+        self,
+        threads: int | None = None,
+        onednn: bool | None = None,
+        side_by_side: bool | None = None,
+    ) -> Iterator[Measurement]:
         """The rows of a setting.
 
         Args:
           threads: that compute; the default number for None.
           onednn: whether with oneDNN; the faster setting for None.
+          side_by_side: whether each operation has one thread; the faster way for None,
+            or the only one.
         """
         if onednn not in (None, self.onednn):
             found = self.other_onednn
@@ -153,9 +169,10 @@ class MeasuredLatency:
             found = self.measurements
         else:
             found = (*self.measurements, *self.other_threads)
-        for row in found:
-            if threads in (None, row.threads):
-                yield row
+        chosen = [row for row in found if threads in (None, row.threads)]
+        wanted = self.side_by_side if side_by_side is None else side_by_side
+        fitting = [row for row in chosen if row.side_by_side == wanted]
+        yield from fitting or (chosen if side_by_side is None else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,3 +187,37 @@ class Storage:
 
     bytes: Count
     gzip_bytes: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteRTLatency:
+    """Latencies of the TFLite file in a version's folder, computed by LiteRT.
+
+    Attributes:
+      threads: for one call, found best, see `profiling.runtimes.best_threads`.
+      latency: with that number and others.
+    """
+
+    threads: Count
+    latency: MeasuredLatency
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """A row per signature and batch size, with the best number of threads."""
+        return tuple(self.latency.rows(self.threads))
+
+
+def relative_time(rows: Iterable[Measurement], others: Iterable[Measurement]) -> float:
+    """How long `rows` take as a part of the time of `others`.
+
+    Returns:
+      The geometric mean of the ratios of medians, over signatures and batch sizes that
+      both have; NaN if there are none.
+    """
+    medians = {(row.signature, row.batch_size): row.p50_ms for row in others}
+    ratios = [
+        row.p50_ms / medians[row.signature, row.batch_size]
+        for row in rows
+        if (row.signature, row.batch_size) in medians
+    ]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan

@@ -70,12 +70,12 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     Raises:
       InputError: if the file is missing, damaged, cut off or not one of `write`.
     """
-    return _read(pathlib.Path(path))[1]
+    return read(pathlib.Path(path))[1]
 
 
 def read_flatbuffer(path: str | pathlib.Path) -> bytes:
     """The model alone, without the archive behind it; raises as `read_manifest` does."""
-    return _read(pathlib.Path(path))[0]
+    return read(pathlib.Path(path))[0]
 
 
 def write_manifest(path: str | pathlib.Path, manifest: Manifest) -> None:
@@ -85,11 +85,15 @@ def write_manifest(path: str | pathlib.Path, manifest: Manifest) -> None:
       InputError: as `read_manifest` does; the file is as it was then.
     """
     path = pathlib.Path(path)
-    write(path, _read(path)[0], manifest)
+    write(path, read(path)[0], manifest)
 
 
-def _read(path: pathlib.Path) -> tuple[bytes, Manifest]:
-    """Flatbuffer and manifest of a file, checked against each other."""
+def read(path: pathlib.Path) -> tuple[bytes, Manifest]:
+    """Flatbuffer and manifest of a file, checked against each other.
+
+    Raises:
+      InputError: as `read_manifest` does.
+    """
     # Opening a pipe would wait for its writer, and a device has no end.
     if path.is_fifo() or path.is_char_device():
         raise InputError(

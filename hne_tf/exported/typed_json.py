@@ -7,17 +7,20 @@ has its default is not written.
 
 import dataclasses
 import functools
+import json
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from hne_tf.errors import InputError
 
 T = TypeVar("T")
 
 _LARGEST = 2**63 - 1
+# Of objects and lists inside each other. Python's own limit depends on who calls.
+_MOST_LEVELS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,25 @@ Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Share = Annotated[float, Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 Threshold = Annotated[float, Rule("a number above 0, at most 1", lambda value: 0 < value <= 1)]
 Name = Annotated[str, Rule("a text that is not empty", bool)]
+
+
+def parse(text: str | bytes, source: str) -> Any:
+    """JSON values.
+
+    Args:
+      text: JSON.
+      source: where it comes from, for messages.
+
+    Raises:
+      InputError: for any other text, and for objects and lists that lie too deep.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} must be JSON: {error}") from None
+    if not _is_shallow(content):
+        raise InputError(f"{source} must have at most {_MOST_LEVELS} levels, got more")
+    return content
 
 
 def decode(kind: type[T], value: Any, where: str) -> T:
@@ -81,10 +103,14 @@ def encode(value: Any) -> Any:
     return [encode(each) for each in value] if isinstance(value, tuple) else value
 
 
-def is_shallow(value: Any, levels: int) -> bool:
-    """Whether objects and lists lie in each other at most so many levels deep."""
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether objects and lists lie in each other `_MOST_LEVELS` deep at most."""
     level = [value]
-    for _ in range(levels):
+    for _ in range(_MOST_LEVELS):
         level = [inner for outer in level for inner in _inner(outer)]
     return not level
 

@@ -15,6 +15,8 @@ from hne_tf.files import write_text
 # What lies in a version's folder.
 MANIFEST = "assets.extra/hne_manifest.json"
 WARM_UP_REQUESTS = "assets.extra/tf_serving_warmup_requests"
+# The same model for LiteRT, where it was asked for. TF Serving does not look at it.
+LITERT = "assets.extra/model.tflite"
 
 # TF Serving refuses to load a version with more.
 MOST_WARM_UP_REQUESTS = 1000

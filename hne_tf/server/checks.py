@@ -15,10 +15,8 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from hne_tf.client.messages import PLAIN_KINDS
 from hne_tf.server.errors import RequestError
-
-# Types whose tensor_content is the array's memory: bool, integers, floats, complex.
-PLAIN_KINDS = "biufc"
 
 # Of any tensor; NumPy's own limit is 64.
 _MOST_DIMENSIONS = 32

@@ -1,7 +1,7 @@
 """One version of one model, loaded and ready to answer."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -11,20 +11,27 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from hne_tf import hardware
 from hne_tf.errors import InputError
-from hne_tf.exported.versions import MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
+from hne_tf.exported.manifest import Manifest, read_manifest
+from hne_tf.exported.versions import LITERT, MOST_WARM_UP_REQUESTS, WARM_UP_REQUESTS
 from hne_tf.server.checks import SignatureChecks, declared_shape
 from hne_tf.server.errors import RequestError
+from hne_tf.server.runtimes.graph import Function, GraphRuntime, unreadable
 
 DEFAULT_SIGNATURE = "serving_default"
+AUTO, TENSORFLOW, LITERT_RUNTIME = RUNTIMES = ("auto", "tensorflow", "litert")
 _METHODS = frozenset(f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress"))
+
+
+_Definitions = Mapping[str, meta_graph_pb2.SignatureDef]
 
 
 class LoadedSignature:
     """A signature that can be called.
 
     Args:
-      function: TensorFlow's, as loaded.
+      function: computes it.
       name: the signature's.
       definition: the SavedModel's definition of it.
 
@@ -37,7 +44,7 @@ class LoadedSignature:
 
     def __init__(
         self,
-        function: Callable[..., dict[str, tf.Tensor]],
+        function: Function,
         name: str,
         definition: meta_graph_pb2.SignatureDef,
     ) -> None:
@@ -50,30 +57,34 @@ class LoadedSignature:
             for shape in map(declared_shape, infos)
         )
 
-    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Runs the graph on checked inputs and returns all outputs by name.
 
         Raises:
           RequestError: with the code of what the graph raises.
         """
-        try:
-            outputs = self._function(**{name: tf.constant(arrays[name]) for name in arrays})
-            return {name: value.numpy() for name, value in outputs.items()}
-        except tf.errors.OpError as error:
-            raise RequestError(_grpc_code(error), error.message) from error
+        return self._function(arrays)
 
 
 class Servable:
-    """A loaded SavedModel.
+    """A loaded version.
+
+    What LiteRT computes, TensorFlow does not load: a signature that is missing in the
+    TFLite file is computed by TensorFlow.
 
     Args:
       name: model name that requests ask for.
       path: the version's folder, named by an integer.
+      runtime: one of `RUNTIMES`; `"auto"` is LiteRT if the version has its file and the
+        manifest says that it is faster.
+      slots: graphs that are computed at a time; 0 for as many as there are cores for.
 
     Attributes:
       name: as given.
-      path: the version's folder.
+      path: as given.
       version: the version folder's integer.
+      runtime: what computes, `"tensorflow"` or `"litert"`.
+      slots: graphs computed at a time, if nothing else was given.
       signature_defs: the SavedModel's own signature definitions by name.
       row_bytes: what a row of any signature takes in a request at most; None if
         there is no limit.
@@ -82,29 +93,30 @@ class Servable:
       InputError: if there is no readable SavedModel in the version's folder.
     """
 
-    def __init__(self, name: str, path: pathlib.Path) -> None:
+    def __init__(self, name: str, path: pathlib.Path, runtime: str = AUTO, slots: int = 0) -> None:
         self.name = name
         self.version = int(path.name)
         self.path = path
         self.signature_defs = _read_signature_defs(path)
-        try:
-            # The model is kept because its signatures hold its variables weakly.
-            self._model = tf.saved_model.load(str(path))
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            LookupError,
-            TypeError,
-            tf.errors.OpError,
-        ) as error:
-            raise _unreadable(path, error) from error
-        self._signatures = {
-            key: LoadedSignature(self._model.signatures[key], key, definition)
+        called = {
+            key: definition
             for key, definition in self.signature_defs.items()
             # TensorFlow's own initialisation function is listed with the signatures.
             if definition.method_name in _METHODS
         }
+        manifest = _litert_manifest(path, runtime)
+        if manifest is None:
+            self.runtime, self.slots = TENSORFLOW, slots or hardware.cores()
+            functions = _graph_functions(path, called)
+        else:
+            threads = min(manifest.litert.threads if manifest.litert else 1, hardware.cores())
+            self.runtime, self.slots = LITERT_RUNTIME, slots or hardware.cores() // threads
+            functions = _litert_functions(path, manifest, called, threads, self.slots)
+        self._signatures = {
+            key: LoadedSignature(functions[key], key, definition)
+            for key, definition in called.items()
+        }
+        self._closed = False
         rows = [signature.checks.row_bytes for signature in self._signatures.values()]
         self.row_bytes = None if None in rows else max(rows, default=0)
 
@@ -121,7 +133,7 @@ class Servable:
             UNAVAILABLE after `close`.
         """
         name = name or DEFAULT_SIGNATURE
-        if self._model is None:
+        if self._closed:
             raise RequestError(
                 grpc.StatusCode.UNAVAILABLE, f"version {self.version} has been closed"
             )
@@ -194,7 +206,36 @@ class Servable:
     def close(self) -> None:
         """Lets go of the model; nothing can be run afterwards."""
         self._signatures = {}
-        self._model = None
+        self._closed = True
+
+
+def _litert_manifest(path: pathlib.Path, runtime: str) -> Manifest | None:
+    """The manifest of a version that LiteRT is to compute; None if TensorFlow is."""
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if runtime == LITERT_RUNTIME:
+        return read_manifest(path)
+    if runtime == TENSORFLOW or not (path / LITERT).is_file():
+        return None
+    manifest = read_manifest(path)
+    return manifest if manifest.litert_is_faster else None
+
+
+def _graph_functions(path: pathlib.Path, called: _Definitions) -> dict[str, Function]:
+    graph = GraphRuntime(path)
+    return {name: graph.function(name, definition) for name, definition in called.items()}
+
+
+def _litert_functions(
+    path: pathlib.Path, manifest: Manifest, called: _Definitions, threads: int, workers: int
+) -> dict[str, Function]:
+    from hne_tf.server.runtimes.litert import LiteRTRuntime
+
+    litert = LiteRTRuntime(path, manifest, threads, workers)
+    own = {name: definition for name, definition in called.items() if litert.has(name)}
+    others = {name: definition for name, definition in called.items() if name not in own}
+    functions = {name: litert.function(name, definition) for name, definition in own.items()}
+    return functions | (_graph_functions(path, others) if others else {})
 
 
 def _read_signature_defs(path: pathlib.Path) -> dict[str, meta_graph_pb2.SignatureDef]:
@@ -202,18 +243,9 @@ def _read_signature_defs(path: pathlib.Path) -> dict[str, meta_graph_pb2.Signatu
     try:
         saved_model.ParseFromString((path / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     for meta_graph in saved_model.meta_graphs:
         if tf.saved_model.SERVING in meta_graph.meta_info_def.tags:
             return dict(meta_graph.signature_def)
     tag = tf.saved_model.SERVING
     raise InputError(f"a SavedModel must have the tag {tag!r}, got {str(path)!r} without it")
-
-
-def _unreadable(path: pathlib.Path, reason: Exception | str) -> InputError:
-    return InputError(f"version folder must hold a SavedModel, got {str(path)!r}: {reason}")
-
-
-def _grpc_code(error: tf.errors.OpError) -> grpc.StatusCode:
-    """TensorFlow's error numbers are gRPC's."""
-    return next(code for code in grpc.StatusCode if code.value[0] == error.error_code)

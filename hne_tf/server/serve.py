@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import ssl
@@ -11,6 +12,7 @@ from hne_tf.errors import InputError
 from hne_tf.server import service
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
+from hne_tf.server.servable import AUTO, Servable
 from hne_tf.server.tracing.access_log import AccessLog
 from hne_tf.server.tracing.tracer import Tracer
 from hne_tf.server.watcher import VersionWatcher
@@ -30,6 +32,7 @@ def serve(
     access_log: str | pathlib.Path | None = None,
     poll_interval_s: float = 1.0,
     drain_s: float = 10.0,
+    runtime: str = AUTO,
     report: Callable[[str], None] = print,
 ) -> Iterator[service.RunningServer]:
     """Serves the newest version of a model while the block runs.
@@ -46,6 +49,7 @@ def serve(
       access_log: file that gets a line of JSON per prediction; `-` for standard output.
       poll_interval_s: seconds between two looks for new versions; 0 for never.
       drain_s: seconds that predictions under way have when the block ends.
+      runtime: what computes, `"tensorflow"`, `"litert"` or `"auto"`, see `Servable`.
       report: gets a line per version that comes or goes.
 
     Yields:
@@ -70,7 +74,9 @@ def serve(
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(_without_tracebacks())
         catalog = Catalog(model_name or base_path.resolve().name, ServerMetrics())
-        watcher = VersionWatcher(catalog, base_path, poll_interval_s, report)
+        slots = options.threads if options else 0
+        load = functools.partial(Servable, runtime=runtime, slots=slots)
+        watcher = VersionWatcher(catalog, base_path, poll_interval_s, report, load)
         watcher.start()
         cleanup.callback(watcher.stop, drain_s)
         if metrics_port:

@@ -43,7 +43,8 @@ class Options:
     """How much a server takes on, and how.
 
     Attributes:
-      threads: graphs computed at a time; 0 for one per core.
+      threads: graphs computed at a time; 0 for as many as there are cores for, see
+        `Servable.slots`.
       max_queued_requests: predictions that wait beyond those that can be computed.
       max_rows: rows of a request; with batching no more than those of a batch.
       max_batch_size: rows of a batch; 0 for no batching.
@@ -155,7 +156,8 @@ def start(
     """
     options = options or Options()
     catalog = model if isinstance(model, Catalog) else _only(model)
-    slots = options.threads or hardware.cores()
+    served = catalog.served
+    slots = options.threads or (served.slots if served else hardware.cores())
     batcher = Batcher(
         Slots(slots),
         catalog.metrics,

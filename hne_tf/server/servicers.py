@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import grpc
 import numpy as np
-import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -16,13 +15,13 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from hne_tf.client import messages
 from hne_tf.server import wire
 from hne_tf.server.admission import Caller
 from hne_tf.server.anytime import budgets
 from hne_tf.server.anytime.signature import AnytimeModels, AnytimeSignature
 from hne_tf.server.batching import Arrays, Batcher
 from hne_tf.server.catalog import Catalog
-from hne_tf.server.checks import PLAIN_KINDS
 from hne_tf.server.errors import RequestError
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.tracing.trace import Trace
@@ -202,15 +201,7 @@ def _parse(message: bytes) -> predict_pb2.PredictRequest:
 def _response(outputs: Arrays) -> predict_pb2.PredictResponse:
     response = predict_pb2.PredictResponse()
     for name, array in outputs.items():
-        tensor = response.outputs[name]
-        if array.dtype.kind in PLAIN_KINDS:
-            # What tf.make_tensor_proto ends in, after steps that need not be taken here.
-            tensor.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
-            for size in array.shape:
-                tensor.tensor_shape.dim.add(size=size)
-            tensor.tensor_content = array.tobytes()
-        else:
-            tensor.CopyFrom(tf.make_tensor_proto(array))
+        messages.write_tensor(response.outputs[name], array)
     return response
 
 

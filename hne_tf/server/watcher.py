@@ -29,6 +29,7 @@ class VersionWatcher:
       base_path: the folder that holds them.
       interval_s: seconds between two looks; 0 never looks again.
       report: takes a line about a version that was refused or taken into service.
+      load: makes a servable of the model's name and a version's folder.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class VersionWatcher:
         base_path: pathlib.Path,
         interval_s: float = 0.0,
         report: Callable[[str], None] = lambda line: None,
+        load: Callable[[str, pathlib.Path], Servable] = Servable,
     ) -> None:
         self._catalog = catalog
         self._base_path = base_path
         self._interval_s = interval_s
         self._report = report
+        self._make = load
         self._refused: dict[int, tuple[_Fingerprint, float]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
@@ -97,7 +100,7 @@ class VersionWatcher:
         self._catalog.loading(version)
         servable = None
         try:
-            servable = Servable(self._catalog.name, path)
+            servable = self._make(self._catalog.name, path)
             servable.warm_up()
         except Exception as error:
             # Whatever is wrong with a version, the one in service must go on.

@@ -74,6 +74,9 @@ def field(message: bytes, position: int) -> tuple[int, int, int]:
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
     """A number and the position after it."""
+    # Most are one byte.
+    if position < len(message) and message[position] < 128:
+        return message[position], position + 1
     value = 0
     for index, byte in enumerate(message[position : position + _MOST_VARINT_BYTES]):
         value |= (byte & 127) << 7 * index

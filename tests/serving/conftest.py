@@ -27,9 +27,10 @@ from tensorflow_serving.apis import (
 
 from hne_tf.client.budget_client import ServingClient
 from hne_tf.client.messages import CallError
+from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import Manifest
-from hne_tf.exported.measurements import MeasuredLatency, Measurement
-from hne_tf.exported.versions import latest_version_path, new_version
+from hne_tf.exported.measurements import LiteRTLatency, MeasuredLatency, Measurement
+from hne_tf.exported.versions import LITERT, MANIFEST, latest_version_path, new_version
 from hne_tf.server.catalog import Catalog
 from hne_tf.server.metrics import ServerMetrics
 from hne_tf.server.rest.door import RestDoor
@@ -44,8 +45,8 @@ SIZES = (1, 2, 4)
 class _Ensemble(tf.Module):
     """Four convolutional networks of different weights."""
 
-    def __init__(self):
-        generator = tf.random.Generator.from_seed(7)
+    def __init__(self, seed=7):
+        generator = tf.random.Generator.from_seed(seed)
         self.kernels = [tf.Variable(generator.normal([3, 3, 1, 6])) for _ in range(max(SIZES))]
         self.heads = [tf.Variable(generator.normal([6, len(CLASSES)])) for _ in range(max(SIZES))]
 
@@ -80,14 +81,69 @@ class _Ensemble(tf.Module):
 def base_path(tmp_path_factory):
     """`digits` with version 7 complete, beside folders that must not be served."""
     base = tmp_path_factory.mktemp("models") / "digits"
-    model = _Ensemble()
-    model.functions = {f"ensemble_{size}": model.signature(size) for size in SIZES}
-    model.functions["step_2"] = model.step()
-    model.functions["serving_default"] = model.functions["ensemble_4"]
-    tf.saved_model.save(model, str(base / "7"), signatures=model.functions)
+    _save_ensemble(base / "7")
     for other in ("3", ".tmp-9", "10.partial"):
         (base / other).mkdir()
     return base
+
+
+def _save_ensemble(folder, seed=7):
+    model = _Ensemble(seed)
+    model.functions = {f"ensemble_{size}": model.signature(size) for size in SIZES}
+    model.functions["step_2"] = model.step()
+    model.functions["serving_default"] = model.functions["ensemble_4"]
+    tf.saved_model.save(model, str(folder), signatures=model.functions)
+
+
+@pytest.fixture(scope="session")
+def publish_litert():
+    """Publishes a version of `_Ensemble` with its TFLite file; TensorFlow takes 2 ms."""
+
+    def publish(base, version, seed=7, litert_ms=1.0, names=None):
+        with new_version(base, version) as folder:
+            _save_ensemble(folder, seed)
+            names = names or ["ensemble_1", "ensemble_2", "ensemble_4", "step_2"]
+            converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=names)
+            manifest = _litert_manifest(litert_ms)
+            (folder / LITERT).parent.mkdir()
+            tflite_file.write(
+                folder / LITERT,
+                converter.convert(),
+                dataclasses.replace(manifest, latency=None, litert=None, mode="float32"),
+            )
+            (folder / MANIFEST).write_text(manifest.to_text())
+        return base / str(version)
+
+    return publish
+
+
+def _litert_manifest(litert_ms):
+    """Of a model that TensorFlow computes in 2 ms."""
+
+    def latency(milliseconds):
+        row = Measurement("ensemble_4", 1, 10, milliseconds, milliseconds, milliseconds, 1)
+        return MeasuredLatency({"cores": 2}, (row,))
+
+    litert = None if litert_ms is None else LiteRTLatency(1, latency(litert_ms))
+    tree, shape = Tree((1, 2, 2)), (8, 8, 1)
+    return Manifest.of_tree(tree, "digits", CLASSES, shape, latency=latency(2.0), litert=litert)
+
+
+@pytest.fixture(scope="session")
+def litert_base(publish_litert, tmp_path_factory):
+    """The same `digits` as in `base_path`, with a TFLite file that is faster."""
+    base = tmp_path_factory.mktemp("litert") / "digits"
+    publish_litert(base, 7)
+    return base
+
+
+@pytest.fixture(scope="session")
+def litert_server(litert_base):
+    servable = Servable("digits", litert_base / "7")
+    assert servable.runtime == "litert"
+    running = start(servable)
+    yield running
+    running.stop(grace_s=0)
 
 
 @pytest.fixture(scope="session")
@@ -145,16 +201,17 @@ def rest(server, open_rest):
     return open_rest(server)
 
 
-@pytest.fixture(scope="session", params=["embedded", "tensorflow_model_server"])
+@pytest.fixture(scope="session", params=["embedded", "litert", "tensorflow_model_server"])
 def server_kind(request):
     return request.param
 
 
 @pytest.fixture(scope="session")
 def server_address(server_kind, base_path, request):
-    """A server of `base_path`: ours, and TF Serving where it is installed."""
-    if server_kind == "embedded":
-        return request.getfixturevalue("server").address
+    """A server of `base_path`: ours with both runtimes, and TF Serving where it is installed."""
+    if server_kind != "tensorflow_model_server":
+        name = "server" if server_kind == "embedded" else "litert_server"
+        return request.getfixturevalue(name).address
     return request.getfixturevalue("model_server")(base_path)
 
 

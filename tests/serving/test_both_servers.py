@@ -81,6 +81,12 @@ def _publish(base, version):
         write_requests(folder, base.name, model.functions, (1, 2))
 
 
+@pytest.fixture(scope="session", params=["embedded", "tensorflow_model_server"])
+def server_kind(request):
+    # What computes makes no difference here.
+    return request.param
+
+
 @pytest.fixture
 def walks_base(tmp_path):
     _publish(tmp_path / "walks", 1)

@@ -78,6 +78,8 @@ def test_files_are_read_back_as_written():
         ({"server": ("GRPC_MAX", "MAX")}, "OPTS, got MAX_THREADS"),
         ({"server": ("=64", "=64\nTF_ENABLE_ONEDNN_OPTS=on")}, "must be 0 or 1, got on"),
         ({"server": ("=64", "=64\nGRPC_MAX_THREADS=64")}, "each once, got 'GRPC_MAX_THREADS=64'"),
+        ({"server": ("INTRA_OP_PARALLELISM=2", "INTRA_OP_PARALLELISM=0")}, "1 or more, got 0"),
+        ({"server": ("INTER_OP_PARALLELISM=2", "")}, "INTER_OP_PARALLELISM must be 1 or more"),
     ],
 )
 def test_what_tf_serving_would_refuse_or_the_export_does_not_fit_is_found(changed, finding):
@@ -125,9 +127,30 @@ def test_the_server_computes_with_what_the_profile_found_faster(
 )
 def test_threads_hold_two_largest_batches_for_each_batch_thread(batch_sizes, settings, threads):
     made = ServerSettings("digits", "/models/digits", batch_sizes, **settings)
+    cores = str(made.num_batch_threads)
     assert server_config.environment(server_config.files(made)[ENVIRONMENT]) == {
-        "GRPC_MAX_THREADS": str(threads)
+        "GRPC_MAX_THREADS": str(threads),
+        "INTRA_OP_PARALLELISM": cores,
+        "INTER_OP_PARALLELISM": cores,
     }
+
+
+def test_an_operation_gets_the_threads_that_the_profile_found_faster(
+    tmp_path, manifest_content, run_binary, assert_refused
+):
+    for row in manifest_content["latency"]["measurements"]:
+        row["side_by_side"] = True
+    manifest, output = tmp_path / "manifest.json", tmp_path / "config"
+    manifest.write_text(json.dumps(manifest_content))
+    flags = [f"--export={manifest}", f"--output={output}", "--num_batch_threads=8"]
+    assert run_binary(configure, *flags)[0] == 0
+    written = (output / ENVIRONMENT).read_text()
+    variables = server_config.environment(written)
+    assert (variables["INTRA_OP_PARALLELISM"], variables["INTER_OP_PARALLELISM"]) == ("1", "8")
+    (output / ENVIRONMENT).write_text(
+        written.replace("INTRA_OP_PARALLELISM=1", "INTRA_OP_PARALLELISM=8")
+    )
+    assert_refused(configure, [*flags, "--check"], "INTRA_OP_PARALLELISM must be 1", "got 8")
 
 
 def test_threads_that_no_batch_would_fill_are_refused(export, tmp_path, assert_refused):

@@ -120,6 +120,14 @@ def test_clients_see_every_pod():
     assert _kubernetes("Service")["spec"]["clusterIP"] == "None"
 
 
+# Flags of TF Serving and the variables that they are given by.
+_FROM_ENVIRONMENT = {
+    "grpc_max_threads": "GRPC_MAX_THREADS",
+    "tensorflow_intra_op_parallelism": "INTRA_OP_PARALLELISM",
+    "tensorflow_inter_op_parallelism": "INTER_OP_PARALLELISM",
+}
+
+
 def test_the_compose_file_fits_the_compose_specification():
     ran = subprocess.run(
         [
@@ -142,8 +150,9 @@ def test_both_deployments_run_the_same_server_with_the_files_in_config():
     (container,) = _pod()["containers"]
     assert compose["image"] == container["image"]
     flags = [_tf_serving_flags(args) for args in (compose["command"], container["args"])]
-    # Both take it from the environment, compose through a shell.
-    assert flags[1].pop("grpc_max_threads") == "$(GRPC_MAX_THREADS)"
+    # Both take them from the environment, compose through a shell.
+    for flag, name in _FROM_ENVIRONMENT.items():
+        assert flags[1].pop(flag) == f"$({name})"
     own = {"model_config_file_poll_wait_seconds", "grpc_channel_arguments"}
     assert {k: v for k, v in flags[0].items() if k not in own} == {
         k: v for k, v in flags[1].items() if k not in own
@@ -154,7 +163,11 @@ def test_both_deployments_run_the_same_server_with_the_files_in_config():
         (_SERVING / "config" / server_config.BATCHING).read_text()
     )
     threads = str(batching.num_batch_threads.value)
-    assert flags[0]["tensorflow_intra_op_parallelism"] == threads
+    variables = server_config.environment(
+        (_SERVING / "config" / server_config.ENVIRONMENT).read_text()
+    )
+    assert variables["INTRA_OP_PARALLELISM"] in ("1", threads)
+    assert variables["INTER_OP_PARALLELISM"] == threads
     assert container["resources"]["limits"]["cpu"] == threads
 
 
@@ -189,7 +202,7 @@ def test_compose_gives_the_server_as_many_threads_as_configured(tmp_path):
         check=True,
     )
     assert ran.stdout.splitlines() == [
-        f"--grpc_max_threads={variables['GRPC_MAX_THREADS']}",
+        *(f"--{flag}={variables[name]}" for flag, name in _FROM_ENVIRONMENT.items()),
         *compose["command"],
     ]
 

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import sys
 import numpy as np
 import pytest
 
+from hne_tf import hardware
 from hne_tf.bin import serve
 from hne_tf.client.budget_client import ServingClient
+from hne_tf.exported.manifest import Manifest
 from hne_tf.server import serve as library
+from hne_tf.tree import Tree
 
 
 @pytest.fixture
@@ -77,6 +81,37 @@ def test_the_faster_setting_of_onednn_is_taken_unless_the_user_has_set_it(
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == expected
 
 
+@pytest.mark.parametrize(("user", "expected"), [(None, "1"), ("3", "3")])
+def test_operations_run_side_by_side_where_that_is_faster_unless_the_user_has_set_it(
+    tmp_path, manifest_content, monkeypatch, user, expected
+):
+    # So that the test's end puts back what was there.
+    monkeypatch.setenv(hardware.OPERATION_THREADS_VARIABLE, user or "")
+    if user is None:
+        monkeypatch.delenv(hardware.OPERATION_THREADS_VARIABLE)
+    path = tmp_path / "digits" / "1" / "assets.extra" / "hne_manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(manifest_content))
+    # There is no graph to serve.
+    assert serve.run([f"--model_base_path={tmp_path / 'digits'}", "--port=0"]) != 0
+    assert os.environ.get(hardware.OPERATION_THREADS_VARIABLE) == user
+    for row in manifest_content["latency"]["measurements"]:
+        row["side_by_side"] = True
+    path.write_text(json.dumps(manifest_content))
+    assert serve.run([f"--model_base_path={tmp_path / 'digits'}", "--port=0"]) != 0
+    assert os.environ[hardware.OPERATION_THREADS_VARIABLE] == expected
+
+
+def test_a_runtime_that_a_version_has_no_file_for_is_refused(base_path, tmp_path, capsys):
+    version = shutil.copytree(base_path / "7", tmp_path / "digits" / "7")
+    (version / "assets.extra").mkdir()
+    (version / "assets.extra/hne_manifest.json").write_text(
+        Manifest.of_tree(Tree((2,)), "digits", ("a", "b"), (8, 8, 1)).to_text()
+    )
+    arguments = [f"--model_base_path={version.parent}", "--port=0", "--runtime=litert"]
+    _check_refused(capsys, arguments, "must hold assets.extra/model.tflite")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_both_signals_stop_it_and_handlers_are_put_back(base_path, monkeypatch, number):
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -104,6 +139,7 @@ def test_both_signals_stop_it_and_handlers_are_put_back(base_path, monkeypatch, 
         (["--model_base_path=.", "--port=http"], "http"),
         (["--model_base_path=.", "extra"], "'extra'"),
         (["--unknown"], "unknown"),
+        (["--model_base_path=.", "--runtime=onnx"], "onnx"),
     ],
 )
 def test_bad_flags_get_one_line(capsys, arguments, reason):

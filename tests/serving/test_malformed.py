@@ -138,7 +138,7 @@ def test_malformed_requests_get_their_codes_and_leave_it_serving(
     random_ = random.Random(20)
     images = np.random.default_rng(20).integers(0, 256, _SHAPE, dtype=np.uint8)
     expected = saved_model.signatures["ensemble_2"](images=tf.constant(images))["logits"].numpy()
-    faults = _FAULTS + (_FAULTS_OF_SHAPE if server_kind == "embedded" else [])
+    faults = _FAULTS + (_FAULTS_OF_SHAPE if server_kind != "tensorflow_model_server" else [])
     with grpc.insecure_channel(server_address) as channel:
         # Bytes in, bytes out: the stub would not send garbage.
         call = channel.unary_unary(_PREDICT)

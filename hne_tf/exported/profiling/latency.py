@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import os
 import random
 import subprocess
@@ -28,7 +27,7 @@ import numpy as np
 from hne_tf import hardware
 from hne_tf.errors import InputError, ended_in_one_line
 from hne_tf.exported.interface import LeavesSignature, sum_output
-from hne_tf.exported.measurements import MeasuredLatency, Measurement
+from hne_tf.exported.measurements import MeasuredLatency, Measurement, relative_time
 from hne_tf.exported.model import ExportedModel, load
 from hne_tf.exported.session import WARM_UP_CALLS
 
@@ -56,6 +55,10 @@ class Subject:
             yield Setting(threads, onednn=False)
             if self.model.has_onednn:
                 yield Setting(threads, onednn=True)
+                # Servers have the threads of the process, and choose how they are used.
+                if threads == self.model.default_threads > 1:
+                    yield Setting(threads, onednn=False, side_by_side=True)
+                    yield Setting(threads, onednn=True, side_by_side=True)
 
 
 class Setting(NamedTuple):
@@ -64,10 +67,13 @@ class Setting(NamedTuple):
     Attributes:
       threads: that compute.
       onednn: whether TensorFlow computes with oneDNN.
+      side_by_side: whether an operation of TensorFlow has one thread, and as many run at
+        the same time.
     """
 
     threads: int
     onednn: bool
+    side_by_side: bool = False
 
 
 def measure(
@@ -83,9 +89,22 @@ def measure(
     Raises:
       InputError: for a model that cannot be loaded.
     """
-    times = take_turns(_timers(model, batch_sizes), runs)
-    rows = [_measurement(*key, model.threads, values) for key, values in times.items()]
-    return MeasuredLatency(hardware.describe(), tuple(rows))
+    return measure_all([model], batch_sizes, runs)[0]
+
+
+def measure_all(
+    models: Sequence[ExportedModel], batch_sizes: Sequence[int] = (1,), runs: int = 100
+) -> list[MeasuredLatency]:
+    """What `measure` gives for each of several models, which take turns too."""
+    timers = {
+        (position, *key): each
+        for position, model in enumerate(models)
+        for key, each in _timers(model, batch_sizes).items()
+    }
+    rows: list[list[Measurement]] = [[] for _ in models]
+    for (position, *key), values in take_turns(timers, runs).items():
+        rows[position].append(_measurement(*key, models[position].threads, values))
+    return [MeasuredLatency(hardware.describe(), tuple(each)) for each in rows]
 
 
 def measure_together(
@@ -97,12 +116,12 @@ def measure_together(
       subjects: the models.
       batch_sizes: images per call.
       runs: timed calls per model, ensemble size, batch size, number of threads, with
-        and without oneDNN where TensorFlow computes.
+        and without oneDNN and side by side where TensorFlow computes.
 
     Returns:
       Latencies of each subject: its `measurements` are those with the model's
-      `default_threads` and the faster setting of oneDNN, so that they hold a row per
-      ensemble size and batch size.
+      `default_threads`, and of TensorFlow with the faster setting, so that they hold a
+      row per ensemble size and batch size.
 
     Raises:
       InputError: for a model that cannot be loaded or called.
@@ -112,8 +131,9 @@ def measure_together(
         workers = []
         for setting in sorted({setting for subject in subjects for setting in subject.settings}):
             chosen = [index for index, each in enumerate(subjects) if setting in each.settings]
-            worker = _worker([subjects[index].model for index in chosen], batch_sizes, setting)
-            workers.append((setting, chosen, stack.enter_context(worker)))
+            models = [subjects[index].model for index in chosen]
+            timed = stack.enter_context(worker(models, batch_sizes, setting))
+            workers.append((setting, chosen, timed))
         # All load TensorFlow and the models side by side.
         for setting, chosen, loaded in workers:
             for (position, signature, batch_size), timer in loaded().items():
@@ -121,7 +141,7 @@ def measure_together(
         times = take_turns(timers, runs)
     rows: list[dict[Setting, list[Measurement]]] = [{} for _ in subjects]
     for (owner, setting, signature, batch_size), values in times.items():
-        row = _measurement(signature, batch_size, setting.threads, values)
+        row = _measurement(signature, batch_size, setting.threads, values, setting.side_by_side)
         rows[owner].setdefault(setting, []).append(row)
     return [_latency(subject.model, found) for subject, found in zip(subjects, rows, strict=True)]
 
@@ -129,30 +149,23 @@ def measure_together(
 def _latency(
     model: ExportedModel, rows: Mapping[Setting, Sequence[Measurement]]
 ) -> MeasuredLatency:
-    """The rows of a model, those of the faster setting of oneDNN apart."""
-    default = model.default_threads
-    onednn = model.has_onednn and _is_faster(
-        rows[Setting(default, onednn=True)], rows[Setting(default, onednn=False)]
-    )
+    """The rows of a model, those of the fastest setting apart."""
+    plain = Setting(model.default_threads, onednn=False)
+    settings = [setting for setting in rows if setting.threads == plain.threads]
+    fastest = min(settings, key=lambda setting: relative_time(rows[setting], rows[plain]))
     by_default: list[Measurement] = []
     other_threads: list[Measurement] = []
     slower: list[Measurement] = []
     for setting, found in rows.items():
-        same = by_default if setting.threads == default else other_threads
-        (same if setting.onednn == onednn else slower).extend(found)
+        same = by_default if setting == fastest else other_threads
+        (same if setting.onednn == fastest.onednn else slower).extend(found)
     return MeasuredLatency(
         hardware.describe(),
         tuple(by_default),
         tuple(other_threads),
-        onednn if model.has_onednn else None,
+        fastest.onednn if model.has_onednn else None,
         tuple(slower),
     )
-
-
-def _is_faster(rows: Sequence[Measurement], others: Sequence[Measurement]) -> bool:
-    """Whether the geometric mean of the medians is lower; both are in the same order."""
-    ratios = [row.p50_ms / other.p50_ms for row, other in zip(rows, others, strict=True)]
-    return math.prod(ratios) < 1
 
 
 def take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]]:
@@ -169,10 +182,15 @@ def take_turns(timers: Mapping[Key, Timer], runs: int) -> dict[Key, list[float]]
 
 
 def _measurement(
-    signature: str, batch_size: int, threads: int, times_ms: Sequence[float]
+    signature: str,
+    batch_size: int,
+    threads: int,
+    times_ms: Sequence[float],
+    side_by_side: bool = False,
 ) -> Measurement:
     p50, p95, p99 = (round(float(p), 4) for p in np.percentile(times_ms, [50, 95, 99]))
-    return Measurement(signature, batch_size, len(times_ms), p50, p95, p99, threads)
+    runs = len(times_ms)
+    return Measurement(signature, batch_size, runs, p50, p95, p99, threads, side_by_side)
 
 
 def _timers(model: ExportedModel, batch_sizes: Sequence[int]) -> dict[tuple[str, int], Timer]:
@@ -207,7 +225,7 @@ def timer(call: Callable[[], Any]) -> Timer:
 
 
 @contextlib.contextmanager
-def _worker(
+def worker(
     models: Sequence[ExportedModel], batch_sizes: Sequence[int], setting: Setting
 ) -> Iterator[Callable[[], dict[tuple[int, str, int], Timer]]]:
     """Timers by position of the model, signature and batch size, in another process.
@@ -216,6 +234,7 @@ def _worker(
     """
     request = {
         "threads": setting.threads,
+        "operation_threads": 1 if setting.side_by_side else setting.threads,
         "batch_sizes": list(batch_sizes),
         "models": [str(model.path) for model in models],
     }
@@ -267,7 +286,7 @@ def _main() -> None:
 
     request = json.loads(sys.stdin.readline())
     threads = request["threads"]
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(request["operation_threads"])
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     timers = {
         (position, *key): timer

@@ -1,6 +1,7 @@
 """Profiles of models: storage, accuracy and latency, measured together and kept in manifests."""
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,7 @@ from hne_tf.errors import InputError
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.measurements import Measurement, Storage
 from hne_tf.exported.model import ExportedModel
-from hne_tf.exported.profiling import latency
+from hne_tf.exported.profiling import latency, runtimes
 from hne_tf.tree import is_positive_integer
 
 
@@ -18,17 +19,19 @@ class ProfiledModel:
 
     Attributes:
       model: the model.
-      manifest: its manifest, with `latency` (see `latency.measure_together`) and
+      manifest: its manifest, with `latency` (see `latency.measure_together`), `litert` and
         `storage` as measured now.
+      title: what it is called; `ExportedModel.name` by default.
     """
 
     model: ExportedModel
     manifest: Manifest
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """See `ExportedModel.name`."""
-        return self.model.name
+        """What people call it."""
+        return self.title or self.model.name
 
     @property
     def mode(self) -> str:
@@ -46,11 +49,38 @@ class ProfiledModel:
         measured = self.manifest.latency is not None and self.manifest.latency.onednn is not None
         return (True, False) if measured else (None,)
 
+    @property
+    def side_by_side(self) -> tuple[bool, ...]:
+        """Whether each operation has one thread, of each setting that was measured."""
+        measured = self.manifest.latency
+        rows = (
+            (*measured.measurements, *measured.other_threads, *measured.other_onednn)
+            if measured
+            else ()
+        )
+        return tuple(sorted({False, *(row.side_by_side for row in rows)}))
+
+    @property
+    def litert(self) -> "ProfiledModel | None":
+        """The TFLite file in a version's folder, if it was measured."""
+        if self.manifest.litert is None:
+            return None
+        own = dataclasses.replace(
+            self.manifest, latency=self.manifest.litert.latency, litert=None, storage=None
+        )
+        file = runtimes.litert_model(self.model)
+        return file and ProfiledModel(file, own, f"{self.model.name} by LiteRT")
+
     def latency(
-        self, size: int, batch_size: int, threads: int, onednn: bool | None = None
+        self,
+        size: int,
+        batch_size: int,
+        threads: int,
+        onednn: bool | None = None,
+        side_by_side: bool | None = None,
     ) -> Measurement:
         """See `Manifest.measurement`."""
-        return self.manifest.measurement(size, batch_size, threads, onednn)
+        return self.manifest.measurement(size, batch_size, threads, onednn, side_by_side)
 
 
 def profile(
@@ -66,7 +96,7 @@ def profile(
     Args:
       models: versions and TFLite files.
       threads: numbers of threads that compute; a model's default number, by which
-        servers go, is measured besides.
+        servers go, is measured besides. So is the TFLite file in a version's folder.
       batch_sizes: images per call; one image, which clients need to know, is
         measured besides.
       runs: timed calls of each ensemble size, batch size and number of threads; with and
@@ -97,16 +127,15 @@ def profile(
     if keep:
         for model in models:
             model.check_revisable()
-    subjects = [
-        latency.Subject(model, tuple(sorted({*threads, model.default_threads}))) for model in models
-    ]
-    latencies = latency.measure_together(subjects, sorted({1, *batch_sizes}), runs)
-    profiles = [
-        ProfiledModel(
-            model, dataclasses.replace(model.manifest, latency=measured, storage=storage(model))
-        )
-        for model, measured in zip(models, latencies, strict=True)
-    ]
+    subjects = [runtimes.subjects_of(model, threads) for model in models]
+    flat = list(itertools.chain.from_iterable(subjects))
+    latencies = iter(latency.measure_together(flat, sorted({1, *batch_sizes}), runs))
+    profiles = []
+    for model, own in zip(models, subjects, strict=True):
+        measured = {"latency": next(latencies), "storage": storage(model)}
+        if own[1:]:
+            measured["litert"] = runtimes.chosen(next(latencies))
+        profiles.append(ProfiledModel(model, dataclasses.replace(model.manifest, **measured)))
     if keep:
         for each in profiles:
             report(_kept(each))

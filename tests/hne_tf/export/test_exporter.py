@@ -6,14 +6,15 @@ from scipy import special
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost
-from hne_tf.export import exporter, signatures
+from hne_tf.export import exporter, signatures, tflite
 from hne_tf.exported.interface import ModelInput
 from hne_tf.exported.manifest import read_manifest
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
 from hne_tf.exported.model import load
-from hne_tf.exported.versions import WARM_UP_REQUESTS
+from hne_tf.exported.versions import LITERT, WARM_UP_REQUESTS
 from hne_tf.models import folding, weights
 from hne_tf.models.architectures import ResNet
 from hne_tf.models.ensemble import TreeEnsemble
@@ -300,3 +301,35 @@ def test_another_keras_model_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
     with pytest.raises(InputError, match=r"must be an hne_tf\.TreeEnsemble, got Sequential"):
         exporter.export(model, tmp_path / "tiny")
+
+
+@pytest.mark.slow
+def test_a_version_carries_its_tflite_file(small, tmp_path):
+    folder = exporter.export(small, tmp_path / "tiny", litert=True, report=str, batch_sizes=(1, 2))
+    saved, file = load(folder), load(folder / LITERT)
+    manifest = saved.manifest
+    assert file.signature_names() == saved.signature_names() - {"serving_default"}
+    images = np.random.default_rng(1).integers(0, 256, (3, *small.images.shape), np.uint8)
+    for name in ("ensemble_1", "ensemble_2"):
+        of_file = file.signature(name).run({"images": images})
+        for output, expected in saved.signature(name).run({"images": images}).items():
+            np.testing.assert_allclose(of_file[output], expected, atol=1e-5)
+    measured = manifest.litert
+    keys = {(row.signature, row.batch_size) for row in manifest.latency.measurements}
+    assert {(row.signature, row.batch_size) for row in measured.measurements} == keys
+    rows = (*measured.latency.measurements, *measured.latency.other_threads)
+    assert {row.threads for row in rows} == {1, hardware.cores()}
+    assert {row.threads for row in measured.measurements} == {measured.threads}
+
+
+@pytest.mark.slow
+def test_a_tflite_file_that_answers_otherwise_is_not_published(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(tflite.TOLERANCES, "float32", 0.0)
+    with pytest.raises(InputError, match="export refused"):
+        exporter.export(small, tmp_path / "tiny", litert=True, report=str)
+    assert not list((tmp_path / "tiny").iterdir())
+
+
+def test_threads_to_measure_with_are_one_or_more(small, tmp_path):
+    with pytest.raises(InputError, match=r"threads must be 1 or more, got \(0,\)"):
+        exporter.export(small, tmp_path / "tiny", threads=[0])
