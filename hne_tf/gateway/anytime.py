@@ -144,7 +144,7 @@ class _Race:
         if self._reserve:
             self._reserve.cancel()
 
-    async def _with_reserve(self, upstream: Upstream, plan: budgets.Plan) -> Answered:
+    async def _with_reserve(self, upstream: Upstream, plan: budgets.SizeChoice) -> Answered:
         """Asks for the planned size, and elsewhere for what there is time for if it is overdue."""
         if plan.reserve_ms == math.inf or self._reserve:
             return await self._ask(upstream, plan.size)
@@ -187,7 +187,7 @@ class _Race:
                 break
         return first
 
-    def _choose(self, ordered: list[Upstream]) -> tuple[Upstream, budgets.Plan]:
+    def _choose(self, ordered: list[Upstream]) -> tuple[Upstream, budgets.SizeChoice]:
         """The upstream that allows the largest ensemble, and how to ask it.
 
         Raises:
@@ -195,8 +195,8 @@ class _Race:
         """
         candidates = [each for each in ordered if len(ordered) == 1 or not each.avoided] or ordered
         if self._model.served:
-            return candidates[0], budgets.Plan(_THEIRS, True, _THEIR_RESERVE * self._left_ms())
-        plans: dict[Upstream, budgets.Plan] = {}
+            return candidates[0], budgets.SizeChoice(_THEIRS, True, _THEIR_RESERVE * self._left_ms())
+        plans: dict[Upstream, budgets.SizeChoice] = {}
         refusal = None
         for each in candidates:
             try:
@@ -213,7 +213,7 @@ class _Race:
         # The first of those that are equal has least to do.
         return max(plans.items(), key=lambda pair: pair[1].size)
 
-    def _plan(self, upstream: Upstream) -> budgets.Plan:
+    def _plan(self, upstream: Upstream) -> budgets.SizeChoice:
         if not self._model.sizes:
             raise CallFailedError(
                 grpc.StatusCode.FAILED_PRECONDITION, "the model has no ensembles any more"

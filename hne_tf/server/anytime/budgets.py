@@ -93,7 +93,7 @@ def ensemble_size(signature: str) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SizeChoice:
     """How a request begins.
 
     Attributes:
@@ -109,7 +109,7 @@ class Plan:
     reserve_ms: float
 
 
-def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math.inf) -> Plan:
+def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math.inf) -> SizeChoice:
     """Begins a request.
 
     Args:
@@ -123,14 +123,14 @@ def plan(latencies: Latencies, rows: int, left_ms: float, share_ms: float = math
     """
     choice = latencies.choose(rows, max(0.0, min(left_ms, share_ms)))
     if choice.fastest_ms == math.inf:
-        return Plan(choice.size, left_ms == math.inf, math.inf)
+        return SizeChoice(choice.size, left_ms == math.inf, math.inf)
     _check(choice, left_ms)
     reserve_ms = math.inf
     if not choice.is_smallest and left_ms < math.inf:
         own_ms = choice.smallest_ms - choice.waiting_ms
         room_ms = max(_RESERVE_ROOM * own_ms, _RESERVE_SHARE * left_ms)
         reserve_ms = max(choice.estimate_ms, left_ms - room_ms)
-    return Plan(choice.size, True, reserve_ms)
+    return SizeChoice(choice.size, True, reserve_ms)
 
 
 def larger(latencies: Latencies, rows: int, left_ms: float, size: int) -> int | None:
