@@ -58,7 +58,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this benchmark."""
     del argv
     flags.DEFINE_list(
-        "branching", ["1", "2", "2", "2", "2"], "Of the tree, a factor a block.", flag_values=values
+        "branching", ["2", "2", "2", "2", "1"], "Of the tree, a factor a block.", flag_values=values
     )
     flags.DEFINE_list("batch_sizes", ["1", "16", "64"], "Images of a request.", flag_values=values)
     flags.DEFINE_integer("rounds", 40, "Timed calls of each.", lower_bound=1, flag_values=values)
