@@ -195,7 +195,9 @@ class _Race:
         """
         candidates = [each for each in ordered if len(ordered) == 1 or not each.avoided] or ordered
         if self._model.served:
-            return candidates[0], budgets.SizeChoice(_THEIRS, True, _THEIR_RESERVE * self._left_ms())
+            return candidates[0], budgets.SizeChoice(
+                _THEIRS, True, _THEIR_RESERVE * self._left_ms()
+            )
         plans: dict[Upstream, budgets.SizeChoice] = {}
         refusal = None
         for each in candidates:

@@ -195,7 +195,7 @@ def test_without_a_budget_it_is_the_full_ensemble(serving, images):
     assert (answer["latency_ms"] > 0).all()
     assert response.model_spec.signature_name == "anytime"
     assert sample("hne_server_anytime_total", {"size": "4"}) == 1
-    labels = {"signature": "anytime", "code": "OK"}
+    labels = {"door": "grpc", "signature": "anytime", "code": "OK"}
     assert sample("hne_server_requests_total", labels) == 1
 
 

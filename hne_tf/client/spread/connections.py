@@ -10,6 +10,7 @@ from hne_tf.client.messages import CallError, ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.spread.gathering import PartCall
 from hne_tf.client.spread.plan import Plan
+from hne_tf.client.transport import CHANNEL_OPTIONS
 from hne_tf.exported.interface import sum_output
 
 # How long a host may take to tell its signatures.
@@ -43,7 +44,7 @@ class SpreadConnections:
         self._metadata = {
             each: MetadataSource(metadata, each, encrypted, plaintext_secrets) for each in targets
         }
-        options = list(messages.CHANNEL_OPTIONS)
+        options = list(CHANNEL_OPTIONS)
         self._channels = {
             each: grpc.secure_channel(each, credentials, options)
             if encrypted
