@@ -218,7 +218,10 @@ def test_the_file_in_a_version_is_measured_beside_it(originals, models, run_bina
             for size in SIZES
         )
 
-    of_tensorflow = MeasuredLatency({}, rows(4.0, 2, True), rows(5.0, 2) + rows(6.0, 1), False)
+    with_onednn = rows(8.0, 2, True) + rows(9.0, 2) + rows(10.0, 1)
+    of_tensorflow = MeasuredLatency(
+        {}, rows(4.0, 2, True), rows(5.0, 2) + rows(6.0, 1), False, with_onednn
+    )
     of_litert = MeasuredLatency({}, rows(2.0, 1), rows(1.0, 2))
     monkeypatch.setattr(SavedModel, "default_threads", 2)
     monkeypatch.setattr(latencies, "measure_together", lambda *_: [of_tensorflow, of_litert])
