@@ -57,6 +57,12 @@ def check_fields(message: bytes) -> None:
 
 def field(message: bytes, position: int) -> tuple[int, int, int]:
     """A field's number, and where its bytes start and end; nothing of a number."""
+    if position + 1 < len(message):
+        tag, size = message[position], message[position + 1]
+        # Most are as short as this.
+        if tag < 128 and size < 128 and tag & 7 in (_VARINT, _BYTES):
+            start = position + 2
+            return tag >> 3, start, start + (size if tag & 7 == _BYTES else 0)
     tag, position = _varint(message, position)
     kind = tag & 7
     if kind == _BYTES:

@@ -16,7 +16,7 @@ from hne_tf.exported.profiling import latency as latencies
 from hne_tf.exported.profiling import profile as profiles
 from hne_tf.exported.profiling.profile import ProfiledModel
 from hne_tf.exported.saved_model import SavedModel
-from hne_tf.exported.versions import MANIFEST
+from hne_tf.exported.versions import LITERT, MANIFEST
 from hne_tf.tree import Tree
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,11 @@ def test_servers_read_the_rows_of_all_cores(measured):
     manifest = read_manifest(folder / "tiny/4")
     expected = {(f"ensemble_{size}", batch) for size in SIZES for batch in (1, 2)}
     latency = manifest.latency
-    for rows, threads in ((latency.measurements, 2), (latency.other_threads, 1)):
+    # TensorFlow was measured with all cores in both ways to use them.
+    slower_way = [row for row in latency.other_threads if row.threads == 2]
+    assert {row.side_by_side for row in slower_way} == {not latency.side_by_side}
+    fewer = [row for row in latency.other_threads if row.threads == 1]
+    for rows, threads in ((latency.measurements, 2), (slower_way, 2), (fewer, 1)):
         assert {(row.signature, row.batch_size) for row in rows} == expected
         assert len(rows) == len(expected)
         for row in rows:
@@ -171,15 +175,15 @@ def test_the_page_has_a_table_of_storage_and_one_of_latency(measured):
     plain, compressed = manifest.storage.bytes, manifest.storage.gzip_bytes
     assert storage[1][2:] == [f"{plain:,}", "1.00", f"{compressed:,}", "1.00"]
     assert rows[4][:5] == ["model", "mode", "size", "accuracy", "batch"]
-    assert rows[4][5:] == ["oneDNN", "1 thread p50", "1 thread p95"]
+    assert rows[4][5:] == ["oneDNN", "operation", "1 thread p50", "1 thread p95"]
     # One image, which clients need to know, is measured but was not asked for. The version
     # has rows with oneDNN and without.
     assert [row[5] for row in latency] == ["on", "off"] * 2 + ["-"] * 2
     onednn = read_manifest(folder / "tiny/4").latency.onednn
-    assert f"tiny/3 is faster {'with' if onednn else 'without'} oneDNN." in text
+    assert f"tiny/3 is faster {'with' if onednn else 'without'} oneDNN" in text
     row = manifest.latency.measurements[-1]
     assert row.signature == "ensemble_2"
-    last = ["tiny_pruned", "float32", "2", "87.50%", "2", "-"]
+    last = ["tiny_pruned", "float32", "2", "87.50%", "2", "-", "all"]
     assert [*last, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}"] in latency
     assert "](mobile.png)" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -200,6 +204,44 @@ def test_nothing_is_written_unless_it_is_to_be_kept(models, run_binary, monkeypa
     assert code == 0
     assert any("2 threads p95" in line for line in lines)
     assert {path: path.read_bytes() for path in models.rglob("*") if path.is_file()} == before
+
+
+def test_the_file_in_a_version_is_measured_beside_it(originals, models, run_binary, monkeypatch):
+    version = models / "tiny/3"
+    manifest = dataclasses.replace(read_manifest(version), mode="float32")
+    flatbuffer = tflite_file.read_flatbuffer(originals / "tiny_pruned.tflite")
+    tflite_file.write(version / LITERT, flatbuffer, manifest)
+
+    def rows(milliseconds, threads, side_by_side=False):
+        return tuple(
+            Measurement(f"ensemble_{size}", 1, 1, *[milliseconds] * 3, threads, side_by_side)
+            for size in SIZES
+        )
+
+    with_onednn = rows(8.0, 2, True) + rows(9.0, 2) + rows(10.0, 1)
+    of_tensorflow = MeasuredLatency(
+        {}, rows(4.0, 2, True), rows(5.0, 2) + rows(6.0, 1), False, with_onednn
+    )
+    of_litert = MeasuredLatency({}, rows(2.0, 1), rows(1.0, 2))
+    monkeypatch.setattr(SavedModel, "default_threads", 2)
+    monkeypatch.setattr(latencies, "measure_together", lambda *_: [of_tensorflow, of_litert])
+    code, lines, _ = run_binary(profile, f"--models={version}", "--threads=1,2")
+    assert code == 0
+    table = [" ".join(line.split()) for line in lines]
+    name = "| tiny/3 | SavedModel | 2 | 87.50% | 1 | off |"
+    assert f"{name} all | 6.00 | 6.00 | 5.00 | 5.00 |" in table
+    assert f"{name} 1 thread | - | - | 4.00 | 4.00 |" in table
+    name = "| tiny/3 by LiteRT | float32 | 2 | 87.50% | 1 | - |"
+    assert f"{name} all | 2.00 | 2.00 | 1.00 | 1.00 |" in table
+    assert "tiny/3 is faster without oneDNN and with one thread for each operation." in table
+    assert (
+        "LiteRT computes tiny/3 best by 2 threads a call: 0.25 times what TensorFlow takes."
+        in table
+    )
+    kept = read_manifest(models / "tiny/4")
+    assert (kept.latency, kept.litert.latency) == (of_tensorflow, of_litert)
+    assert kept.litert.threads == 2
+    assert kept.litert_is_faster
 
 
 def test_what_is_no_model_is_refused(assert_refused, models, tmp_path):
@@ -269,7 +311,8 @@ def test_without_a_float32_file_there_are_no_ratios_and_without_data_no_accuracy
     text = tables.profiles_markdown([ProfiledModel(exported, manifest)], [1], [1])
     assert "| tiny/3 | SavedModel | 2,000 |          - |      1,000 |          - |" in text
     line = (
-        "| tiny/3 | SavedModel |    2 |        - |     1 | -      |         0.50 |         0.60 |"
+        "| tiny/3 | SavedModel |    2 |        - |     1 | -      | all       "
+        "|         0.50 |         0.60 |"
     )
     assert line in text
 
