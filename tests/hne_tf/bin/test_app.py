@@ -104,7 +104,7 @@ def test_commands_that_compute_in_batches_have_onednn_unless_told_otherwise(
     monkeypatch, capsys, binary, onednn
 ):
     seen = []
-    values = types.SimpleNamespace(model_base_path=None)
+    values = types.SimpleNamespace(model_base_path=None, upstream=[])
     monkeypatch.setattr(app, "run", lambda *arguments: seen.append(arguments[4](values)))
     binary.run([])
     assert seen == [onednn]
