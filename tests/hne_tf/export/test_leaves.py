@@ -187,6 +187,7 @@ def test_warm_up_counts_the_parts():
         warmup.check_count(names, (1,))
 
 
+@pytest.mark.slow
 def test_the_binary_takes_numbers_of_servers(trained_workdir, tmp_path, capsys):
     base = tmp_path / "tiny"
     flags = [f"--workdir={trained_workdir.path}", f"--model_base_path={base}", "--sizes=1"]

@@ -135,11 +135,16 @@ def test_features_that_go_together_are_found_and_others_not():
         keras.utils.set_random_seed(0)
         adversary = Discriminator((), 0, 64, 3e-3)
         adversary.build(keras.KerasTensor((None, 2, CLASSES)))
-        for step in range(150):
+
+        @tf.function(autograph=False)
+        def learn(batch, adversary=adversary):
             with tf.GradientTape() as tape:
-                told = tf.reduce_mean(adversary.loss(labels, features(step)))
+                told = tf.reduce_mean(adversary.loss(labels, batch))
             variables = adversary.trainable_variables
             adversary.optimizer.apply(tape.gradient(told, variables), variables)
+
+        for step in range(150):
+            learn(features(step))
         found.append(float(adversary.redundancy(labels, features(1000))))
     assert found[0] < 0.3 < 1.0 < found[1]
 
@@ -247,6 +252,7 @@ def test_a_run_with_no_part_of_it_trains_as_without(tiny_config, tmp_path):
     assert max(np.abs(a - b).max() for a, b in zip(counted, expected, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_discriminator_that_it_had(tiny_config, tmp_path):
     config = run_config(tiny_config, 1.0, training__checkpoint_every_epochs=0.5)
     workdir = Workdir(tmp_path / "run")
