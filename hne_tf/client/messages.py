@@ -160,6 +160,17 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise InputError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 
 
+def check_images(images: np.ndarray, shape: tuple[int, ...] | None) -> None:
+    """Raises `InputError` for images that a model of a shape, None if unknown, does not take."""
+    fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
+    if not fits or shape not in (None, images.shape[1:]):
+        sizes = shape or ("height", "width", "channels")
+        raise InputError(
+            f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+
+
 def read_outputs(response: predict_pb2.PredictResponse, outputs: Sequence[str]) -> Outputs:
     """Reads the answer to `predict_request` for `outputs`.
 

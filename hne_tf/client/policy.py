@@ -26,6 +26,7 @@ from hne_tf.client.messages import (
     ModelInfo,
     Outputs,
     as_array,
+    check_images,
     ensembles,
 )
 from hne_tf.client.metrics import ClientMetrics
@@ -153,11 +154,11 @@ class BudgetPolicy:
             raise InputError(f"budget must be more than 0 ms and finite, got {budget_ms!r} ms")
         started_ms = self._now_ms()
         images = as_array("images", images)
-        self._check_images(images)
+        check_images(images, self._image_shape)
         request = _Request(started_ms, budget_ms, len(images))
         try:
             yield from self._learn(request)
-            self._check_images(images)
+            check_images(images, self._image_shape)
             while True:
                 yield from self._await_first(request)
                 choice = yield from self._choose(request)
@@ -338,17 +339,6 @@ class BudgetPolicy:
 
     def _now_ms(self) -> float:
         return 1000 * self._clock()
-
-    def _check_images(self, images: np.ndarray) -> None:
-        """Raises `InputError` for images that the model, as far as it is known, does not take."""
-        shape = self._image_shape
-        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
-        if not fits or shape not in (None, images.shape[1:]):
-            sizes = shape or ("height", "width", "channels")
-            raise InputError(
-                f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
-                f"got {images.dtype} {list(images.shape)}"
-            )
 
     def _failure(self, request: _Request) -> BudgetError:
         tried = ", ".join(

@@ -155,7 +155,7 @@ class SpreadClient(Closing):
         if not math.isfinite(checked_deadline(deadline_ms)):
             raise InputError(f"deadline_ms must be a finite number, got {deadline_ms!r}")
         images = messages.as_array("images", images)
-        self._check_images(images)
+        messages.check_images(images, self.image_shape)
         message = messages.predict_request(self._model, "", {"images": images}, (), None)
         request = _Request(message, len(images), deadline_ms, started_s)
         try:
@@ -311,17 +311,6 @@ class SpreadClient(Closing):
         leaves = (call.part.first, call.part.stop)
         request.attempts.append(PartAttempt(call.address, leaves, code, 1000 * latency_s))
         self._metrics.call(self._model, call.part.signature, code, 1000 * latency_s)
-
-    def _check_images(self, images: np.ndarray) -> None:
-        """Raises `InputError` for images that the model, as far as it is known, does not take."""
-        shape = self.image_shape
-        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images)
-        if not fits or shape not in (None, images.shape[1:]):
-            sizes = shape or ("height", "width", "channels")
-            raise InputError(
-                f"images must be uint8 [batch, {', '.join(map(str, sizes))}], at least one, "
-                f"got {images.dtype} {list(images.shape)}"
-            )
 
     def _failure(self, request: _Request, code: grpc.StatusCode) -> BudgetError:
         error = request.error or self._untold

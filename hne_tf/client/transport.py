@@ -1,4 +1,11 @@
-"""gRPC settings that the server and the client share."""
+"""gRPC settings and addresses that servers and clients share."""
+
+import typing
+
+from hne_tf.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import grpc
 
 # gRPC's own limit is 4 MiB, less than 32 pictures of 224 x 224; beyond it calls
 # fail with RESOURCE_EXHAUSTED, which reads as if the server were overloaded.
@@ -24,3 +31,22 @@ CHANNEL_OPTIONS = (
 def address(host: str, port: int) -> str:
     """`host:port`, as gRPC takes it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(
+    server: "grpc.Server | grpc.aio.Server",
+    at: str,
+    credentials: "grpc.ServerCredentials | None",
+) -> int:
+    """Opens a server's port, in plaintext without credentials; returns the port.
+
+    Raises:
+      InputError: if the address cannot be listened on or the credentials are not PEM.
+    """
+    try:
+        if credentials is None:
+            return server.add_insecure_port(at)
+        return server.add_secure_port(at, credentials)
+    except RuntimeError as error:
+        tls = "" if credentials is None else ", or the TLS certificate or key is invalid"
+        raise InputError(f"cannot listen on {at}: {error}{tls}") from error

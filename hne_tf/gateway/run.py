@@ -162,7 +162,7 @@ class _Worker:
         )
         server.add_generic_rpc_handlers((service,))
         try:
-            bound = _listen(server, self._address, options.credentials)
+            bound = transport.listen(server, self._address, options.credentials)
             await server.start()
             self._bound.set_result(bound)
             await self._stopped.wait()
@@ -170,15 +170,3 @@ class _Worker:
             await server.stop(_LAST_BYTES_S)
         finally:
             await upstreams.close()
-
-
-def _listen(
-    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
-) -> int:
-    try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        tls = "" if credentials is None else ", or the TLS certificate or key is invalid"
-        raise InputError(f"cannot listen on {address}: {error}{tls}") from error

@@ -17,7 +17,6 @@ from tensorflow_serving.apis import (
 
 from hne_tf import hardware
 from hne_tf.client import transport
-from hne_tf.errors import InputError
 from hne_tf.server.admission import PredictionThreads, Slots
 from hne_tf.server.anytime.signature import AnytimeModels
 from hne_tf.server.batching import Batcher
@@ -186,7 +185,7 @@ def start(
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(catalog), server)
     health_servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    bound = _listen(server, transport.address(host, port), options.credentials)
+    bound = transport.listen(server, transport.address(host, port), options.credentials)
     server.start()
     health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     return RunningServer(
@@ -287,13 +286,3 @@ def _only(servable: Servable) -> Catalog:
     catalog = Catalog(servable.name, ServerMetrics())
     catalog.publish(servable)
     return catalog
-
-
-def _listen(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
-    try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        tls = "" if credentials is None else ", or the TLS certificate or key is invalid"
-        raise InputError(f"cannot listen on {address}: {error}{tls}") from error
