@@ -118,6 +118,11 @@ class Discriminator:
 
     def _log_ratios(self, y_true: Any, features: Any, network: Any) -> tuple[Any, Any, Any]:
         """Log-ratios `[batch, pairs]` of one image and of two, and 1 for images that count."""
+        if self._network is None:
+            raise InputError(
+                "a discriminator must be built by `Ensemble.build_adversary` before its loss is "
+                "asked for, got none"
+            )
         batch, leaves, _ = ops.shape(features)
         numbers = class_numbers(y_true, self._classes)
         partners, counted = next_of_class(numbers)

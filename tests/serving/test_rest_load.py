@@ -144,28 +144,30 @@ def test_requests_of_both_doors_share_a_batch(both, pool, sums_request, gate):
 
 
 def test_what_was_taken_on_is_answered_before_the_doors_close(sums_path, gate, pool):
-    url = []
+    servers = []
 
     def run():
         with library.serve(
             sums_path.parent, rest_port=0, drain_s=600, report=lambda line: None
         ) as server:
-            url.append(server.rest_address)
-            held = pool.submit(_post, url[0])
+            held = pool.submit(_post, server.rest_address)
             assert gate.entered.acquire(timeout=60)
+            servers.append(server)
         return held
 
     running = pool.submit(run)
-    _until(lambda: url)
-    # The block is left while the prediction is held: until then it is refused, not lost.
-    _until(lambda: gate.runs and _post(url[0])[0] == 503)
-    assert "shutting down" in _post(url[0])[1]["error"]
-    with urllib.request.urlopen(f"{url[0]}/v1/models/sums", timeout=60) as status:
+    # The block is left while the prediction is held: until then others would be taken on.
+    _until(lambda: servers and servers[0].inside.predictions.refusal())
+    url = servers[0].rest_address
+    code, refusal = _post(url)
+    assert code == 503
+    assert "shutting down" in refusal["error"]
+    with urllib.request.urlopen(f"{url}/v1/models/sums", timeout=60) as status:
         assert json.loads(status.read())["model_version_status"][0]["state"] == "AVAILABLE"
     gate.opened.set()
     assert running.result(60).result(60) == (200, _SUM)
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"{url[0]}/v1/models/sums", timeout=60)
+        urllib.request.urlopen(f"{url}/v1/models/sums", timeout=60)
 
 
 def _post(url):

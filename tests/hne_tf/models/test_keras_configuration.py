@@ -63,6 +63,9 @@ for name in objectives.OBJECTIVES:
     answered = keras.ops.convert_to_tensor(leaf_logits)
     if hasattr(loss, "teacher"):
         answered = {"leaf_logits": answered, "teacher_logits": answered}
+    if adversary := getattr(loss, "adversary", None):
+        keras.utils.set_random_seed(0)
+        adversary.build(answered)
     measured[name] = float(loss(labels, answered))
 print(json.dumps([found, measured]))
 """

@@ -220,6 +220,11 @@ def test_features_of_different_widths_are_refused():
         tree().build_adversary(loss)
 
 
+def test_a_loss_before_its_discriminator_is_built_is_refused():
+    with pytest.raises(InputError, match="must be built by `Ensemble.build_adversary`"):
+        Dice()(np.zeros((2,), np.int32), np.zeros((2, 3, 4), np.float32))
+
+
 def test_fit_refuses_what_needs_two_optimisers():
     with pytest.raises(InputError, match=r"fit has one optimiser and dice needs two"):
         tree().compile("sgd", loss=Dice())
