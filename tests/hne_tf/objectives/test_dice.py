@@ -221,7 +221,7 @@ def test_features_of_different_widths_are_refused():
 
 
 def test_a_loss_before_its_discriminator_is_built_is_refused():
-    with pytest.raises(InputError, match="must be built by `Ensemble.build_adversary`"):
+    with pytest.raises(InputError, match=r"must be built by `Ensemble\.build_adversary`"):
         Dice()(np.zeros((2,), np.int32), np.zeros((2, 3, 4), np.float32))
 
 
