@@ -111,6 +111,8 @@ def export(
         if litert:
             litert_file.write(folder, folded, manifest, temperatures, images, leaf_logits)
             report(f"verified the TFLite file on {len(images)} {kind} images")
+        # Processes that measure open the version as anybody does.
+        write_text(folder / MANIFEST, manifest.to_text())
         # Clients need to know the latency of one image.
         of_tensorflow, of_litert = runtimes.measure(
             SavedModel(folder, manifest), sorted({1, *batch_sizes}), threads

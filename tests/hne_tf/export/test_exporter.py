@@ -330,6 +330,14 @@ def test_a_tflite_file_that_answers_otherwise_is_not_published(small, tmp_path, 
     assert not list((tmp_path / "tiny").iterdir())
 
 
+@pytest.mark.slow
+def test_latency_is_measured_with_the_threads_asked_for(small, tmp_path):
+    folder = exporter.export(small, tmp_path / "tiny", threads=[1], report=str)
+    measured = load(folder).manifest.latency
+    rows = (*measured.measurements, *measured.other_threads, *measured.other_onednn)
+    assert {row.threads for row in rows} == {1, hardware.cores()}
+
+
 def test_threads_to_measure_with_are_one_or_more(small, tmp_path):
     with pytest.raises(InputError, match=r"threads must be 1 or more, got \(0,\)"):
         exporter.export(small, tmp_path / "tiny", threads=[0])
