@@ -7,6 +7,9 @@ Runs are kept in the root by the digest of their settings: those that are
 finished are not run again, whichever sweep they were made for. It may be
 stopped or killed at any time; the same command goes on from there.
 
+With the figures beside an earlier page, groups can be added to a sweep whose root
+is gone: --figures=results/objectives_digits.json.
+
 Needs an extra: pip install 'hne_tf[sweeps]'
 """
 
@@ -36,6 +39,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_path(values, "data_dir", None, "Where the data set lies, if not in its usual place.")
     app.define_path(
         values,
+        "figures",
+        None,
+        "JSON beside an earlier page of results: groups with all their runs in it are not run again.",
+    )
+    app.define_path(
+        values,
         "results",
         None,
         "Also write a page of results, e.g. results/objectives.md, and beside it the picture and "
@@ -49,7 +58,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     app.reject_positional(positional)
     config = ml_collections.ConfigDict(values.config)
     # TensorFlow is loaded for the page only: the runs have processes of their own.
-    from hne_tf.sweeps import plan, report
+    from hne_tf.sweeps import earlier, plan, report
     from hne_tf.sweeps.runner import Runner
     from hne_tf.sweeps.store import Store
 
@@ -57,9 +66,15 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         config.base.data.data_dir = values.data_dir
     sweep = plan.parse(config)
     splits = (sweep.split, "train")
+    figures = pathlib.Path(values.figures) if values.figures else None
+    known = earlier.measured(figures, sweep) if figures else {}
     store = Store(pathlib.Path(values.root))
     with store.claimed(_say) as lock:
-        missing = [run for run in sweep.runs if store.evaluations(run, splits) is None]
+        missing = [
+            run
+            for run in sweep.runs
+            if run.group not in known and store.evaluations(run, splits) is None
+        ]
         _say(f"{len(sweep.runs)} runs, {len(sweep.runs) - len(missing)} of them finished")
         outcome = Runner(store, lock, splits, values.jobs, _say).run(missing)
         evaluations = {
@@ -67,13 +82,14 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             for run in sweep.runs
             if (found := store.evaluations(run, splits)) is not None
         }
-    summary = report.summarise(sweep, evaluations)
+    summary = report.summarise(sweep, evaluations, known)
     print(report.markdown(summary))
     print(report.comparisons(sweep, summary))
     if outcome.stopped:
         raise InterruptedRunError("stopped before the end; the same command goes on from there")
     if values.results:
-        _write_page(pathlib.Path(values.results), sweep, summary, _command(values))
+        note = earlier.described(known, figures) if known else ""
+        _write_page(pathlib.Path(values.results), sweep, summary, _command(values), note)
     if outcome.failed:
         raise InputError(f"{len(outcome.failed)} of {len(sweep.runs)} runs failed, see above")
 
@@ -95,7 +111,7 @@ def _command(values: flags.FlagValues) -> list[str]:
 
 
 def _write_page(
-    page: pathlib.Path, sweep: "Sweep", summary: dict[str, Any], command: list[str]
+    page: pathlib.Path, sweep: "Sweep", summary: dict[str, Any], command: list[str], note: str
 ) -> None:
     """Writes the page, the picture and the figures."""
     with app.quiet_import():
@@ -106,8 +122,8 @@ def _write_page(
     picture, figures = page.with_suffix(".png"), page.with_suffix(".json")
     body = (
         f"![Accuracy against multiply-adds]({picture.name})\n\n{report.markdown(summary)}\n\n"
-        f"[Figures of every run]({figures.name}).\n\n{report.comparisons(sweep, summary)}\n\n"
-        f"## Settings\n\n{report.settings(sweep)}"
+        f"[Figures of every run]({figures.name}). {note}".strip()
+        + f"\n\n{report.comparisons(sweep, summary)}\n\n## Settings\n\n{report.settings(sweep)}"
     )
     results.write_page(page, sweep.title, command, body)
     report.plot(summary, picture)

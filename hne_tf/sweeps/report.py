@@ -9,6 +9,7 @@ from hne_tf.errors import extra
 from hne_tf.evaluation.tables import aligned
 from hne_tf.files import replacing
 from hne_tf.sweeps import comparison
+from hne_tf.sweeps.earlier import Earlier
 from hne_tf.sweeps.plan import Run, Sweep
 from hne_tf.sweeps.store import Evaluations
 from hne_tf.training.config import default, differences
@@ -29,13 +30,18 @@ _EXITS_ANSWER = {
 }
 
 
-def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dict[str, Any]:
+def summarise(
+    sweep: Sweep,
+    found: Mapping[tuple[str, int], Evaluations],
+    earlier: Earlier | None = None,
+) -> dict[str, Any]:
     """The figures of a sweep, as they are written beside its page.
 
     Args:
       sweep: the sweep.
       found: evaluations by `(group, seed)` on the sweep's split and on train;
         runs that failed are missing.
+      earlier: groups that were measured before, which are taken as they are.
 
     Returns:
       `title`, `split`, `seeds` and `groups`: per group, or per group and way in
@@ -47,6 +53,9 @@ def summarise(sweep: Sweep, found: Mapping[tuple[str, int], Evaluations]) -> dic
     """
     groups = []
     for name, overrides in sweep.groups.items():
+        if earlier and name in earlier:
+            groups.extend(earlier[name])
+            continue
         made = {
             run: found[name, run.seed]
             for run in sweep.runs

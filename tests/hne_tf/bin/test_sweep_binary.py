@@ -223,3 +223,18 @@ def test_a_root_that_holds_something_else_is_refused_and_kept(assert_refused, co
 def test_required_flags_are_named(assert_refused, config):
     assert_refused(sweep, [], "config")
     assert_refused(sweep, [config], "root")
+
+
+@pytest.mark.slow
+def test_what_an_earlier_page_has_is_not_run_again(finished, config, run_binary, tmp_path):
+    folder, lines = finished
+    page = tmp_path / "tiny.md"
+    known = f"--figures={folder / 'tiny.json'}"
+    code, again, _ = run_binary(
+        sweep, config, f"--root={tmp_path / 'root'}", known, f"--results={page}"
+    )
+    assert code == 0
+    assert again[0] == "2 runs, 2 of them finished"
+    assert table(again) == table(lines)
+    assert page.with_suffix(".json").read_text() == (folder / "tiny.json").read_text()
+    assert f"Not run again, figures of {folder / 'tiny.json'}: independent." in page.read_text()
