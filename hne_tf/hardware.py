@@ -3,6 +3,7 @@
 Imports no TensorFlow: kernels are chosen before it is loaded.
 """
 
+import ctypes
 import importlib
 import os
 import pathlib
@@ -17,6 +18,10 @@ from hne_tf.errors import InputError
 ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 # TensorFlow reads it once, before it computes anything.
 OPERATION_THREADS_VARIABLE = "TF_NUM_INTRAOP_THREADS"
+# Parameters of glibc's mallopt, and what they are set to: bytes at the end of the heap above which
+# they are given back, bytes by which it grows at least, and how many allocations have pages of
+# their own.
+_MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -4: 0}
 
 
 def prefer_onednn(on: bool | None) -> None:
@@ -41,6 +46,24 @@ def prefer_one_thread_an_operation() -> None:
     number that the user has set in the environment stays.
     """
     os.environ.setdefault(OPERATION_THREADS_VARIABLE, "1")
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep the memory that this process frees, for what it allocates next.
+
+    A step of training or a prediction allocates what the one before has freed. glibc gives
+    large pieces back to the system in between, which hands them out again page by page and
+    clears each: at worst that takes as long as computing does. The process stays as large as
+    it has been. Settings of malloc that the user has made in the environment stay, and other
+    C libraries are left as they are.
+    """
+    chosen = "MALLOC_", "GLIBC_TUNABLES"
+    if sys.platform != "linux" or any(name.startswith(chosen) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def load_keras() -> None:
@@ -117,6 +140,7 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     load_keras()
     sys.argv.pop(0)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -129,6 +129,7 @@ def _run(
     if onednn:
         faster = onednn(values)
         if faster != WITHOUT_TENSORFLOW:
+            hardware.keep_freed_memory()
             hardware.prefer_onednn(faster)
             with quiet_import():
                 hardware.load_keras()

@@ -3,7 +3,7 @@
 Prints a table, and one of early stopping unless the split is validation, on which the
 thresholds are fitted; with --corruption_examples also one of corrupted test images, and with
 --other_data a line on images of other classes. Writes evaluation.json and accuracy.png and .svg
-into the workdir.
+into the workdir; with --pretrained there is none.
 
 Needs extras: pip install 'hne_tf[data,report]'
 """
@@ -11,6 +11,7 @@ Needs extras: pip install 'hne_tf[data,report]'
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -23,11 +24,10 @@ from hne_tf.training.config import default, differences
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of this binary."""
     del argv
-    app.define_path(values, "workdir", None, "Folder of the run.")
+    app.define_run_flags(values)
     flags.DEFINE_enum(
         "split", "test", ["test", "validation", "train"], "Split to use.", flag_values=values
     )
-    app.define_path(values, "data_dir", None, "Where the data set lies, if it has moved.")
     app.define_average(values)
     flags.DEFINE_integer(
         "corruption_examples",
@@ -57,7 +57,6 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         None,
         "Also write a page of results, e.g. results/digits.md, and the picture beside it.",
     )
-    flags.mark_flags_as_required(["workdir"], values)
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
@@ -71,17 +70,13 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
             )
     with app.quiet_import():
         from hne_tf.evaluation import plots, results, tables
-        from hne_tf.files import write_json
-        from hne_tf.training import trained
-        from hne_tf.training.workdir import Workdir
 
         if examples:
             from hne_tf.evaluation import robustness
         if other:
             from hne_tf.evaluation import out_of_distribution
 
-    workdir = Workdir(pathlib.Path(values.workdir))
-    run = trained.restore(workdir, values.data_dir)
+    run = app.restore_run(values)
     app.set_average(run, values)
     result = run.evaluate(values.split, coverage=values.coverage)
     result["corruptions"] = (
@@ -92,11 +87,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         others = run.other_batches(other, values.other_data_dir)
         found = out_of_distribution.evaluate(run.model, run.batches("test"), others)
         result["out_of_distribution"] = {"data_set": other, **found}
-    path = workdir.evaluation_path(values.split, values.average)
-    write_json(path, result)
-    name = path.stem.replace("evaluation", "accuracy")
-    pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
-    plots.plot(result, workdir.path.resolve().name, pictures)
+    written = _write_into_workdir(values, result) if values.workdir else []
     print(tables.markdown(result))
     if values.results:
         page = pathlib.Path(values.results)
@@ -104,8 +95,25 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
         body += "\n\nTrained by `hne-train` with these overrides of the default settings:\n\n"
         body += f"```\n{_settings(run.config)}\n```"
         results.write_page(page, page.stem, app.command("hne-evaluate", values), body)
-        plots.plot(result, page.stem, [page.with_suffix(".png")])
-    print(f"Written: {', '.join(str(file) for file in (path, *pictures))}")
+        written += [page, page.with_suffix(".png")]
+        plots.plot(result, page.stem, written[-1:])
+    if written:
+        print(f"Written: {', '.join(map(str, written))}")
+
+
+def _write_into_workdir(values: flags.FlagValues, result: dict[str, Any]) -> list[pathlib.Path]:
+    """Writes the figures and their pictures; returns where."""
+    from hne_tf.evaluation import plots
+    from hne_tf.files import write_json
+    from hne_tf.training.workdir import Workdir
+
+    workdir = Workdir(pathlib.Path(values.workdir))
+    path = workdir.evaluation_path(values.split, values.average)
+    write_json(path, result)
+    name = path.stem.replace("evaluation", "accuracy")
+    pictures = [workdir.path / f"{name}.{kind}" for kind in ("png", "svg")]
+    plots.plot(result, workdir.path.resolve().name, pictures)
+    return [path, *pictures]
 
 
 def _settings(config: ml_collections.ConfigDict) -> str:

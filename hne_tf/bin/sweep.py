@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         values,
         "figures",
         None,
-        "JSON beside an earlier page of results: groups with all their runs in it are not run again.",
+        "JSON beside an earlier page of results: groups with all runs in it are not run again.",
     )
     app.define_path(
         values,

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -38,6 +39,45 @@ def test_onednn_is_chosen_unless_the_user_has_chosen(monkeypatch, given, preferr
         monkeypatch.setenv(hardware.ONEDNN_VARIABLE, given)
     hardware.prefer_onednn(preferred)
     assert os.environ.get(hardware.ONEDNN_VARIABLE) == expected
+
+
+# Pages that are new to a process which frees 64 MiB and allocates them again.
+FAULTS = """
+import ctypes, resource
+from hne_tf import hardware
+hardware.keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+def again():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    place = ctypes.c_void_p(library.malloc(2**26))
+    library.memset(place, 1, 2**26)
+    library.free(place)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+again()
+print(again())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.parametrize(
+    ("environment", "kept"),
+    [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": ""}, False)],
+)
+def test_freed_memory_is_kept_unless_the_user_has_chosen(environment, kept):
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    }
+    inherited.pop("GLIBC_TUNABLES", None)
+    output = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+    )
+    assert output.returncode == 0, output.stderr
+    # 32 of the largest pages that there are, 16,384 of the usual ones.
+    assert int(output.stdout) < 16 if kept else int(output.stdout) >= 32
 
 
 def test_tensorflow_tells_what_it_computes_with():

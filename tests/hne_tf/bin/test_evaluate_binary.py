@@ -1,10 +1,13 @@
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
+from hne_tf import pretrained
 from hne_tf.bin import evaluate
+from hne_tf.training import trained
 
 
 def test_a_run_is_measured_and_drawn(run_binary, trained_workdir):
@@ -51,6 +54,27 @@ def test_another_split_does_not_touch_the_test_figures(run_binary, trained_workd
     assert any(line.startswith("validation split, 180 examples") for line in lines)
     assert not any("target_multiply_adds" in line for line in lines)
     assert trained_workdir.evaluation_path("test").read_text() == before
+
+
+def test_weights_that_come_with_no_run_are_measured(run_binary, trained_workdir, tmp_path):
+    run = trained.restore(trained_workdir)
+    manifest = types.SimpleNamespace(accuracy=None)
+    pretrained.save(run, manifest, tmp_path / "tiny.npz")
+    page = tmp_path / "results.md"
+    flags = [f"--pretrained={tmp_path / 'tiny.npz'}", f"--results={page}"]
+    code, lines, _ = run_binary(evaluate, *flags)
+    assert code == 0
+    _, of_run, _ = run_binary(evaluate, f"--workdir={trained_workdir.path}")
+    tables = [[line for line in each if line.startswith("|")] for each in (lines, of_run)]
+    assert tables[0] == tables[1]
+    assert lines[-1] == f"Written: {page}, {page.with_suffix('.png')}"
+    assert page.with_suffix(".png").stat().st_size > 1000
+
+
+def test_there_is_one_thing_to_measure(assert_refused, trained_workdir):
+    both = [f"--workdir={trained_workdir.path}", "--pretrained=cifar10_cpu"]
+    for flags in ([], both):
+        assert_refused(evaluate, flags, "one of --workdir and --pretrained")
 
 
 def test_a_page_of_results_tells_how_it_was_made(run_binary, trained_workdir, tmp_path):
