@@ -35,6 +35,10 @@ Key = TypeVar("Key", bound=Hashable)
 # Calls a signature and returns the milliseconds that it took.
 Timer = Callable[[], float]
 
+# Settings are equal unless one takes so much less than the usual one: beside other work, medians
+# of the same setting differ by less.
+_WORTH_CHANGING = 0.9
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -152,7 +156,10 @@ def _latency(
     """The rows of a model, those of the fastest setting apart."""
     plain = Setting(model.default_threads, onednn=False)
     settings = [setting for setting in rows if setting.threads == plain.threads]
-    fastest = min(settings, key=lambda setting: relative_time(rows[setting], rows[plain]))
+    taking = {setting: relative_time(rows[setting], rows[plain]) for setting in settings}
+    fastest = min(taking, key=taking.get)
+    if taking[fastest] > _WORTH_CHANGING:
+        fastest = plain
     by_default: list[Measurement] = []
     other_threads: list[Measurement] = []
     slower: list[Measurement] = []

@@ -167,6 +167,14 @@ def test_the_faster_use_of_threads_is_what_servers_read(fake_workers, tmp_path):
     assert [row.p50_ms for row in measured.rows(1)] == [101.0] * 4
 
 
+@pytest.mark.parametrize(("side_by_side", "chosen"), [(0.95, False), (0.85, True)])
+def test_what_is_hardly_faster_changes_nothing(fake_workers, tmp_path, side_by_side, chosen):
+    subject = latency.Subject(Model(tmp_path / "1", (1, 2), has_onednn=True), (1, 2))
+    (measured,) = latency.measure_together([subject], batch_sizes=(1, 8), runs=2)
+    assert measured.side_by_side == chosen
+    assert {row.p50_ms for row in measured.measurements} == {102 * side_by_side if chosen else 102}
+
+
 def litert_latency(**by_threads):
     """Of medians by number of threads; by one of them by default."""
     rows = {
