@@ -15,45 +15,28 @@ from tensorflow_serving.apis import predict_pb2
 from hne_tf.client import messages
 from hne_tf.client.answers import Attempt, BudgetError
 from hne_tf.client.closing import Closing
-from hne_tf.client.messages import CallError, Outputs
+from hne_tf.client.messages import CallError
 from hne_tf.client.metadata import CallMetadata
 from hne_tf.client.metrics import ClientMetrics
-from hne_tf.client.spread import sums
-from hne_tf.client.spread.answers import PartAttempt, SpreadAnswer
+from hne_tf.client.spread.answers import SpreadAnswer
 from hne_tf.client.spread.connections import SpreadConnections
-from hne_tf.client.spread.gathering import Gathering, PartCall
-from hne_tf.client.spread.hosts import SpreadHosts
+from hne_tf.client.spread.gathering import PartCall
+from hne_tf.client.spread.hosts import PAUSE_S, SpreadHosts
 from hne_tf.client.spread.plan import Offer, Plan, checked_assignment
+from hne_tf.client.spread.spreading import Spreading
 from hne_tf.errors import InputError
-from hne_tf.exported.interface import TEMPERATURES, LeavesSignature, sum_output
+from hne_tf.exported.interface import LeavesSignature
 from hne_tf.exported.session import checked_deadline
 
-# Longest wait before hosts that have all failed are asked again.
-_PAUSE_S = 0.05
-# What says that the host serves something else than it told.
-_OUTDATED = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION})
-# What no host would answer otherwise.
-_FINAL = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.CANCELLED})
 
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Request:
-    """What is asked, until when, and what has become of it."""
+    """What is asked, and what has become of it."""
 
     message: predict_pb2.PredictRequest
     rows: int
     deadline_ms: float
-    started_s: float
-    attempts: list[PartAttempt] = dataclasses.field(default_factory=list)
-    error: CallError | None = None
-
-    @property
-    def left_s(self) -> float:
-        return self.started_s + self.deadline_ms / 1000 - time.perf_counter()
-
-    @property
-    def is_hopeless(self) -> bool:
-        return self.error is not None and self.error.code in _FINAL
+    spreading: Spreading
 
 
 class SpreadClient(Closing):
@@ -157,130 +140,74 @@ class SpreadClient(Closing):
         images = messages.as_array("images", images)
         messages.check_images(images, self.image_shape)
         message = messages.predict_request(self._model, "", {"images": images}, (), None)
-        request = _Request(message, len(images), deadline_ms, started_s)
+        request = _Request(
+            message,
+            len(images),
+            deadline_ms,
+            Spreading(self._hosts, len(images), started_s, started_s + deadline_ms / 1000),
+        )
         try:
-            return self._answer(request)
+            answer = self._answer(request)
         except BudgetError:
             self._metrics.missed(self._model)
             raise
+        finally:
+            self._count(request)
+        self._metrics.answer(self._model, answer.size)
+        return answer
 
     def _answer(self, request: _Request) -> SpreadAnswer:
+        spreading = request.spreading
         self._ask_due()
         # Half of the time is kept for the leaves of the servers that have answered.
-        self._hosts.await_heard(request.left_s / 2)
-        while request.left_s > 0:
+        self._hosts.await_heard(spreading.left_s / 2)
+        while spreading.left_s > 0:
             if plan := self._hosts.plan():
-                gathering = self._gather(plan, request)
-                if gathering.came:
-                    return self._answered(plan, gathering, request)
-                if request.is_hopeless:
-                    raise self._failure(request, request.error.code)
-            self._hosts.await_change(max(0.0, min(_PAUSE_S, request.left_s)))
+                self._gather(plan, request)
+                if spreading.came:
+                    return spreading.answer()
+                if spreading.is_hopeless:
+                    raise self._failure(request, spreading.error.code)
+            self._hosts.await_change(max(0.0, min(PAUSE_S, spreading.left_s)))
             self._ask_due()
         raise self._failure(request, grpc.StatusCode.DEADLINE_EXCEEDED)
 
-    def _gather(self, plan: Plan, request: _Request) -> Gathering[Outputs]:
+    def _gather(self, plan: Plan, request: _Request) -> None:
         """Asks the hosts of a plan, until the deadline or until nothing is under way."""
-        gathering: Gathering[Outputs] = Gathering(
-            plan,
-            self._hosts.up(),
-            self._hosts.loads(),
-            functools.partial(self._hosts.expected_s, request.rows),
-        )
+        spreading = request.spreading
         ended: queue.SimpleQueue[PartCall] = queue.SimpleQueue()
-        sent: dict[PartCall, tuple[grpc.Future, float]] = {}
+        sent: dict[PartCall, grpc.Future] = {}
 
         def send() -> None:
-            for call in gathering.calls(request.left_s):
-                began_s = time.perf_counter()
-                future = self._connections.send(plan, call, request.message, request.left_s)
-                self._hosts.sent(call.address)
-                sent[call] = future, began_s
+            for call in spreading.calls():
+                future = self._connections.send(plan, call, request.message, spreading.left_s)
+                sent[call] = future
                 future.add_done_callback(lambda _, call=call: ended.put(call))
 
+        spreading.begin(plan)
         try:
             send()
-            while gathering.under_way and (gathering.came or not request.is_hopeless):
-                call = ended.get(timeout=max(0.0, request.left_s))
-                self._end(plan, gathering, request, call, *sent[call])
+            while spreading.is_waiting:
+                call = ended.get(timeout=max(0.0, spreading.left_s))
+                self._end(plan, request, call, sent.pop(call))
                 send()
         except queue.Empty:
             # The deadline: what is under way is late.
             pass
         finally:
-            for call in gathering.under_way & sent.keys():
-                self._give_up(gathering, request, call, *sent[call])
-        return gathering
+            spreading.give_up()
+            for future in sent.values():
+                future.cancel()
 
-    def _end(
-        self,
-        plan: Plan,
-        gathering: Gathering[Outputs],
-        request: _Request,
-        call: PartCall,
-        future: grpc.Future,
-        began_s: float,
-    ) -> None:
+    def _end(self, plan: Plan, request: _Request, call: PartCall, future: grpc.Future) -> None:
         """Takes what has become of a call."""
-        latency_s = time.perf_counter() - began_s
         timeout_s = request.deadline_ms / 1000
-        self._hosts.ended(call.address)
         try:
             outputs = self._connections.part(plan, call, future, request.rows, timeout_s)
         except CallError as error:
-            request.error = error
-            gathering.failed(call)
-            self._note(request, call, error.code.name, latency_s)
-            if error.code in _OUTDATED:
-                self._hosts.outdated(call.address)
-            elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._late(gathering, call)
-            elif error.code not in _FINAL:
-                self._hosts.failed(call.address)
+            request.spreading.failed(call, error)
         else:
-            gathering.computed(call, outputs)
-            self._hosts.computed(request.rows, call.address, call.part, latency_s)
-            self._note(request, call, "OK", latency_s)
-
-    def _give_up(
-        self,
-        gathering: Gathering[Outputs],
-        request: _Request,
-        call: PartCall,
-        future: grpc.Future,
-        began_s: float,
-    ) -> None:
-        future.cancel()
-        self._hosts.ended(call.address)
-        late = request.left_s <= 0
-        latency_s = time.perf_counter() - began_s
-        self._note(request, call, "DEADLINE_EXCEEDED" if late else "CANCELLED", latency_s)
-        if late:
-            self._late(gathering, call)
-
-    def _late(self, gathering: Gathering[Outputs], call: PartCall) -> None:
-        # If nobody was in time, the deadline was short or all are busy: none is worse.
-        if gathering.came:
-            self._hosts.failed(call.address)
-
-    def _answered(
-        self, plan: Plan, gathering: Gathering[Outputs], request: _Request
-    ) -> SpreadAnswer:
-        parts = sorted(gathering.came)
-        size = sum(part.size for part in parts)
-        arrays = [gathering.came[part].arrays for part in parts]
-        totals = [each[sum_output(plan.average)] for each in arrays]
-        temperatures = arrays[0].get(TEMPERATURES)
-        answer = sums.probabilities(totals, size, plan.average, temperatures)
-        self._metrics.answer(self._model, size)
-        return SpreadAnswer(
-            answer,
-            tuple((part.first, part.stop) for part in parts),
-            plan.leaves,
-            plan.version,
-            1000 * (time.perf_counter() - request.started_s),
-            tuple(request.attempts),
-        )
+            request.spreading.computed(call, outputs.arrays)
 
     def _ask_due(self) -> None:
         """Asks the hosts whose turn it is for their signatures, and waits for none."""
@@ -307,16 +234,16 @@ class SpreadClient(Closing):
         outputs = {name: signature.outputs for name, signature in info.signatures.items()}
         self._hosts.told(address, Offer.of(info.version, outputs))
 
-    def _note(self, request: _Request, call: PartCall, code: str, latency_s: float) -> None:
-        leaves = (call.part.first, call.part.stop)
-        request.attempts.append(PartAttempt(call.address, leaves, code, 1000 * latency_s))
-        self._metrics.call(self._model, call.part.signature, code, 1000 * latency_s)
+    def _count(self, request: _Request) -> None:
+        for each in request.spreading.attempts:
+            signature = LeavesSignature(*each.leaves).signature
+            self._metrics.call(self._model, signature, each.code, each.latency_ms)
 
     def _failure(self, request: _Request, code: grpc.StatusCode) -> BudgetError:
-        error = request.error or self._untold
+        error = request.spreading.error or self._untold
         attempts = [
             Attempt(each.leaves[1] - each.leaves[0], each.code, each.latency_ms)
-            for each in request.attempts
+            for each in request.spreading.attempts
         ]
         why = f": {error}" if error else ""
         found = BudgetError(

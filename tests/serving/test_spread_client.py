@@ -351,6 +351,21 @@ def test_hosts_that_cannot_answer_together_are_one_clear_error(begin, parts, rea
         client.predict(IMAGES, DEADLINE_MS)
 
 
+def test_a_model_that_is_exported_anew_with_leaves_is_found(begin):
+    host = Host(())
+    _, client = begin(host)
+    with pytest.raises(InputError, match="none of 'digits'"):
+        client.predict(IMAGES, DEADLINE_MS)
+    host.parts = HALVES
+    for _ in range(500):
+        try:
+            answer = client.predict(IMAGES, DEADLINE_MS)
+            break
+        except InputError:
+            threading.Event().wait(0.05)
+    check(answer, *HALVES)
+
+
 @pytest.mark.parametrize(
     ("targets", "reason"),
     [([], r"got \[\]"), (["a:1", "a:1"], "different servers"), ("a:1", "got 'a:1'")],

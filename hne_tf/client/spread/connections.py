@@ -9,12 +9,11 @@ from hne_tf.client import messages
 from hne_tf.client.messages import CallError, ModelInfo, Outputs
 from hne_tf.client.metadata import CallMetadata, MetadataSource
 from hne_tf.client.spread.gathering import PartCall
+from hne_tf.client.spread.hosts import TELL_TIMEOUT_S
 from hne_tf.client.spread.plan import Plan
+from hne_tf.client.spread.spreading import part_fault
 from hne_tf.client.transport import CHANNEL_OPTIONS
 from hne_tf.exported.interface import sum_output
-
-# How long a host may take to tell its signatures.
-_TELL_TIMEOUT_S = 5.0
 
 
 class SpreadConnections:
@@ -68,7 +67,7 @@ class SpreadConnections:
           InputError: for metadata that cannot be sent, or after `close`.
         """
         call, request = self._stubs[address].GetModelMetadata, messages.info_request(self._model)
-        return self._begin(call, address, request, _TELL_TIMEOUT_S)
+        return self._begin(call, address, request, TELL_TIMEOUT_S)
 
     def told(self, address: str, future: grpc.Future) -> ModelInfo:
         """What a server has told.
@@ -81,7 +80,7 @@ class SpreadConnections:
         except grpc.FutureCancelledError as error:
             raise messages.closed_error(address) from error
         except grpc.RpcError as error:
-            raise messages.call_error(error, address, self._model, _TELL_TIMEOUT_S) from error
+            raise messages.call_error(error, address, self._model, TELL_TIMEOUT_S) from error
 
     def send(
         self, plan: Plan, call: PartCall, request: predict_pb2.PredictRequest, timeout_s: float
@@ -126,19 +125,9 @@ class SpreadConnections:
             raise messages.closed_error(call.address) from error
         except grpc.RpcError as error:
             raise messages.call_error(error, call.address, self._model, timeout_s) from error
-        if outputs.version != plan.version:
-            raise CallError(
-                f"all leaves must be of version {plan.version}, got some of version "
-                f"{outputs.version} from {call.address}",
-                grpc.StatusCode.NOT_FOUND,
-            )
-        shape = outputs.arrays[name].shape
-        if len(shape) != 2 or shape[0] != rows:
-            raise CallError(
-                f"{call.part.signature} must give sums [{rows}, classes], "
-                f"got {list(shape)} from {call.address}",
-                grpc.StatusCode.INTERNAL,
-            )
+        fault = part_fault(plan, call, rows, outputs.version, outputs.arrays)
+        if fault is not None:
+            raise CallError(*fault)
         return outputs
 
     def _begin(

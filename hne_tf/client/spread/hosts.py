@@ -8,6 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from hne_tf.client.spread.plan import Offer, Plan, planned
 from hne_tf.exported.interface import LeavesSignature
 
+# How long a host may take to tell its signatures.
+TELL_TIMEOUT_S = 5.0
+# Longest wait before hosts that have all failed are asked again.
+PAUSE_S = 0.05
 # A host that failed is avoided for the first, twice as long each time it fails again.
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.5, 5.0
 # Weight of the newest latency in the mean.
@@ -65,6 +69,7 @@ class SpreadHosts:
         self._assigned = assigned
         self._hosts = {address: _Host() for address in addresses}
         self._plan: Plan | None = None
+        self._is_refused = False
         self._changed = threading.Condition()
         self._turn = 0
 
@@ -84,7 +89,8 @@ class SpreadHosts:
     def _is_used(self, address: str) -> bool:
         """Whether a host is asked for leaves, and so tells by itself of another version."""
         if self._plan is None:
-            return self._hosts[address].up
+            # Hosts that cannot answer together may be given another model.
+            return self._hosts[address].up and not self._is_refused
         return self._hosts[address].up and any(
             address in able for able in self._plan.hosts.values()
         )
@@ -180,7 +186,9 @@ class SpreadHosts:
         """
         with self._changed:
             if self._plan is None:
+                self._is_refused = True
                 self._plan = self._planned()
+                self._is_refused = False
             return self._plan
 
     def _planned(self) -> Plan | None:
@@ -192,12 +200,16 @@ class SpreadHosts:
         known = len(up) == len(self._hosts)
         return planned(offers, up, len(self._hosts), known, self._model)
 
+    @property
+    def heard(self) -> bool:
+        """Whether every host has answered or failed once."""
+        with self._changed:
+            return all(host.heard for host in self._hosts.values())
+
     def await_heard(self, timeout_s: float) -> bool:
         """Waits until every host has answered or failed once; returns whether they have."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: all(host.heard for host in self._hosts.values()), timeout_s
-            )
+            return self._changed.wait_for(lambda: self.heard, timeout_s)
 
     def await_change(self, timeout_s: float) -> None:
         """Waits until a host has answered or failed."""
