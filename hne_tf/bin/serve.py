@@ -11,6 +11,11 @@ answers signature `anytime` from the ensembles there and passes all else through
 
   python -m hne_tf.bin.serve --port=8600 --upstream=10.0.0.1:8500,10.0.0.2:8500
 
+With --spread all upstreams answer one `anytime` together. Each computes some leaves of a
+model that was exported with hne-export --spread:
+
+  python -m hne_tf.bin.serve --port=8600 --upstream=10.0.0.1:8500,10.0.0.2:8500 --spread
+
 --rest_port takes the package of an extra: pip install 'hne_tf[rest]'.
 """
 
@@ -67,6 +72,13 @@ def define_flags(values: flags.FlagValues, arguments: list[str]) -> None:
         "HOST:PORT of servers to be a gateway for; the base path then only tells latencies.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "spread",
+        False,
+        "Have all servers of --upstream answer anytime together, each with some of the leaves of "
+        "a model exported with hne-export --spread.",
+        flag_values=values,
+    )
     text("host", "127.0.0.1", "Address to listen on.")
     count("port", 8500, "Port to listen on; 0 for any free one.", upper_bound=65535)
     flags.DEFINE_enum(
@@ -120,6 +132,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     app.reject_positional(arguments)
     if values.upstream:
         return _gateway(values)
+    if values.spread:
+        raise InputError("--spread must have the servers of --upstream to ask, got none")
     if not values.model_base_path:
         raise InputError("--model_base_path must name the model's folder, got none")
     options = _options(values)
@@ -163,6 +177,11 @@ def _gateway(values: flags.FlagValues) -> None:
             f"--upstream makes a gateway, which takes no --{others[0]}, "
             f"got --upstream={','.join(values.upstream)}"
         )
+    if values.spread and values.model_base_path:
+        raise InputError(
+            "--spread asks all servers, so that it takes no latencies of --model_base_path, "
+            f"got {values.model_base_path}"
+        )
     options = _options(values)
     prior = name = None
     if values.model_base_path:
@@ -182,13 +201,16 @@ def _gateway(values: flags.FlagValues) -> None:
                 credentials=options["credentials"],
                 model_name=name or "",
                 prior=prior,
+                spread=values.spread,
             ),
             metrics_port=values.metrics_port,
             drain_s=values.drain_s,
         ) as running,
     ):
+        spread = " spread" if values.spread else ""
         print(
-            f"hne-serve: gateway: upstream={','.join(values.upstream)} address={running.address}",
+            f"hne-serve: gateway:{spread} upstream={','.join(values.upstream)} "
+            f"address={running.address}",
             flush=True,
         )
         _wait(stopped)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import grpc
@@ -24,6 +25,9 @@ from hne_tf.gateway.upstreams import (
 from hne_tf.server.anytime import budgets
 from hne_tf.server.errors import RequestError
 
+# Output of `anytime` that tells which leaves are in an answer, int32 `[batch, parts, 2]`.
+LEAVES = "leaves"
+
 # Of the time that is left, for larger ensembles than the smallest while others are under way. A
 # size is chosen for good, so whoever comes first could take it all.
 _SHARE = 0.5
@@ -37,26 +41,46 @@ class Answered:
     """An answer of an upstream.
 
     Attributes:
-      size: leaves in it.
+      size: number of leaves in it.
       response: PredictResponse with `probabilities`.
       reply: as it came, for the metadata.
+      leaves: first leaf and the one after the last, of each part that an upstream has
+        computed; empty if one upstream has answered alone.
+      total: number of leaves of the model; 0 if that is not known.
     """
 
     size: int
     response: Message
     reply: Reply
+    leaves: tuple[tuple[int, int], ...] = ()
+    total: int = 0
 
 
 class Answerer(Protocol):
-    """What answers `anytime`."""
+    """What answers `anytime`.
 
-    async def answer(
-        self, model: Model, request: Message, metadata: Metadata, end_s: float
-    ) -> Answered:
-        """The answer to a request.
+    Attributes:
+      outputs: names of what it can be asked for.
+    """
+
+    outputs: Sequence[str]
+
+    async def takes(self, spec: Message, metadata: Metadata, end_s: float) -> bool:
+        """Whether it answers for a model. Otherwise the request passes through.
 
         Args:
-          model: that the request asks for.
+          spec: `model_spec` of the request.
+          metadata: for calls.
+          end_s: as for `answer`.
+
+        Raises:
+          CallFailedError: if no upstream tells of the model.
+        """
+
+    async def answer(self, request: Message, metadata: Metadata, end_s: float) -> Answered:
+        """The answer to a request for a model that it takes.
+
+        Args:
           request: PredictRequest with `images`; may be written to.
           metadata: for the calls.
           end_s: when the answer must be there, on the clock of `time.perf_counter`;
@@ -64,7 +88,7 @@ class Answerer(Protocol):
 
         Raises:
           CallFailedError: if no upstream answers.
-          RequestError: if there is no time to ask.
+          RequestError: if there is no time to ask, or the upstreams cannot answer.
         """
 
 
@@ -83,21 +107,27 @@ class OneUpstream:
       models: learns anew what turns out to have changed.
     """
 
+    outputs = budgets.OUTPUTS
+
     def __init__(self, upstreams: Upstreams, models: Models) -> None:
         self._upstreams = upstreams
         self._models = models
 
-    async def answer(
-        self, model: Model, request: Message, metadata: Metadata, end_s: float
-    ) -> Answered:
+    async def takes(self, spec: Message, metadata: Metadata, end_s: float) -> bool:
         """See `Answerer`."""
+        model = await self._models.of(spec, metadata, end_s)
+        return bool(model.sizes) and not model.own
+
+    async def answer(self, request: Message, metadata: Metadata, end_s: float) -> Answered:
+        """See `Answerer`."""
+        model = await self._models.of(request.model_spec, metadata, end_s)
         race = _Race(self._upstreams, self._models, model, request, metadata, end_s)
         try:
             answered = await race.run()
         finally:
             race.close()
-        if answered.response.model_spec.version.value != model.version:
-            self._models.refresh(model, request.model_spec, metadata)
+        version = answered.response.model_spec.version.value
+        self._models.check(request.model_spec, version, metadata)
         return answered
 
 

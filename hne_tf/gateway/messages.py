@@ -5,10 +5,12 @@ the fields that are read or written. Others are kept as they are, as protocol bu
 keep what they do not know.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 
 import grpc
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
@@ -33,7 +35,12 @@ _MESSAGES: _Described = {
     },
     "Dimension": {"size": (1, "int64")},
     "Shape": {"dim": (2, "*Dimension")},
-    "Tensor": {"dtype": (1, "int64"), "tensor_shape": (2, "Shape"), "tensor_content": (4, "bytes")},
+    "Tensor": {
+        "dtype": (1, "int64"),
+        "tensor_shape": (2, "Shape"),
+        "tensor_content": (4, "bytes"),
+        "float_val": (5, "*float"),
+    },
     "PredictRequest": {
         "model_spec": (1, "ModelSpec"),
         "inputs": (2, "%Tensor"),
@@ -55,6 +62,8 @@ _MESSAGES: _Described = {
 _MOST_FIELDS = 1000
 _MODEL_SPEC = 1
 _DT_FLOAT, _DT_INT32 = 1, 3
+# As they are sent, whatever this machine's own order of bytes is.
+_FLOAT, _WHOLE = np.dtype("<f4"), np.dtype("<i4")
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, name: str, number: int, kind: str) -> None:
@@ -170,9 +179,32 @@ def first_whole(tensor: Message) -> int:
     return struct.unpack_from("<i", tensor.tensor_content)[0]
 
 
-def set_values(tensor: Message, values: Sequence[float], whole: bool) -> None:
-    """Makes a tensor hold a list of numbers, int32 if they are whole, float32 otherwise."""
+def floats(tensor: Message) -> np.ndarray:
+    """The float32 array that a tensor holds.
+
+    Raises:
+      DecodeError: if it is of another type, or holds another number of values than its shape.
+    """
+    shape = [dimension.size for dimension in tensor.tensor_shape.dim]
+    content = tensor.tensor_content
+    # TF Serving lists the numbers instead.
+    held = len(content) / _FLOAT.itemsize if content else len(tensor.float_val)
+    if tensor.dtype != _DT_FLOAT or min(shape, default=0) < 0 or held != math.prod(shape):
+        raise DecodeError(f"no float32 values of shape {shape}")
+    values = np.frombuffer(content, _FLOAT) if content else np.array(tensor.float_val, _FLOAT)
+    return values.astype(np.float32).reshape(shape)
+
+
+def set_array(tensor: Message, array: np.ndarray) -> None:
+    """Makes a tensor hold an array, int32 if its numbers are whole, float32 otherwise."""
+    whole = np.issubdtype(array.dtype, np.integer)
     tensor.Clear()
     tensor.dtype = _DT_INT32 if whole else _DT_FLOAT
-    tensor.tensor_shape.dim.add(size=len(values))
-    tensor.tensor_content = struct.pack(f"<{len(values)}{'i' if whole else 'f'}", *values)
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = array.astype(_WHOLE if whole else _FLOAT).tobytes()
+
+
+def set_values(tensor: Message, values: Sequence[float], whole: bool) -> None:
+    """Makes a tensor hold a list of numbers, int32 if they are whole, float32 otherwise."""
+    set_array(tensor, np.array(values, _WHOLE if whole else _FLOAT))

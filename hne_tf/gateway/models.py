@@ -5,7 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -107,7 +107,7 @@ class Models:
 
     def known(self, spec: Message) -> Model | None:
         """The model that a request asks for, if it was learned."""
-        return self._models.get(_key(spec))
+        return self._models.get(spec_key(spec))
 
     async def of(
         self, spec: Message, metadata: Metadata, end_s: float, anew: bool = False
@@ -139,16 +139,22 @@ class Models:
 
     def learn(self, spec: Message, metadata: Metadata) -> "asyncio.Task[Model]":
         """Asks for the signatures of a model, once at a time."""
-        key = _key(spec)
+        key = spec_key(spec)
         task = self._learning.get(key)
         if task is None:
             task = self._learning[key] = asyncio.ensure_future(self._learn(key, spec, metadata))
             task.add_done_callback(lambda done: self._learned(key, done))
         return task
 
-    def refresh(self, model: Model, spec: Message, metadata: Metadata) -> None:
-        """Learns a model anew that seems to have changed; nobody waits for it."""
-        if time.perf_counter() - model.learned_s > _REFRESH_S:
+    def check(self, spec: Message, version: int, metadata: Metadata) -> None:
+        """Learns a model anew if it is not what `version` has answered; nobody waits for it."""
+        model = self.known(spec)
+        outdated = (
+            model is not None
+            and version != model.version
+            and time.perf_counter() - model.learned_s > _REFRESH_S
+        )
+        if model is None or outdated:
             self.learn(spec, metadata)
 
     def _learned(self, key: bytes, done: "asyncio.Task[Model]") -> None:
@@ -176,7 +182,7 @@ class Models:
         learned = Model(
             _sizes(signatures),
             frozenset(signatures),
-            given is not None and not served,
+            has_own_anytime(signatures),
             served,
             version,
             self._prior.get(spec.name, {}),
@@ -191,20 +197,27 @@ class Models:
         return model
 
 
-def counted_rows(request: Message) -> int:
-    """The batch size that a request's latency is kept under."""
-    rows = min(messages.rows(request), _MOST_ROWS)
-    return rows if rows <= _EXACT_ROWS else 1 << (rows - 1).bit_length()
-
-
-def _key(spec: Message) -> bytes:
+def spec_key(spec: Message) -> bytes:
+    """What a model, or one version of it, is known by: a `model_spec` without its signature."""
     plain = messages.ModelSpec()
     plain.CopyFrom(spec)
     plain.signature_name = ""
     return plain.SerializeToString(deterministic=True)
 
 
-def _sizes(signatures: dict[str, Message]) -> tuple[int, ...]:
+def has_own_anytime(signatures: Mapping[str, Message]) -> bool:
+    """Whether a model has a signature `anytime` that is not the embedded server's."""
+    given = signatures.get(budgets.ANYTIME)
+    return given is not None and not _is_servers(given)
+
+
+def counted_rows(request: Message) -> int:
+    """The batch size that a request's latency is kept under."""
+    rows = min(messages.rows(request), _MOST_ROWS)
+    return rows if rows <= _EXACT_ROWS else 1 << (rows - 1).bit_length()
+
+
+def _sizes(signatures: Mapping[str, Message]) -> tuple[int, ...]:
     """Sizes of the ensembles from images to probabilities, in order."""
     found = {budgets.ensemble_size(name): each for name, each in signatures.items()}
     return tuple(

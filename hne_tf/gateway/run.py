@@ -16,6 +16,7 @@ from hne_tf.gateway.anytime import OneUpstream
 from hne_tf.gateway.metrics import GatewayMetrics
 from hne_tf.gateway.models import Models
 from hne_tf.gateway.service import GatewayService
+from hne_tf.gateway.spread import SpreadUpstreams
 from hne_tf.gateway.upstreams import Upstreams
 from hne_tf.server.metrics import serve_metrics
 
@@ -33,6 +34,8 @@ class GatewayOptions:
       credentials: TLS towards clients; None for plaintext.
       model_name: model that `prior` is of.
       prior: its measured latencies, to begin with.
+      spread: whether `anytime` is answered by all servers together, each with leaves of
+        its own, instead of by one of them.
     """
 
     most_predictions: int = 1024
@@ -40,6 +43,7 @@ class GatewayOptions:
     credentials: grpc.ServerCredentials | None = None
     model_name: str = ""
     prior: Prior | None = None
+    spread: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,7 @@ class _Worker:
         options = self._options
         upstreams = Upstreams(self._targets)
         models = Models(upstreams, options.model_name, options.prior)
-        answerer = OneUpstream(upstreams, models)
+        answerer = (SpreadUpstreams if options.spread else OneUpstream)(upstreams, models)
         service = GatewayService(
             upstreams, models, answerer, self._metrics, options.most_predictions
         )

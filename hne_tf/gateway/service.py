@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
+import numpy as np
 from google.protobuf.message import Message
 
 from hne_tf.gateway import messages
-from hne_tf.gateway.anytime import Answered, Answerer
+from hne_tf.gateway.anytime import LEAVES, Answered, Answerer
 from hne_tf.gateway.metrics import GatewayMetrics
 from hne_tf.gateway.models import Models, counted_rows
 from hne_tf.gateway.upstreams import CallFailedError, Metadata, Reply, Upstreams, passed
@@ -150,13 +151,12 @@ class GatewayService(grpc.GenericRpcHandler):
             )
         end_s = budgets.end_s(started_s, remaining_s, budgets.from_metadata(pairs))
         metadata = passed(pairs)
-        model = await self._models.of(spec, metadata, end_s)
-        if model.own or not model.sizes:
+        if not await self._answerer.takes(spec, metadata, end_s):
             return await self._predict_as_asked(spec, message, context)
         request = messages.predict_request(message)
-        wanted = _wanted(request)
-        answered = await self._answerer.answer(model, request, metadata, end_s)
-        self._metrics.answered_anytime(answered.size)
+        wanted = _wanted(request, self._answerer.outputs)
+        answered = await self._answerer.answer(request, metadata, end_s)
+        self._metrics.answered_anytime(answered.size, answered.total)
         return _reply(answered, wanted, 1000 * (time.perf_counter() - started_s))
 
     async def _pass(self, method: str, message: bytes, context: Context) -> bytes:
@@ -192,21 +192,21 @@ class GatewayService(grpc.GenericRpcHandler):
             call.cancel()
 
 
-def _wanted(request: Message) -> Sequence[str]:
-    """The outputs that a request of `anytime` is to be answered with.
+def _wanted(request: Message, outputs: Sequence[str]) -> Sequence[str]:
+    """Those of the outputs that a request of `anytime` is to be answered with.
 
     Raises:
       RequestError: INVALID_ARGUMENT for an unknown or repeated name.
     """
     names = list(request.output_filter)
     for position, name in enumerate(names):
-        if name not in budgets.OUTPUTS:
-            rule = f"output_filter must name {list(budgets.OUTPUTS)}, got {name!r}"
+        if name not in outputs:
+            rule = f"output_filter must name {list(outputs)}, got {name!r}"
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, rule)
         if name in names[:position]:
             rule = f"output_filter must not repeat a name, got {name!r} twice"
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, rule)
-    return names or budgets.OUTPUTS
+    return names or outputs
 
 
 def _reply(answered: Answered, wanted: Sequence[str], latency_ms: float) -> Reply:
@@ -222,6 +222,9 @@ def _reply(answered: Answered, wanted: Sequence[str], latency_ms: float) -> Repl
         if name in wanted:
             whole = name == budgets.SIZE
             messages.set_values(response.outputs[name], [value] * rows, whole)
+    if LEAVES in wanted:
+        leaves = np.tile(np.array(answered.leaves, np.int32), (rows, 1, 1))
+        messages.set_array(response.outputs[LEAVES], leaves)
     if budgets.PROBABILITIES not in wanted:
         del response.outputs[budgets.PROBABILITIES]
     return Reply(response.SerializeToString(), answered.reply.initial, answered.reply.trailing)

@@ -133,6 +133,11 @@ class Upstreams:
         self._all = tuple(Upstream(target) for target in targets)
         self._turn = itertools.count()
 
+    @property
+    def by_target(self) -> dict[str, Upstream]:
+        """All of them, in the order that they were given in."""
+        return {each.target: each for each in self._all}
+
     def ordered(self, without: Iterable[Upstream] = ()) -> list[Upstream]:
         """Those that are left, the one to ask first first: it answers, and has least to do."""
         turn, count = next(self._turn), len(self._all)

@@ -57,6 +57,11 @@ def test_a_process_stands_in_front_of_a_server_and_stops_on_sigterm(server, imag
     [
         (["--upstream=host"], "an upstream must be HOST:PORT, got 'host'"),
         (["--upstream=a:1,a:1"], "upstreams must be different"),
+        (["--spread"], "--spread must have the servers of --upstream to ask, got none"),
+        (
+            ["--upstream=a:1", "--spread", "--model_base_path=b"],
+            "it takes no latencies of --model_base_path, got b",
+        ),
         (["--upstream=a:1", "--threads=2"], "--upstream makes a gateway, which takes no --threads"),
         (["--upstream=a:1", "--max_batch_size=2"], "takes no --max_batch_size"),
         (["--upstream=a:1", "--model_base_path=absent"], "a manifest must be a readable file"),
