@@ -29,6 +29,11 @@ def _compose():
     return _load(_COMPOSE)["services"]
 
 
+def _upstreams(text):
+    """The servers of the gateway that a comment tells of."""
+    return re.search(r"--upstream=(\S+)", text)[1].split(",")
+
+
 @pytest.mark.parametrize("path", _RESOURCES, ids=lambda path: path.name)
 def test_kubernetes_resources_fit_their_schemas(path):
     kubernetes_validate.validate(_load(path), "1.33", strict=True)
@@ -78,6 +83,8 @@ def test_the_parts_refer_to_each_other():
     name = pods["metadata"]["name"]
     assert f'f"{name}-{{i}}.{service["metadata"]["name"]}:8500"' in example
     assert f"range({pods['spec']['replicas']})" in example
+    addresses = [f"{name}-{i}.{name}:8500" for i in range(pods["spec"]["replicas"])]
+    assert _upstreams(example) == addresses
 
 
 def test_the_compose_file_fits_the_compose_specification():
@@ -98,4 +105,5 @@ def test_compose_runs_the_server_that_is_configured_several_times():
     # On this machine only, and those that its comment tells clients.
     addresses = re.search(r"--server=(\S+)", _COMPOSE.read_text())[1].split(",")
     assert [f"{address}:8500" for address in addresses] == ports
+    assert _upstreams(_COMPOSE.read_text()) == addresses
     assert f"--spread={len(ports)}" in _COMPOSE.read_text()
