@@ -66,7 +66,7 @@ def test_no_request_is_lost(hosts, spreading, parted_path, images, ask):
                     assert host.address == address
                 load.until(lambda answer, part=part: part in leaves(answer))
             load.until(lambda answer: leaves(answer) == PARTS)
-    shares = collections.Counter(round(answer["size"][0] / 8, 3) for answer in load.answers)
+    shares = collections.Counter(round(int(answer["size"][0]) / 8, 3) for answer in load.answers)
     print(f"{len(load.answers)} answers, by share of the leaves: {dict(shares)}")
     assert min(shares) < 1.0
     check(load.answers, parted_path, images)
