@@ -40,13 +40,28 @@ def jax_step(
 
 
 def torch_step(
-    config: ml_collections.ConfigDict, images: ImageSpec, batch: Batch, compiled: bool
+    config: ml_collections.ConfigDict,
+    images: ImageSpec,
+    batch: Batch,
+    threads: int = 0,
+    compiled: bool = False,
 ) -> Callable[[], object]:
-    """What takes a step of `torch_tree`, with torch.compile or without."""
+    """What takes a step of `torch_tree`, on a GPU if there is one.
+
+    Args:
+      config: settings, of which network and optimiser are read.
+      images: shape, classes and normalisation of the images.
+      batch: that all steps take.
+      threads: of a CPU for an operation; 0 for PyTorch's own number.
+      compiled: whether torch.compile is used.
+    """
     import torch
     import torch_tree
 
     from hne_tf.models.architectures import ResNet
+
+    if threads:
+        torch.set_num_threads(threads)
 
     resnet, section = ResNet.presets[config.model.preset], config.optimizer
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,10 +18,10 @@ multiply-adds; the last column is the measured share of that. The first step is 
 from where a process begins to load TensorFlow: building and tracing the network is in it.
 
 With `--peers` the same network takes its steps, in float32 on one device, in PyTorch too
-(`torch_tree.py`, a convolution a node or a grouped one a block, each with torch.compile
-and without) and as `KERAS_BACKEND=jax hne-train` takes them, where these are installed. Network,
-images, loss, weight decay and momentum are alike; ours count right answers besides. A row
-that fails is left out, with a line that says why. Compiling takes minutes.
+(`torch_tree.py`, a convolution a node or a grouped one a block; each as it is, with one thread
+and with torch.compile) and as `KERAS_BACKEND=jax hne-train` takes them, where these are
+installed. Network, images, loss, weight decay and momentum are alike; ours count right answers
+besides. A row that fails is left out, with a line that says why. Compiling takes minutes.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from hne_tf.image_spec import ImageSpec
 SINGLE, TREE = (1, 1, 1, 1, 1), (1, 2, 2, 2, 2)
 OURS, TORCH, JAX = "TensorFlow", "PyTorch", "Keras on JAX"
 PACKAGES = {TORCH: "torch", JAX: "jax"}
-COMPILED = "torch.compile"
+COMPILED, ONE_THREAD = "torch.compile", "one thread"
 WITHOUT_ONEDNN = "without oneDNN"
 # What the default row is also measured with.
 BESIDES = {
@@ -78,7 +78,7 @@ class Row:
       precision: float32 or bfloat16.
       devices: their number.
       branching: of the tree.
-      besides: one of `BESIDES`, `COMPILED` or nothing.
+      besides: one of `BESIDES`, `COMPILED`, `ONE_THREAD` or nothing.
       library: what computes it, `OURS`, `TORCH` or `JAX`.
     """
 
@@ -160,7 +160,10 @@ def _rows(only: Sequence[str]) -> list[Row]:
 def _peers(only: Sequence[str]) -> list[Row]:
     """The tree's rows in other libraries that are installed, if they have the words asked for."""
     rows = []
-    for library, norms, ways in ((TORCH, "fused", ("", COMPILED)), (JAX, "composed", ("",))):
+    for library, norms, ways in (
+        (TORCH, "fused", ("", ONE_THREAD, COMPILED)),
+        (JAX, "composed", ("",)),
+    ):
         package = PACKAGES[library]
         if importlib.util.find_spec(package) is None:
             print(f"{package} is not installed: rows of {library} are left out", flush=True)
@@ -256,7 +259,9 @@ def _step(row: Row, batch_size: int) -> Callable[[], object]:
     batch = _batch(batch_size)
     if row.library == JAX:
         return peer_steps.jax_step(_config(row, batch_size), IMAGES, batch)
-    return peer_steps.torch_step(_config(row, batch_size), IMAGES, batch, row.besides == COMPILED)
+    threads = 1 if row.besides == ONE_THREAD else 0
+    compiled = row.besides == COMPILED
+    return peer_steps.torch_step(_config(row, batch_size), IMAGES, batch, threads, compiled)
 
 
 def _tensorflow_step(row: Row, batch_size: int) -> Callable[[], object]:

@@ -19,7 +19,7 @@ def packages(monkeypatch):
 
 @pytest.mark.parametrize(
     ("only", "count"),
-    [([], 6), (["branched"], 3), (["composed"], 2), (["grouped", "fused", "1"], 2), (["2"], 0)],
+    [([], 8), (["branched"], 4), (["composed"], 2), (["grouped", "fused", "1"], 3), (["2"], 0)],
 )
 def test_peers_have_the_words_asked_for(packages, only, count):
     rows = train_step._peers(only)
