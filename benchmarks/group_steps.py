@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from hne_tf import hardware
 from hne_tf.bin import app, config_file
 from hne_tf.errors import InputError
 from hne_tf.sweeps import plan
@@ -57,6 +58,7 @@ class TimedStep:
     """The training step of a run, on the first batches of its data."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        hardware.keep_freed_memory()
         with app.quiet_import():
             from hne_tf.data import load
             from hne_tf.training.config import from_json
