@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
+from hne_tf import hardware
 from hne_tf.bin import app
 from hne_tf.image_spec import ImageSpec
 
@@ -25,6 +26,7 @@ def jax_step(
 ) -> Callable[[], object]:
     """What takes a step as `KERAS_BACKEND=jax hne-train` does, on one device."""
     os.environ["KERAS_BACKEND"] = "jax"
+    hardware.keep_freed_memory()
     with app.quiet_import():
         from hne_tf.training.backends import on_jax
         from hne_tf.training.machines.cluster import Cluster

@@ -265,6 +265,7 @@ def _step(row: Row, batch_size: int) -> Callable[[], object]:
 
 
 def _tensorflow_step(row: Row, batch_size: int) -> Callable[[], object]:
+    hardware.keep_freed_memory()
     # Rows differ in this whatever the environment says.
     os.environ[hardware.ONEDNN_VARIABLE] = str(int(row.besides != WITHOUT_ONEDNN))
     with app.quiet_import():

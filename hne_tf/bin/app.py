@@ -127,9 +127,9 @@ def _run(
         found = error.args[0] if error.args else error
         return _fail(name, f"the config must have the field that is set, got {found}", 2)
     if onednn:
+        hardware.keep_freed_memory()
         faster = onednn(values)
         if faster != WITHOUT_TENSORFLOW:
-            hardware.keep_freed_memory()
             hardware.prefer_onednn(faster)
             with quiet_import():
                 hardware.load_keras()
