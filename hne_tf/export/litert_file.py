@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hne_tf.export import tflite
+from hne_tf.export import tflite, tflite_verification
 from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import Manifest
 from hne_tf.exported.model import load
@@ -49,7 +49,7 @@ def write(
     own = dataclasses.replace(manifest, signatures=named, mode="float32", latency=None, litert=None)
     tflite_file.write(path, flatbuffer, own)
     try:
-        tflite.verify(load(path), images, leaf_logits)
+        tflite_verification.verify(load(path), images, leaf_logits)
     except BaseException:
         path.unlink()
         raise

@@ -18,9 +18,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
@@ -37,71 +35,27 @@ from hne_tf.server.rest.door import RestDoor
 from hne_tf.server.servable import LoadedSignature, Servable
 from hne_tf.server.service import Options, start
 from hne_tf.tree import Tree
-
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SIZES = (1, 2, 4)
-
-
-class _Ensemble(tf.Module):
-    """Four convolutional networks of different weights."""
-
-    def __init__(self, seed=7):
-        generator = tf.random.Generator.from_seed(seed)
-        self.kernels = [tf.Variable(generator.normal([3, 3, 1, 6])) for _ in range(max(SIZES))]
-        self.heads = [tf.Variable(generator.normal([6, len(CLASSES)])) for _ in range(max(SIZES))]
-
-    def signature(self, size):
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1], tf.uint8, name="images")])
-        def predict(images):
-            pixels = tf.cast(images, tf.float32) / 255.0
-            leaves = [
-                tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(pixels, kernel, 1, "SAME")), [1, 2]) @ head
-                for kernel, head in zip(self.kernels[:size], self.heads, strict=False)
-            ]
-            logits = tf.add_n(leaves) / size
-            return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
-
-        return predict
-
-    def step(self):
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, 6], tf.float32, name="cache"),
-                tf.TensorSpec([None, len(CLASSES)], tf.float32, name="running_sum"),
-            ]
-        )
-        def predict(cache, running_sum):
-            total = running_sum + cache @ self.heads[1]
-            return {"running_sum": total, "probabilities": tf.nn.softmax(total / 2.0)}
-
-        return predict
+from tests.serving.fake_service import FakeService
+from tests.serving.toy_models import CLASSES, SIZES, Sum, save_ensemble
 
 
 @pytest.fixture(scope="session")
 def base_path(tmp_path_factory):
     """`digits` with version 7 complete, beside folders that must not be served."""
     base = tmp_path_factory.mktemp("models") / "digits"
-    _save_ensemble(base / "7")
+    save_ensemble(base / "7")
     for other in ("3", ".tmp-9", "10.partial"):
         (base / other).mkdir()
     return base
 
 
-def _save_ensemble(folder, seed=7):
-    model = _Ensemble(seed)
-    model.functions = {f"ensemble_{size}": model.signature(size) for size in SIZES}
-    model.functions["step_2"] = model.step()
-    model.functions["serving_default"] = model.functions["ensemble_4"]
-    tf.saved_model.save(model, str(folder), signatures=model.functions)
-
-
 @pytest.fixture(scope="session")
 def publish_litert():
-    """Publishes a version of `_Ensemble` with its TFLite file; TensorFlow takes 2 ms."""
+    """Publishes a version of `toy_models.Ensemble` with its TFLite file; TensorFlow takes 2 ms."""
 
     def publish(base, version, seed=7, litert_ms=1.0, names=None):
         with new_version(base, version) as folder:
-            _save_ensemble(folder, seed)
+            save_ensemble(folder, seed)
             names = names or ["ensemble_1", "ensemble_2", "ensemble_4", "step_2"]
             converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=names)
             manifest = _litert_manifest(litert_ms)
@@ -253,30 +207,12 @@ def _await_model(address, name):
                 time.sleep(0.05)
 
 
-class _Sum(tf.Module):
-    """Sums rows and adds a constant, which tells versions apart; refuses negative numbers."""
-
-    def __init__(self, constant):
-        self.constant = tf.Variable(float(constant))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="values")])
-    def sums(self, values):
-        with tf.control_dependencies([tf.debugging.assert_non_negative(values)]):
-            return {"sums": tf.reduce_sum(values, axis=1) + self.constant}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="seconds")])
-    def spin(self, seconds):
-        end = tf.timestamp() + tf.cast(tf.reduce_max(seconds), tf.float64)
-        turns = tf.while_loop(lambda turn: tf.timestamp() < end, lambda turn: [turn + 1], [0])
-        return {"turns": tf.fill(tf.shape(seconds), turns[0])}
-
-
 @pytest.fixture(scope="session")
 def publish_sums():
-    """Publishes a version of `_Sum` whose constant is the version's number."""
+    """Publishes a version of `toy_models.Sum` whose constant is the version's number."""
 
     def publish(base, version, complete=lambda folder: None):
-        model = _Sum(version)
+        model = Sum(version)
         with new_version(base, version) as folder:
             signatures = {"serving_default": model.sums, "spin": model.spin}
             tf.saved_model.save(model, str(folder), signatures=signatures)
@@ -407,63 +343,6 @@ def manifest_path(tmp_path, manifest):
     path = tmp_path / "hne_manifest.json"
     path.write_text(manifest.to_text())
     return path
-
-
-class FakeService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Answers at once, unless a fault says otherwise.
-
-    Attributes:
-      calls: signature names of the Predict calls so far.
-      pairs: metadata of the last.
-      version: of the model.
-      sizes: ensembles that GetModelMetadata tells of.
-      outputs: names of what Predict gives.
-      fault: called with the signature's name and the number of the call, from 1;
-        may return a status code to fail with, or code and details, or sleep.
-      strict: whether requests for another version are refused.
-    """
-
-    def __init__(self):
-        self.calls = []
-        self.pairs = {}
-        self.version = 1
-        self.sizes = SIZES
-        self.outputs = ("probabilities", "running_sum", "cache_0", "cache_1")
-        self.learned = 0
-        self.strict = True
-        self.fault = lambda name, call: None
-
-    def Predict(self, request, context):  # noqa: N802
-        name = request.model_spec.signature_name
-        self.calls.append(name)
-        self.pairs = dict(context.invocation_metadata())
-        code = self.fault(name, len(self.calls))
-        if code is not None:
-            context.abort(*(code if isinstance(code, tuple) else (code, "a fault of the test")))
-        wanted = request.model_spec.version.value
-        if self.strict and wanted not in (0, self.version):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"version {wanted} is not served")
-        response = predict_pb2.PredictResponse()
-        response.model_spec.version.value = self.version
-        for output in self.outputs:
-            value = np.full([1, 10], int(name.split("_")[1]) + 100 * (self.version - 1), np.float32)
-            response.outputs[output].CopyFrom(tf.make_tensor_proto(value))
-        return response
-
-    def GetModelMetadata(self, request, context):  # noqa: N802
-        self.learned += 1
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        for size in self.sizes:
-            signature = signatures.signature_def[f"ensemble_{size}"]
-            signature.method_name = "tensorflow/serving/predict"
-            signature.inputs["images"].dtype = types_pb2.DT_UINT8
-            for length in (-1, 8, 8, 1):
-                signature.inputs["images"].tensor_shape.dim.add(size=length)
-            signature.outputs["probabilities"].dtype = types_pb2.DT_FLOAT
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.version.value = self.version
-        response.metadata["signature_def"].Pack(signatures)
-        return response
 
 
 @pytest.fixture

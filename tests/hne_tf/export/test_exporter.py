@@ -9,7 +9,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from hne_tf import hardware
 from hne_tf.errors import InputError
 from hne_tf.evaluation import cost
-from hne_tf.export import exporter, signatures, tflite
+from hne_tf.export import exporter, signatures, tflite_verification
 from hne_tf.exported.interface import ModelInput
 from hne_tf.exported.manifest import read_manifest
 from hne_tf.exported.measurements import Accuracy, EarlyStopping
@@ -324,7 +324,7 @@ def test_a_version_carries_its_tflite_file(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_tflite_file_that_answers_otherwise_is_not_published(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(tflite.TOLERANCES, "float32", 0.0)
+    monkeypatch.setitem(tflite_verification.TOLERANCES, "float32", 0.0)
     with pytest.raises(InputError, match="export refused"):
         exporter.export(small, tmp_path / "tiny", litert=True, report=str)
     assert not list((tmp_path / "tiny").iterdir())

@@ -7,7 +7,7 @@ from scipy import special
 from tensorflow.lite.python import schema_py_generated as schema
 
 from hne_tf.errors import InputError
-from hne_tf.export import tflite
+from hne_tf.export import tflite, tflite_verification
 from hne_tf.export.post_training import post_training
 from hne_tf.exported import tflite_file
 from hne_tf.exported.manifest import Manifest
@@ -128,11 +128,15 @@ def test_tensors_have_no_names_and_signatures_do(files):
 def test_a_file_that_answers_otherwise_is_refused(files, reference):
     images, leaf_logits = reference
     with pytest.raises(InputError, match=r"export refused, .* differs by"):
-        tflite.verify(load(files / "float16.tflite"), images, leaf_logits + np.eye(10)[0])
+        tflite_verification.verify(
+            load(files / "float16.tflite"), images, leaf_logits + np.eye(10)[0]
+        )
     with pytest.raises(InputError, match=r"of the classes are the live model's, below 75%"):
-        tflite.verify(load(files / "int8.tflite"), images, -leaf_logits)
+        tflite_verification.verify(load(files / "int8.tflite"), images, -leaf_logits)
     for mode in MODES:
-        assert tflite.verify(load(files / f"{mode}.tflite"), images, leaf_logits) >= 0.75
+        assert (
+            tflite_verification.verify(load(files / f"{mode}.tflite"), images, leaf_logits) >= 0.75
+        )
 
 
 def test_steps_that_are_not_the_ensembles_are_refused(files, reference, tmp_path, monkeypatch):
@@ -144,7 +148,7 @@ def test_steps_that_are_not_the_ensembles_are_refused(files, reference, tmp_path
 
     monkeypatch.setattr(SignatureSteps, "run", drifting)
     with pytest.raises(InputError, match=r"1 findings: probabilities of step_3 differs by 0.001"):
-        tflite.verify(load(files / "int8.tflite"), *reference)
+        tflite_verification.verify(load(files / "int8.tflite"), *reference)
 
 
 def without_an_ensemble(manifest):
@@ -162,7 +166,7 @@ def test_a_signature_that_is_not_listed_is_refused(files, reference, mode, chang
     path = files / f"{mode}.tflite"
     exported = TFLiteModel(path, change(tflite_file.read_manifest(path)))
     with pytest.raises(InputError, match=r"export refused: .* 4 steps and the full ensemble"):
-        tflite.verify(exported, *reference)
+        tflite_verification.verify(exported, *reference)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +179,16 @@ def test_an_output_that_is_missing_is_refused(files, reference, monkeypatch, mod
         del answers[3][output]
         return answers
 
-    monkeypatch.setattr(tflite, "walk", lacking)
+    monkeypatch.setattr(tflite_verification, "walk", lacking)
     with pytest.raises(InputError, match=rf"export refused, .*step_3 must give {output}"):
-        tflite.verify(load(files / f"{mode}.tflite"), *reference)
+        tflite_verification.verify(load(files / f"{mode}.tflite"), *reference)
 
 
 def test_no_images_prove_nothing(files, reference):
     images, leaf_logits = reference
     for mode in MODES:
         with pytest.raises(InputError, match=r"at least one image, got none"):
-            tflite.verify(load(files / f"{mode}.tflite"), images[:0], leaf_logits[:0])
+            tflite_verification.verify(load(files / f"{mode}.tflite"), images[:0], leaf_logits[:0])
 
 
 def test_nothing_is_left_of_a_refused_export(files, run, tmp_path, monkeypatch):
