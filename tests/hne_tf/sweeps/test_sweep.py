@@ -318,7 +318,7 @@ SWEEPS = {
     augmentation_cifar10: (4, "test"),
     depth_cifar10: (8, "test"),
     objectives_digits: (66, "test"),
-    objectives_cifar10: (12, "test"),
+    objectives_cifar10: (24, "test"),
     grid_digits: (81, "validation"),
     grid_cifar10: (3, "validation"),
     grid_architectures_cifar10: (27, "validation"),
