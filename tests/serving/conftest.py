@@ -383,6 +383,14 @@ def address(fake):
     return fake[1]
 
 
+@pytest.fixture
+def opened():
+    """An event that a stalled host waits for, set at the end of the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
 @pytest.fixture(scope="session")
 def parted_path(tmp_path_factory):
     """Version 1 of `parted`: a tree of 8 leaves with signatures of 2, 3 and 4 parts of them."""

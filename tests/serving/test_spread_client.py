@@ -42,14 +42,6 @@ def begin():
         server.stop(0)
 
 
-@pytest.fixture
-def opened():
-    """An event that a stalled host waits for, set at the end of the test."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 def check(answer, *leaves, version=1):
     assert answer.leaves == leaves
     assert answer.version == version

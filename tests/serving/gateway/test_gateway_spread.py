@@ -46,14 +46,6 @@ def begin(behind, ask):
 
 
 @pytest.fixture
-def opened():
-    """An event that a stalled host waits for, set at the end of the test."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-@pytest.fixture
 def check(ask):
     """Checks that an answer is of just some leaves."""
 
